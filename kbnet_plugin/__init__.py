@@ -1,0 +1,6 @@
+"""KBNet: kernel basis networks for image restoration."""
+
+from ._version import __version__
+from .nn import KBNet_l, KBNet_s
+
+__all__ = ["KBNet_l", "KBNet_s", "__version__"]

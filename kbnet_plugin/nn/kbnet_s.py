@@ -1,0 +1,188 @@
+"""KBNet_s: the U-Net for denoising (Gaussian, SIDD, SenseNoise)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .layers import (
+    GlobalMean,
+    KBAMixin,
+    LayerNorm2d,
+    SimpleGate,
+    check_image,
+    check_positive,
+    pad_to_multiple,
+    small,
+)
+
+GROUP = 4  # channels a group in the pixel-adaptive branch and in the 5x5 convolution
+BASES = 32
+
+
+class KBBlock_s(KBAMixin):
+    """Multi-axis feature fusion block, then a gated feed-forward block."""
+
+    def __init__(self, channels: int, lightweight: bool = False, ffn_scale: float = 2) -> None:
+        super().__init__()
+        c, hidden = channels, int(ffn_scale * channels)
+        self.norm1 = LayerNorm2d(c)
+        self.norm2 = LayerNorm2d(c)
+        self.sca = nn.Sequential(GlobalMean(), nn.Conv2d(c, c, 1))
+        spatial = (
+            nn.Conv2d(c, c, 3, padding=1, groups=c)
+            if lightweight
+            else nn.Conv2d(c, c, 5, padding=2, groups=c // GROUP)
+        )
+        self.conv11 = nn.Sequential(nn.Conv2d(c, c, 1), spatial)
+        self.conv1 = nn.Conv2d(c, c, 1)
+        self.conv21 = nn.Conv2d(c, c, 3, padding=1, groups=c)
+        self._build_kba(c, c, GROUP, gate_channels=min(c, 32), bases=BASES)
+        self.conv3 = nn.Conv2d(c, c, 1)
+        self.conv4 = nn.Conv2d(c, hidden, 1)
+        self.gate = SimpleGate()
+        self.conv5 = nn.Conv2d(hidden // 2, c, 1)
+        self.beta = small(c)
+        self.gamma = small(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.norm1(x)
+        adaptive = self._kba(self.conv21(self.conv1(t)), t)
+        y = x + self.conv3(self.conv11(t) * adaptive * self.sca(t)) * self.beta
+        return y + self.conv5(self.gate(self.conv4(self.norm2(y)))) * self.gamma
+
+
+class KBNet_s(nn.Module):
+    """U-shaped KBNet for denoising.
+
+    Parameters
+    ----------
+    img_channel : int
+        Channels of the image, in and out.
+    width : int
+        Channels at full resolution; doubled at every level.
+    middle_blk_num : int
+        Blocks at the lowest resolution.
+    enc_blk_nums, dec_blk_nums : sequence of int
+        Blocks per level on the way down and on the way up; equally long.
+    basicblock : str
+        Name of the block; only ``"KBBlock_s"`` exists. Taken because released option files carry it.
+    lightweight : bool
+        3x3 depthwise instead of 5x5 grouped convolution in the spatially invariant branch.
+    ffn_scale : float
+        Width of the feed-forward block relative to its input.
+
+    Raises
+    ------
+    ValueError
+        If an argument breaks a rule of the architecture; the message names both.
+
+    References
+    ----------
+    Zhang et al., "KBNet: Kernel Basis Network for Image Restoration", arXiv 2303.02881.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = KBNet_s(width=8, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    >>> network(torch.rand(1, 3, 17, 5)).shape
+    torch.Size([1, 3, 17, 5])
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 64,
+        middle_blk_num: int = 12,
+        enc_blk_nums: Sequence[int] = (2, 2, 4, 8),
+        dec_blk_nums: Sequence[int] = (2, 2, 2, 2),
+        basicblock: str = "KBBlock_s",
+        lightweight: bool = False,
+        ffn_scale: float = 2,
+    ) -> None:
+        super().__init__()
+        check_positive(img_channel=img_channel, width=width, ffn_scale=ffn_scale)
+        _check_arguments(width, middle_blk_num, enc_blk_nums, dec_blk_nums, basicblock, ffn_scale)
+
+        def blocks(channels: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(KBBlock_s(channels, lightweight, ffn_scale) for _ in range(count)))
+
+        self.img_channel = img_channel
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.encoders = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        c = width
+        for count in enc_blk_nums:
+            self.encoders.append(blocks(c, count))
+            self.downs.append(nn.Conv2d(c, 2 * c, 2, 2))
+            c *= 2
+        self.middle_blks = blocks(c, middle_blk_num)
+        for count in dec_blk_nums:
+            self.ups.append(nn.Sequential(nn.Conv2d(c, 2 * c, 1, bias=False), nn.PixelShuffle(2)))
+            c //= 2
+            self.decoders.append(blocks(c, count))
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width are padded to a multiple of this inside `forward`."""
+        return int(2 ** len(self.encoders))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; same shape out, not clamped."""
+        check_image(image, self.img_channel)
+        padded = pad_to_multiple(image, self.size_multiple).contiguous(memory_format=torch.channels_last)
+        x = self.intro(padded)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle_blks(x)
+        for up, decoder in zip(self.ups, self.decoders, strict=True):
+            x = decoder(up(x) + skips.pop())
+        x = self.ending(x) + padded
+        return x[..., : image.shape[2], : image.shape[3]]
+
+
+def _check_arguments(
+    width: int,
+    middle_blk_num: int,
+    enc_blk_nums: Sequence[int],
+    dec_blk_nums: Sequence[int],
+    basicblock: str,
+    ffn_scale: float,
+) -> None:
+    if width % GROUP:
+        raise ValueError(f"width must be a multiple of {GROUP} (the channels of a group), not {width}")
+    if width > 32 and width % 32:
+        raise ValueError(f"width above 32 must be a multiple of 32 (the groups of conv2), not {width}")
+    for level in range(len(enc_blk_nums) + 1):
+        c = width * 2**level
+        if c % min(c, 32):
+            raise ValueError(
+                f"width {width} gives {c} channels at level {level}, not a multiple of 32 (groups of conv2)"
+            )
+        if int(ffn_scale * c) % 2 or int(ffn_scale * c) < 2:
+            raise ValueError(
+                f"ffn_scale * channels must be even at every level: "
+                f"{ffn_scale} * {c} gives {int(ffn_scale * c)}"
+            )
+    if len(enc_blk_nums) != len(dec_blk_nums):
+        raise ValueError(
+            "enc_blk_nums and dec_blk_nums must be equally long, "
+            f"not {len(enc_blk_nums)} and {len(dec_blk_nums)}"
+        )
+    for name, counts in (
+        ("enc_blk_nums", enc_blk_nums),
+        ("dec_blk_nums", dec_blk_nums),
+        ("middle_blk_num", [middle_blk_num]),
+    ):
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
+            raise ValueError(f"{name} must hold whole numbers from 0, not {list(counts)}")
+    if basicblock != "KBBlock_s":
+        raise ValueError(f"basicblock must be 'KBBlock_s', not {basicblock!r}")

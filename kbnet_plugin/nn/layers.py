@@ -1,0 +1,103 @@
+"""Small layers that both networks share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import kernel_basis_attention
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel of (B, C, H, W)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In channels-last memory the permutations are views and torch's fused kernel does the rest.
+        y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class SimpleGate(nn.Module):
+    """Product of the two halves of the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return a * b
+
+
+class GlobalMean(nn.Module):
+    """Mean over height and width, (B, C, 1, 1); summed in float32 at least: halves overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.mean(dim=(2, 3), keepdim=True, dtype=dtype).to(x.dtype)
+
+
+class KBAMixin(nn.Module):
+    """Parameters and forward of the pixel-adaptive branch.
+
+    The parameters lie directly on the block (`w`, `b`, `ga1`, `attgamma`, `conv2`, `conv211`),
+    because that is how released checkpoints name them.
+    """
+
+    def _build_kba(self, inputs: int, channels: int, per_group: int, gate_channels: int, bases: int) -> None:
+        self.groups = channels // per_group
+        self.w = nn.Parameter(torch.empty(1, bases, channels * per_group * 9))
+        self.b = nn.Parameter(torch.empty(1, bases, channels))
+        nn.init.kaiming_uniform_(self.w, a=math.sqrt(5))
+        bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(self.w)[0])
+        nn.init.uniform_(self.b, -bound, bound)
+        self.ga1 = small(channels)
+        self.attgamma = small(bases)
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(inputs, gate_channels, 3, padding=1, groups=gate_channels),
+            SimpleGate(),
+            nn.Conv2d(gate_channels // 2, bases, 1),
+        )
+        self.conv211 = nn.Conv2d(inputs, bases, 1)
+
+    def _kba(self, features: Tensor, t: Tensor) -> Tensor:
+        coefficients = self.conv2(t) * self.attgamma + self.conv211(t)
+        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return mixed * self.ga1 + features
+
+
+def small(channels: int) -> nn.Parameter:
+    """A learned scale per channel that starts at 0.01."""
+    return nn.Parameter(torch.full((1, channels, 1, 1), 1e-2))
+
+
+def pad_to_multiple(x: Tensor, multiple: int, mode: str = "constant") -> Tensor:
+    """Pad height and width at the bottom and right up to a multiple."""
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if not bottom and not right:
+        return x
+    if mode == "reflect" and (bottom >= x.shape[-2] or right >= x.shape[-1]):
+        mode = "replicate"  # reflection needs more pixels than it adds
+    return F.pad(x, (0, right, 0, bottom), mode=mode)
+
+
+def check_image(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless `x` is a non-empty float batch of images with `channels` channels."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"the network takes (batch, {channels}, height, width), not {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"the network takes a floating dtype in 0..1, not {x.dtype}")
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"the image is empty: {tuple(x.shape)}")
+
+
+def check_positive(**arguments: int | float) -> None:
+    """Raise ValueError naming the first argument that is not a positive number."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{name} must be a positive number, not {value!r}")

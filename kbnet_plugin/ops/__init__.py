@@ -1,0 +1,285 @@
+"""Kernel basis attention (KBA): one function, several backends."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+BACKENDS = ("triton", "native", "tiled", "reference")
+"""Names that ``backend`` takes besides ``"auto"``, in the order in which ``"auto"`` tries them."""
+
+BACKEND_VARIABLE = "KBNET_KBA_BACKEND"
+"""Environment variable that replaces ``"auto"``."""
+
+__all__ = ["BACKENDS", "BACKEND_VARIABLE", "available_backends", "kernel_basis_attention", "select_backend"]
+
+_log = logging.getLogger(__name__)
+
+
+def kernel_basis_attention(
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int = 3,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve every pixel with its own mixture of learned kernels.
+
+    For output channel ``o`` at pixel ``p``::
+
+        out[o](p) = sum_n a[n](p) * (b[n, o] + sum_{i in group of o} sum_q w[n, o, i, q] * x[i](p + q))
+
+    Parameters
+    ----------
+    x : Tensor
+        Features, (B, C, H, W), zero-padded at the border.
+    coefficients : Tensor
+        How much of each basis a pixel takes, (B, N, H, W); any sign, no softmax.
+    weight : Tensor
+        Kernel bases, (1, N, C * C/groups * k * k); the last axis runs over output channel, input channel
+        within the group, kernel row, kernel column.
+    bias : Tensor
+        Bias bases, (1, N, C).
+    groups : int
+        Number of channel groups; divides C.
+    kernel_size : int
+        k, odd.
+    backend : str
+        ``"auto"`` (the fastest that can run), or one of `BACKENDS`. The environment variable
+        ``KBNET_KBA_BACKEND`` replaces ``"auto"``.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W), in the dtype and memory format of `x`. Under autocast all four tensors are cast to
+        its dtype first.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes, devices or names do not fit, or the named backend cannot run these tensors.
+
+    References
+    ----------
+    Zhang et al., "KBNet: Kernel Basis Network for Image Restoration", arXiv 2303.02881.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, a = torch.rand(1, 8, 5, 7), torch.rand(1, 32, 5, 7)
+    >>> w, b = torch.rand(1, 32, 8 * 4 * 9), torch.rand(1, 32, 8)
+    >>> kernel_basis_attention(x, a, w, b, groups=2).shape
+    torch.Size([1, 8, 5, 7])
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if x.dtype != torch.float64:
+            x, coefficients, weight, bias = (t.to(dtype) for t in (x, coefficients, weight, bias))
+    _check(x, coefficients, weight, bias, groups, kernel_size, backend)
+    if backend == "reference":  # plain torch operators: differentiable twice, and exportable to ONNX
+        from . import reference
+
+        return reference.forward(x, coefficients, weight, bias, groups, kernel_size)
+    out: Tensor = _kba(x, coefficients, weight, bias, groups, kernel_size, backend)
+    return out
+
+
+def select_backend(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int = 3
+) -> str:
+    """Name of the backend that ``"auto"`` takes for these tensors."""
+    name = os.environ.get(BACKEND_VARIABLE, "auto")
+    if name != "auto":
+        if name not in BACKENDS:
+            raise ValueError(f"{BACKEND_VARIABLE}={name!r}: choose auto, {', '.join(BACKENDS)}")
+        return name
+    return next(
+        n
+        for n in BACKENDS
+        if _backend(n).unsupported(x, coefficients, weight, bias, groups, kernel_size) is None
+    )
+
+
+def available_backends(device: str | torch.device = "cpu") -> dict[str, str | None]:
+    """What each backend says of a typical float32 call on `device`: None when it runs, else the reason."""
+    x, a = torch.empty(1, 8, 2, 2, device=device), torch.empty(1, 32, 2, 2, device=device)
+    w, b = torch.empty(1, 32, 8 * 4 * 9, device=device), torch.empty(1, 32, 8, device=device)
+    return {n: _backend(n).unsupported(x, a, w, b, 2, 3) for n in BACKENDS}
+
+
+def _check(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
+) -> None:
+    if x.ndim != 4 or coefficients.ndim != 4:
+        raise ValueError(
+            f"x and coefficients must be (batch, channels, height, width), not {tuple(x.shape)} and "
+            f"{tuple(coefficients.shape)}"
+        )
+    channels, bases = x.shape[1], coefficients.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"groups must divide the {channels} channels of x, not {groups}")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive, not {kernel_size}")
+    if coefficients.shape[0] != x.shape[0] or coefficients.shape[2:] != x.shape[2:]:
+        raise ValueError(
+            f"coefficients {tuple(coefficients.shape)} must share batch, height and width "
+            f"with x {tuple(x.shape)}"
+        )
+    taps = channels // groups * kernel_size * kernel_size
+    if tuple(weight.shape) != (1, bases, channels * taps):
+        raise ValueError(f"weight must be (1, {bases}, {channels * taps}), not {tuple(weight.shape)}")
+    if tuple(bias.shape) != (1, bases, channels):
+        raise ValueError(f"bias must be (1, {bases}, {channels}), not {tuple(bias.shape)}")
+    others = (coefficients, weight, bias)
+    if not x.is_floating_point() or any(t.dtype != x.dtype for t in others):
+        raise ValueError(
+            "x, coefficients, weight and bias must share one floating dtype, not "
+            + ", ".join(str(t.dtype).removeprefix("torch.") for t in (x, *others))
+        )
+    if any(t.device != x.device for t in others):
+        raise ValueError(
+            "x, coefficients, weight and bias must be on one device, not "
+            + ", ".join(str(t.device) for t in (x, *others))
+        )
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not known: choose auto, {', '.join(BACKENDS)}")
+
+
+def _backend(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _resolve(backend: str, *args: Any) -> ModuleType:
+    name = select_backend(*args) if backend == "auto" else backend
+    module = _backend(name)
+    reason = module.unsupported(*args)
+    if reason is not None:
+        raise ValueError(f"KBA backend {name!r} cannot run here: {reason}; use backend='auto'")
+    return module
+
+
+def _format(like: Tensor) -> torch.memory_format:
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+# The backend is resolved inside the operator, so that torch.compile and torch.export see one opaque call.
+@torch.library.custom_op("kbnet::kernel_basis_attention", mutates_args=())
+def _kba(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
+) -> Tensor:
+    args = (x, coefficients, weight, bias, groups, kernel_size)
+    out: Tensor = _resolve(backend, *args).forward(*args)
+    return out.contiguous(memory_format=_format(x))
+
+
+@_kba.register_fake
+def _(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
+) -> Tensor:
+    return torch.empty_like(x, memory_format=_format(x))
+
+
+@torch.library.custom_op("kbnet::kernel_basis_attention_backward", mutates_args=())
+def _kba_backward(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    args = (x, coefficients, weight, bias, groups, kernel_size)
+    found = _resolve(backend, *args).backward(grad, *args, tuple(needs))
+    return [
+        x.new_empty(0) if g is None else g.contiguous(memory_format=_format(t))
+        for g, t in zip(found, args[:4], strict=True)
+    ]
+
+
+@_kba_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    return [
+        torch.empty_like(t, memory_format=_format(t)) if n else x.new_empty(0)
+        for t, n in zip((x, coefficients, weight, bias), needs, strict=True)
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.groups, ctx.kernel_size, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:4])
+    found = _kba_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.kernel_size, ctx.backend, needs)
+    return (*(g if n else None for g, n in zip(found, needs, strict=True)), None, None, None)
+
+
+_kba.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _flops(
+    x: Sequence[int], coefficients: Sequence[int], groups: int, kernel_size: int, products: int
+) -> int:
+    batch, channels, height, width = x
+    bases, taps = coefficients[1], channels // groups * kernel_size * kernel_size
+    # `products` passes over every basis (bias included), and one application of the mixed kernel.
+    return 2 * batch * height * width * channels * (products * bases * (taps + 1) + taps)
+
+
+@register_flop_formula(torch.ops.kbnet.kernel_basis_attention)
+def _forward_flops(
+    x: Sequence[int],
+    coefficients: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int],
+    groups: int,
+    kernel_size: int,
+    backend: str,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return _flops(x, coefficients, groups, kernel_size, products=1)
+
+
+@register_flop_formula(torch.ops.kbnet.kernel_basis_attention_backward)
+def _backward_flops(
+    grad: Sequence[int],
+    x: Sequence[int],
+    coefficients: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int],
+    groups: int,
+    kernel_size: int,
+    backend: str,
+    needs: Sequence[bool],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    # dx needs the mixed kernels once more; da and the pair (dw, db) are one product each.
+    return _flops(x, coefficients, groups, kernel_size, products=needs[0] + needs[1] + (needs[2] or needs[3]))
