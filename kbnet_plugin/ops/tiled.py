@@ -1,0 +1,213 @@
+"""Kernel basis attention tile by tile: torch alone, any device, nothing larger than a tile beside the result.
+
+A tile is loaded with its halo into one flat row a channel. Every tap of the kernel is then the same row read
+at another offset, so one tap costs one matrix product and one multiply-add over memory that stays in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_CPU_TILE = 1 << 18
+"""Channels x pixels of a tile: 1 MiB in float32, what a core's cache holds."""
+
+_DEVICE_TILE = 1 << 22
+"""The same for accelerators, where launches cost more than cache misses."""
+
+
+def unsupported(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
+) -> str | None:
+    return None
+
+
+@torch.no_grad()
+def forward(
+    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
+) -> Tensor:
+    channels, bases = x.shape[1], coefficients.shape[1]
+    per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
+    out = torch.empty_like(x)
+    # One (C, N) matrix a tap and input channel within the group.
+    layers = weight.to(dtype).view(bases, channels, per_group, taps).permute(2, 3, 1, 0).contiguous()
+    offset = bias[0].to(dtype).t()
+    work = None
+    with torch.autocast(x.device.type, enabled=False):
+        for tile in _tiles(x, kernel_size):
+            size = tile.size
+            source = tile.load(x, dtype, halo=True).view(groups, per_group, 1, -1)
+            mix = tile.load(coefficients, dtype)
+            result = torch.mm(offset, mix)
+            grouped = result.view(groups, per_group, -1)[..., :size]
+            work = _rows(work, result, size)
+            for i in range(per_group):
+                for q, shift in enumerate(tile.shifts()):
+                    torch.mm(layers[i, q], mix[:, :size], out=work)
+                    grouped.addcmul_(work.view_as(grouped), source[:, i, :, shift : shift + size])
+            tile.store(result, out)
+    return out
+
+
+@torch.no_grad()
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    channels, bases = x.shape[1], coefficients.shape[1]
+    per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
+    # One (C, N) matrix a tap and *output* channel within the group: its rows are the group's input channels,
+    # so that dx needs no sum over outputs.
+    layers = weight.to(dtype).view(bases, groups, per_group, per_group, taps)
+    layers = layers.permute(2, 4, 1, 3, 0).reshape(per_group, taps, channels, bases)
+    offset = bias[0].to(dtype)
+    dx = torch.zeros_like(x) if needs[0] else None
+    da = torch.empty_like(coefficients) if needs[1] else None
+    # Transposed to (N, C) a tap: faster than (C, N), the tile's pixels being the inner dimension of both factors.
+    dlayers = layers.new_zeros(per_group, taps, bases, channels) if needs[2] else None
+    db = offset.new_zeros(bases, channels) if needs[3] else None
+    work = None
+    with torch.autocast(x.device.type, enabled=False):
+        for tile in _tiles(x, kernel_size):
+            size = tile.size
+            upstream = tile.load(grad, dtype)
+            mix = tile.load(coefficients, dtype)
+            if db is not None:
+                db.addmm_(mix, upstream.t())
+            if not any(needs[:3]):
+                continue
+            source = tile.load(x, dtype, halo=True).view(groups, per_group, -1)
+            outputs = upstream.view(groups, per_group, 1, -1)[..., :size]
+            spread = torch.zeros_like(source)
+            dmix = torch.mm(offset, upstream)
+            work = _rows(work, upstream, size)
+            product = work.view(groups, per_group, size)
+            for o in range(per_group):
+                for q, shift in enumerate(tile.shifts()):
+                    if dx is not None:
+                        torch.mm(layers[o, q], mix[:, :size], out=work)
+                        spread[..., shift : shift + size].addcmul_(product, outputs[:, o])
+                    if da is not None or dlayers is not None:
+                        torch.mul(source[..., shift : shift + size], outputs[:, o], out=product)
+                    if da is not None:
+                        dmix[:, :size].addmm_(layers[o, q].t(), work)
+                    if dlayers is not None:
+                        dlayers[o, q].addmm_(mix[:, :size], work.t())
+            if dx is not None:
+                tile.add_halo(spread.view(channels, -1), dx)
+            if da is not None:
+                tile.store(dmix, da)
+    dw = None
+    if dlayers is not None:
+        dw = dlayers.view(per_group, taps, bases, groups, per_group).permute(2, 3, 0, 4, 1)
+        dw = dw.reshape(weight.shape).to(weight.dtype)
+    return dx, da, dw, None if db is None else db.view(bias.shape).to(bias.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A box of pixels, and where they lie in a flat row: images, then rows, each `radius` wider on every side."""
+
+    images: slice
+    rows: slice
+    columns: slice
+    radius: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        count, rows, columns = (s.stop - s.start for s in (self.images, self.rows, self.columns))
+        return count, rows + 2 * self.radius, columns + 2 * self.radius
+
+    @property
+    def size(self) -> int:
+        """Entries from the tile's first pixel to its last, those between images and rows included."""
+        count, height, width = self.shape
+        return (count * height - 2 * self.radius) * width - 2 * self.radius
+
+    def shifts(self) -> Iterator[int]:
+        """How far a pixel's neighbours lie behind it in a row loaded with its halo, row-major over the kernel."""
+        width, extent = self.shape[2], range(2 * self.radius + 1)
+        return (row * width + column for row in extent for column in extent)
+
+    def load(self, tensor: Tensor, dtype: torch.dtype, halo: bool = False) -> Tensor:
+        """(channels, flat), zero wherever the tile has no pixel."""
+        count, height, width = self.shape
+        flat = tensor.new_zeros((tensor.shape[1], count * height * width), dtype=dtype)
+        if halo:
+            inside, image = self._halo(flat, tensor)
+            inside.copy_(image)
+        else:
+            self._inside(flat).copy_(self._image(tensor))
+        return flat
+
+    def store(self, flat: Tensor, tensor: Tensor) -> None:
+        self._image(tensor).copy_(self._inside(flat))
+
+    def add_halo(self, flat: Tensor, tensor: Tensor) -> None:
+        inside, image = self._halo(flat, tensor)
+        image.add_(inside)
+
+    def _inside(self, flat: Tensor) -> Tensor:
+        window = flat.view(-1, *self.shape)
+        return window[:, :, : window.shape[2] - 2 * self.radius, : window.shape[3] - 2 * self.radius]
+
+    def _image(self, tensor: Tensor) -> Tensor:
+        return tensor[self.images, :, self.rows, self.columns].transpose(0, 1)
+
+    def _halo(self, flat: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The same pixels, halo included where the image has it, in `flat` and in `tensor`."""
+        image = []
+        for part, length in zip((self.rows, self.columns), tensor.shape[2:], strict=True):
+            image.append(slice(max(part.start - self.radius, 0), min(part.stop + self.radius, length)))
+        top, left = self.rows.start - self.radius, self.columns.start - self.radius
+        inside = flat.view(-1, *self.shape)[
+            :, :, image[0].start - top : image[0].stop - top, image[1].start - left : image[1].stop - left
+        ]
+        return inside, tensor[self.images, :, image[0], image[1]].transpose(0, 1)
+
+
+def _tiles(x: Tensor, kernel_size: int) -> Iterator[_Tile]:
+    """Cover `x` with tiles of like size; small images share one."""
+    batch, channels, height, width = x.shape
+    if x.numel() == 0:
+        return
+    border = 2 * (kernel_size // 2)
+    pixels = max((_CPU_TILE if x.device.type == "cpu" else _DEVICE_TILE) // channels, 1)
+    columns = _even(width, pixels)
+    rows = _even(height, pixels // (columns + border)) if columns == width else 1
+    images = _even(batch, pixels // ((height + border) * (width + border))) if rows == height else 1
+    for n in range(0, batch, images):
+        for y in range(0, height, rows):
+            for z in range(0, width, columns):
+                yield _Tile(
+                    slice(n, min(n + images, batch)),
+                    slice(y, min(y + rows, height)),
+                    slice(z, min(z + columns, width)),
+                    kernel_size // 2,
+                )
+
+
+def _even(length: int, limit: int) -> int:
+    """Step of at most `limit` (at least 1) that cuts `length` into pieces of like size."""
+    pieces = -(-length // max(min(limit, length), 1))
+    return -(-length // pieces)
+
+
+def _rows(work: Tensor | None, like: Tensor, size: int) -> Tensor:
+    """Scratch (channels, size), the same memory for every tile of that size."""
+    if work is None or work.shape[1] != size:
+        return like.new_empty(like.shape[0], size)
+    return work
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
