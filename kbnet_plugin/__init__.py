@@ -2,5 +2,6 @@
 
 from ._version import __version__
 from .nn import KBNet_l, KBNet_s
+from .weights import load_network, save_network
 
-__all__ = ["KBNet_l", "KBNet_s", "__version__"]
+__all__ = ["KBNet_l", "KBNet_s", "__version__", "load_network", "save_network"]

@@ -82,9 +82,9 @@ class KBBlock_l(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    def __init__(self, channels: int, dim: int, bias: bool) -> None:
+    def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, 3, padding=1, bias=bias)
+        self.proj = nn.Conv2d(channels, dim, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x)
@@ -181,7 +181,7 @@ class KBNet_l(nn.Module):
 
         self.inp_channels = inp_channels
         self.out_channels = out_channels
-        self.patch_embed = _PatchEmbed(inp_channels, dim, bias)
+        self.patch_embed = _PatchEmbed(inp_channels, dim)
         self.encoder_level1 = blocks(0, dim, num_blocks[0])
         self.down1_2 = _down(dim)
         self.encoder_level2 = blocks(1, 2 * dim, num_blocks[1])

@@ -1,0 +1,295 @@
+"""From a file of weights to a network, and back."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ._files import atomic_path
+from .nn import KBNet_l, KBNet_s
+
+KEYS = ("params_ema", "params", "model", "net", "state_dict")
+"""Where checkpoints keep their tensors, in the order in which they are looked for."""
+
+PICKLED = (".pth", ".pt", ".ckpt")
+
+_REFUSED = re.compile(r"GLOBAL (\S+)|(?:class|type|object of type) ([\w.]+)")
+
+
+def load_network(path: str | PathLike[str], *, key: str | None = None) -> KBNet_s | KBNet_l:
+    """Build the network that a checkpoint holds.
+
+    Variant and arguments are found from names and shapes alone, so released checkpoints, BasicSR's and
+    those of `save_network` all load.
+
+    Parameters
+    ----------
+    path : str or path
+        .pth, .pt, .ckpt or .safetensors.
+    key : str, optional
+        Where in the file the tensors lie; by default the first of `KEYS` that is there, or the file itself.
+
+    Returns
+    -------
+    KBNet_s or KBNet_l
+        On the CPU, in float32, in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, holds anything but tensors and plain containers, or holds other weights than
+        those of a KBNet; one line that names the file.
+    """
+    tensors = read_state_dict(path, key=key)
+    try:
+        network = build_network(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return network
+
+
+def read_state_dict(path: str | PathLike[str], *, key: str | None = None) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint by name, on the CPU, without a leading ``module.``.
+
+    Nothing in the file is ever run. Parameters and errors as in `load_network`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "a folder, not a file" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {kind}; name a checkpoint (.pth or .safetensors)")
+    content: Any
+    if path.suffix.lower() == ".safetensors":
+        content = _read_safetensors(path)
+    elif path.suffix.lower() in PICKLED:
+        content = _read_pickled(path)
+    else:
+        raise ValueError(
+            f"{path}: unknown kind of checkpoint {path.suffix!r}; rename it to what it is: "
+            f"{', '.join((*PICKLED, '.safetensors'))}"
+        )
+    tensors = _select(path, content, key)
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def save_network(network: KBNet_s | KBNet_l, path: str | PathLike[str]) -> None:
+    """Write a network's weights, as `load_network`, BasicSR and spandrel read them.
+
+    Parameters
+    ----------
+    network : KBNet_s or KBNet_l
+        Any device and dtype.
+    path : str or path
+        .pth (tensors under ``params``) or .safetensors. Replaced only once the new file is complete.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    ValueError
+        If the name ends in neither.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if path.suffix.lower() not in (".pth", ".safetensors"):
+        raise ValueError(f"{path}: weights are written as .pth or .safetensors; end the name in one of them")
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".safetensors":
+            save_file(tensors, temporary)
+        else:
+            torch.save({"params": tensors}, temporary)
+
+
+def build_network(tensors: Mapping[str, Tensor]) -> KBNet_s | KBNet_l:
+    """Build the network whose state dict this is, in float32 and evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If it is no KBNet's, or not completely one's; the first few keys are named.
+    """
+    variant, arguments = identify(tensors)
+    try:
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+            network = variant(**arguments)
+    except ValueError as error:
+        raise ValueError(f"not a {variant.__name__} that can be built: {error}") from None
+    _compare(variant.__name__, network.state_dict(), tensors)
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return network.eval()
+
+
+def identify(tensors: Mapping[str, Tensor]) -> tuple[type[KBNet_s] | type[KBNet_l], dict[str, Any]]:
+    """Find the variant of a state dict and the arguments that its network was built with.
+
+    Raises
+    ------
+    ValueError
+        If it is no KBNet's.
+    """
+    for architecture in _ARCHITECTURES:
+        if architecture.recognise(tensors):
+            try:
+                return architecture.network, architecture.arguments(tensors)
+            except (LookupError, ZeroDivisionError, StopIteration):
+                name = architecture.network.__name__
+                raise ValueError(f"too incomplete to be a {name} (its keys: {_few(tensors)})") from None
+    raise ValueError(f"weights of neither KBNet_s nor KBNet_l (its keys: {_few(tensors)})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Architecture:
+    """How a network is told by its state dict, and how its arguments are read off the shapes."""
+
+    network: type[KBNet_s] | type[KBNet_l]
+    recognise: Callable[[Mapping[str, Tensor]], bool]
+    arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+
+
+def _is_s(tensors: Mapping[str, Tensor]) -> bool:
+    return {"intro.weight", "ending.weight"} <= tensors.keys() and _has_kba(tensors)
+
+
+def _arguments_s(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    intro = tensors["intro.weight"].shape
+    spatial = next(t for n, t in tensors.items() if n.endswith("conv11.1.weight"))
+    gated = (t for n, t in tensors.items() if n.endswith("conv4.weight"))
+    return {
+        "img_channel": intro[1],
+        "width": intro[0],
+        "middle_blk_num": _count(tensors, "middle_blks"),
+        "enc_blk_nums": [_count(tensors, f"encoders.{i}") for i in range(_count(tensors, "downs"))],
+        "dec_blk_nums": [_count(tensors, f"decoders.{i}") for i in range(_count(tensors, "ups"))],
+        "lightweight": spatial.shape[-1] == 3,
+        "ffn_scale": _scale((t.shape[1], t.shape[0]) for t in gated),
+    }
+
+
+def _is_l(tensors: Mapping[str, Tensor]) -> bool:
+    return {"patch_embed.proj.weight", "output.weight"} <= tensors.keys() and _has_kba(tensors)
+
+
+def _arguments_l(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    embed = tensors["patch_embed.proj.weight"].shape
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    heads = (tensors.get(f"{level}.0.ffn.temperature") for level in levels)
+    fusions = (t for n, t in tensors.items() if n.endswith("attn.project_out.weight"))
+    return {
+        "inp_channels": embed[1],
+        "out_channels": tensors["output.weight"].shape[0],
+        "dim": embed[0],
+        "num_blocks": [_count(tensors, level) for level in levels],
+        "num_refinement_blocks": _count(tensors, "refinement"),
+        "heads": [1 if t is None else t.shape[0] for t in heads],
+        "ffn_expansion_factor": _scale((t.shape[0], t.shape[1]) for t in fusions),
+        "bias": "output.bias" in tensors,
+    }
+
+
+_ARCHITECTURES = (
+    _Architecture(KBNet_s, _is_s, _arguments_s),
+    _Architecture(KBNet_l, _is_l, _arguments_l),
+)
+
+
+def _has_kba(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith(".attgamma") for name in tensors)  # NAFNet and Restormer have none
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Length of the module list `prefix`; a gap ends it, so a forged index cannot ask for a huge network."""
+    indices = {name[len(prefix) + 1 :].split(".", 1)[0] for name in tensors if name.startswith(f"{prefix}.")}
+    count = 0
+    while str(count) in indices:
+        count += 1
+    return count
+
+
+def _scale(widths: Iterable[tuple[int, int]]) -> float:
+    """Shortest decimal s with int(s * channels) == hidden for every (channels, hidden)."""
+    pairs = set(widths)
+    low = max(hidden / channels for channels, hidden in pairs) if pairs else 0.0
+    if low == 0:
+        raise LookupError("the width of the feed-forward block")
+    for digits in range(10):
+        scale = math.ceil(low * 10**digits - 1e-6) / 10**digits
+        if all(int(scale * channels) == hidden for channels, hidden in pairs):
+            return scale
+    return low  # the widths contradict each other; comparing shapes says where
+
+
+def _compare(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    problems = []
+    if missing := [n for n in expected if n not in found]:
+        problems.append(f"{len(missing)} missing ({_few(missing)})")
+    if surplus := [n for n in found if n not in expected]:
+        problems.append(f"{len(surplus)} surplus ({_few(surplus)})")
+    if wrong := [n for n in expected if n in found and expected[n].shape != found[n].shape]:
+        shapes = [f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}" for n in wrong[:3]]
+        problems.append(f"{len(wrong)} of another shape ({_few(shapes, len(wrong))})")
+    if problems:
+        raise ValueError(f"not a complete {name}: of its keys {'; '.join(problems)}")
+    if odd := [n for n, tensor in found.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"{name} needs floating-point weights; {_few(odd)} are {found[odd[0]].dtype}")
+
+
+def _few(names: Iterable[str], total: int | None = None) -> str:
+    listed = [name if len(name) <= 100 else f"{name[:97]}..." for name in names]
+    return ", ".join(listed[:3]) + (", ..." if (total or len(listed)) > 3 else "") or "none"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path, device="cpu"))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file; fetch it again") from error
+
+
+def _read_pickled(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():  # about old pickles: the reader of one cannot mend it
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its readers do
+        if isinstance(error, MemoryError):
+            raise
+        text = str(error)
+        if "TorchScript" in text:
+            what = "a TorchScript program; save the state dict alone"
+        elif isinstance(error, pickle.UnpicklingError) and (found := _REFUSED.search(text)):
+            held = found[1] or found[2]
+            what = f"holds {held} besides tensors, refused as it could run code; save the state dict alone"
+        else:
+            what = "truncated or not a PyTorch checkpoint; fetch it again"
+        raise ValueError(f"{path}: {what}") from error
+
+
+def _select(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights by name; save a state dict")
+    if key is None:
+        key = next((k for k in KEYS if isinstance(content.get(k), Mapping)), None)
+    elif not isinstance(content.get(key), Mapping):
+        raise ValueError(f"{path}: no weights under {key!r}; choose one of: {_few(map(str, content))}")
+    if key is not None:
+        content = content[key]
+    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not tensors or len(tensors) < len(content):
+        others = [str(name) for name in content if not isinstance(content[name], Tensor)]
+        raise ValueError(f"{path}: no weights by name (it holds {_few(others)}); save a state dict")
+    return tensors
