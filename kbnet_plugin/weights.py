@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ._files import atomic_path
+from ._files import atomic_path, one_line
 from .nn import KBNet_l, KBNet_s
 
 KEYS = ("params_ema", "params", "model", "net", "state_dict")
@@ -146,9 +146,9 @@ def identify(tensors: Mapping[str, Tensor]) -> tuple[type[KBNet_s] | type[KBNet_
         if architecture.recognise(tensors):
             try:
                 return architecture.network, architecture.arguments(tensors)
-            except (LookupError, ZeroDivisionError, StopIteration):
-                name = architecture.network.__name__
-                raise ValueError(f"too incomplete to be a {name} (its keys: {_few(tensors)})") from None
+            except (LookupError, ZeroDivisionError) as error:
+                name, what = architecture.network.__name__, one_line(error).strip("'")
+                raise ValueError(f"not a complete {name}: {what} is missing or has no sense") from None
     raise ValueError(f"weights of neither KBNet_s nor KBNet_l (its keys: {_few(tensors)})")
 
 
@@ -162,12 +162,12 @@ class _Architecture:
 
 
 def _is_s(tensors: Mapping[str, Tensor]) -> bool:
-    return {"intro.weight", "ending.weight"} <= tensors.keys() and _has_kba(tensors)
+    return any(n.endswith(".attgamma") and ".attn." not in n for n in tensors)  # NAFNet has no attgamma
 
 
 def _arguments_s(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     intro = tensors["intro.weight"].shape
-    spatial = next(t for n, t in tensors.items() if n.endswith("conv11.1.weight"))
+    spatial = [t.shape[-1] for n, t in tensors.items() if n.endswith("conv11.1.weight")]
     gated = (t for n, t in tensors.items() if n.endswith("conv4.weight"))
     return {
         "img_channel": intro[1],
@@ -175,13 +175,13 @@ def _arguments_s(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "middle_blk_num": _count(tensors, "middle_blks"),
         "enc_blk_nums": [_count(tensors, f"encoders.{i}") for i in range(_count(tensors, "downs"))],
         "dec_blk_nums": [_count(tensors, f"decoders.{i}") for i in range(_count(tensors, "ups"))],
-        "lightweight": spatial.shape[-1] == 3,
+        "lightweight": 3 in spatial,
         "ffn_scale": _scale((t.shape[1], t.shape[0]) for t in gated),
     }
 
 
 def _is_l(tensors: Mapping[str, Tensor]) -> bool:
-    return {"patch_embed.proj.weight", "output.weight"} <= tensors.keys() and _has_kba(tensors)
+    return any(n.endswith(".attn.attgamma") for n in tensors)  # nor has Restormer
 
 
 def _arguments_l(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -207,10 +207,6 @@ _ARCHITECTURES = (
 )
 
 
-def _has_kba(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.endswith(".attgamma") for name in tensors)  # NAFNet and Restormer have none
-
-
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Length of the module list `prefix`; a gap ends it, so a forged index cannot ask for a huge network."""
     indices = {name[len(prefix) + 1 :].split(".", 1)[0] for name in tensors if name.startswith(f"{prefix}.")}
@@ -225,7 +221,7 @@ def _scale(widths: Iterable[tuple[int, int]]) -> float:
     pairs = set(widths)
     low = max(hidden / channels for channels, hidden in pairs) if pairs else 0.0
     if low == 0:
-        raise LookupError("the width of the feed-forward block")
+        raise LookupError("every block's feed-forward width")
     for digits in range(10):
         scale = math.ceil(low * 10**digits - 1e-6) / 10**digits
         if all(int(scale * channels) == hidden for channels, hidden in pairs):
