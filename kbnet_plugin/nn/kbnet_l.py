@@ -53,16 +53,25 @@ class TransposedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
-        q, k, v = qkv.unbind(1)
-        # The norm and the product run over every pixel of the image: float32 at least, or halves overflow.
+        # Channels last: (B, H*W, 3, heads, C/heads) is a view, and every product below reads it in place.
+        qkv = (
+            self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
+        )
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, H*W, C/heads)
+        # Norm and product sum over every pixel of the image: float32 at least, or halves overflow.
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)
-            q, k = F.normalize(q.to(dtype), dim=-1), F.normalize(k.to(dtype), dim=-1)
-            attention = ((q @ k.transpose(-2, -1)) * self.temperature.to(dtype)).softmax(dim=-1)
-        out = (attention.to(v.dtype) @ v).reshape(b, c, h, w)
-        out = self.project_out(out)
-        return out
+            q, k = q.to(dtype), k.to(dtype)
+            scale = _inverse_norm(q).mT * _inverse_norm(k) * self.temperature.to(dtype)
+            attention = ((q.mT @ k) * scale).softmax(dim=-1)
+        out = v @ attention.to(v.dtype).mT  # (B, heads, H*W, C/heads)
+        out = out.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        return self.project_out(out)
+
+
+def _inverse_norm(pixels: Tensor) -> Tensor:
+    """1 / L2 norm of each channel over all pixels, (..., 1, C): scales the product, not its factors."""
+    return torch.linalg.vector_norm(pixels, dim=-2, keepdim=True).clamp_min(1e-12).reciprocal()
 
 
 class KBBlock_l(nn.Module):

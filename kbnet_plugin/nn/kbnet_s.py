@@ -50,8 +50,8 @@ class KBBlock_s(KBAMixin):
     def forward(self, x: Tensor) -> Tensor:
         t = self.norm1(x)
         adaptive = self._kba(self.conv21(self.conv1(t)), t)
-        y = x + self.conv3(self.conv11(t) * adaptive * self.sca(t)) * self.beta
-        return y + self.conv5(self.gate(self.conv4(self.norm2(y)))) * self.gamma
+        y = torch.addcmul(x, self.conv3(self.conv11(t) * adaptive * self.sca(t)), self.beta)
+        return torch.addcmul(y, self.conv5(self.gate(self.conv4(self.norm2(y)))), self.gamma)
 
 
 class KBNet_s(nn.Module):
@@ -133,7 +133,7 @@ class KBNet_s(nn.Module):
         return int(2 ** len(self.encoders))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; same shape out, not clamped."""
+        """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; not clamped."""
         check_image(image, self.img_channel)
         padded = pad_to_multiple(image, self.size_multiple).contiguous(memory_format=torch.channels_last)
         x = self.intro(padded)

@@ -66,9 +66,10 @@ class KBAMixin(nn.Module):
         self.conv211 = nn.Conv2d(inputs, bases, 1)
 
     def _kba(self, features: Tensor, t: Tensor) -> Tensor:
-        coefficients = self.conv2(t) * self.attgamma + self.conv211(t)
+        # addcmul: one pass over memory where a product and a sum take two.
+        coefficients = torch.addcmul(self.conv211(t), self.conv2(t), self.attgamma)
         mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
-        return mixed * self.ga1 + features
+        return torch.addcmul(features, mixed, self.ga1)
 
 
 def small(channels: int) -> nn.Parameter:

@@ -1,0 +1,30 @@
+# Two commands on a fresh Linux machine with Python 3.11 or 3.12: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+# torch goes first: basicsr is an sdist that, built in isolation, would fetch a second torch only to read its version.
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kbnet_plugin/ops/csrc/*.[ch])
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[all,test]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python benchmarks/demo.py
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so
