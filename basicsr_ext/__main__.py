@@ -1,0 +1,104 @@
+"""The ``basicsr`` command: train or test a network that a YAML option file describes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from .errors import BadInput, one_line
+
+EXAMPLES = """examples:
+  basicsr train -opt options/kbnet_quickstart.yml
+  basicsr train -opt options/kbnet_sidd.yml --auto_resume
+  basicsr train -opt my.yml --force_yml train:total_iter=1000 network_g:width=32
+  basicsr test -opt options/kbnet_quickstart.yml
+  torchrun --nproc_per_node=8 --no-python basicsr train -opt my.yml --launcher pytorch
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="basicsr",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|test")
+    for name, text in (("train", "train, validate and save"), ("test", "measure trained weights")):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("-opt", required=True, metavar="FILE", help="option file")
+        command.add_argument(
+            "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: started by torchrun"
+        )
+        command.add_argument(
+            "--force_yml",
+            nargs="+",
+            default=[],
+            action="extend",
+            metavar="A:B=VALUE",
+            help="override options; the value is YAML",
+        )
+        # torch.distributed.launch passes one of these; the environment says the same.
+        command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+        if name == "train":
+            command.add_argument("--auto_resume", action="store_true", help="go on from the last checkpoint")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments, ``["train", "-opt", ...]``; by default those of the process.
+
+    Returns
+    -------
+    int
+        0 when done, 2 for bad input, 130 (143) after Ctrl-C (SIGTERM).
+    """
+    try:
+        args = _parser().parse_args(argv)
+        return _run(args)
+    except BadInput as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"basicsr: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .options import prepare_options, read_options
+
+    # Everything that can be said without torch is said before the seconds that its import takes.
+    options = prepare_options(read_options(args.opt, args.force_yml), args.opt, train=args.command == "train")
+
+    from . import registry  # first: it imports BasicSR without its noise
+    from . import dist, evaluate, logs, train  # isort: skip
+
+    try:
+        options["rank"], options["world_size"] = dist.start(args.launcher)
+        options["dist"] = options["world_size"] > 1
+        logs.to_console(options["rank"])
+        registry.register()
+        registry.check_names(options, args.opt)
+        if args.command == "train":
+            return train.train(options, args.opt, auto_resume=args.auto_resume)
+        return evaluate.test(options)
+    finally:
+        logs.stop()
+        dist.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

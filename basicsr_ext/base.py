@@ -1,0 +1,211 @@
+"""What BasicSR's `BaseModel` needs to run any option file today: a mixin for any model class."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models import lr_scheduler as basicsr_schedulers
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kbnet_plugin._files import atomic_path
+from kbnet_plugin.weights import read_state_dict
+
+from . import dist
+from .errors import BadInput, nearest, one_line
+from .options import Options
+from .schedulers import CosineAnnealingRestartCyclicLR
+
+logger = logging.getLogger("basicsr")
+
+ALIASES = {"MultiStepLR": "MultiStepRestartLR", "TrueCosineAnnealingLR": "CosineAnnealingLR"}
+"""Scheduler names of BasicSR's and Restormer's option files for what goes by another name."""
+
+
+class Mended:
+    """DDP on CPU, torch's optimizers and schedulers, safe loading and atomic saving for `BaseModel`."""
+
+    opt: Options
+    device: torch.device
+    optimizers: list[torch.optim.Optimizer]
+    schedulers: list[Any]
+    best_metric_results: dict[str, Any]
+
+    samples = 0
+    """Training samples consumed so far by all processes; kept in the training state."""
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        net = net.to(self.device)
+        if not self.opt.get("dist") or not any(p.requires_grad for p in net.parameters()):
+            return net
+        return DistributedDataParallel(
+            net,
+            device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
+            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+            # Validation on one rank must not wait for the others.
+            broadcast_buffers=False,
+        )
+
+    def print_network(self, net: nn.Module) -> None:
+        count = sum(p.numel() for p in net.parameters())
+        logger.info("%s: %s parameters", type(bare(net)).__name__, f"{count:,}")
+
+    def get_optimizer(
+        self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
+    ) -> torch.optim.Optimizer:
+        known = {n for n, c in vars(torch.optim).items() if isinstance(c, type) and n != "Optimizer"}
+        if optim_type not in known:
+            raise BadInput(f"train.optim_g.type: no optimizer {optim_type!r}{nearest(optim_type, known)}")
+        try:
+            return getattr(torch.optim, optim_type)(params, lr=lr, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"train.optim_g ({optim_type}): {one_line(error)}") from error
+
+    def setup_schedulers(self) -> None:
+        options = dict(self.opt["train"].get("scheduler") or {"type": "ConstantLR", "factor": 1})
+        name = options.pop("type", None)
+        known = scheduler_classes()
+        if (cls := known.get(ALIASES.get(name, name))) is None:
+            raise BadInput(f"train.scheduler.type: no scheduler {name!r}{nearest(name, {*known, *ALIASES})}")
+        try:
+            self.schedulers.extend(cls(optimizer, **options) for optimizer in self.optimizers)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise BadInput(f"train.scheduler ({name}): {one_line(error)}") from error
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None
+    ) -> None:
+        """Load weights in any of the known layouts; `param_key` None picks the first layout that is there."""
+        net = bare(net)
+        tensors = read_weights(load_path, param_key)
+        expected = net.state_dict()
+        fitting = {n: t for n, t in tensors.items() if n in expected and t.shape == expected[n].shape}
+        if (strict and not len(fitting) == len(expected) == len(tensors)) or not fitting:
+            raise BadInput(f"{load_path} does not fit {type(net).__name__}: {_difference(expected, tensors)}")
+        if len(fitting) < len(expected):
+            logger.warning("%s: only %d of %d tensors loaded", load_path, len(fitting), len(expected))
+        net.load_state_dict(fitting, strict=strict)
+
+    def save_network(
+        self, net: Any, net_label: str, current_iter: int | str, param_key: str | list[str] = "params"
+    ) -> None:
+        if self.opt["rank"] != 0:
+            return
+        nets, keys = (v if isinstance(v, list) else [v] for v in (net, param_key))
+        weights = {
+            key: {name: tensor.detach().cpu() for name, tensor in bare(n).state_dict().items()}
+            for key, n in zip(keys, nets, strict=True)
+        }
+        label = "latest" if current_iter == -1 else current_iter
+        _save(weights, self.opt["path"]["models"], f"{net_label}_{label}.pth")
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if self.opt["rank"] != 0 or current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "samples": self.samples,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedulers": [s.state_dict() for s in self.schedulers],
+            "best": getattr(self, "best_metric_results", {}),
+        }
+        _save(state, self.opt["path"]["training_states"], f"{current_iter}.state")
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        try:
+            for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise BadInput(f"the training state does not fit these options: {one_line(error)}") from error
+        for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
+            # The place, not the plan: periods and milestones are the option file's, which may have changed.
+            place = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
+            vars(scheduler).update(place if type(scheduler).__module__ in _PLACED else state)
+        self.samples = resume_state.get("samples", 0)
+        if resume_state.get("best"):
+            self.best_metric_results = resume_state["best"]
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        ema = list(self.net_g_ema.parameters())  # type: ignore[attr-defined]
+        current = list(bare(self.net_g).parameters())  # type: ignore[attr-defined]
+        with torch.no_grad():
+            torch._foreach_lerp_(ema, current, 1 - decay)
+
+    def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the losses on the device; reading them every step would make the GPU wait."""
+        return {name: value.detach().mean() for name, value in loss_dict.items()}
+
+    def get_current_log(self) -> dict[str, float]:
+        """Losses of the last step, mean over the processes; to be called by all of them."""
+        log = self.log_dict  # type: ignore[attr-defined]
+        values = torch.tensor([float(v) for v in log.values()], dtype=torch.float64)
+        return dict(zip(log, (dist.total(values) / self.opt["world_size"]).tolist(), strict=True))
+
+
+_PLACED = (basicsr_schedulers.__name__, CosineAnnealingRestartCyclicLR.__module__)
+
+
+def scheduler_classes() -> dict[str, Any]:
+    """Schedulers by name: ours, BasicSR's, torch's."""
+    torchs = vars(torch.optim.lr_scheduler)
+    found = {
+        name: cls
+        for source in (torchs, vars(basicsr_schedulers))
+        for name, cls in source.items()
+        if isinstance(cls, type) and name.endswith("LR") and not name.startswith("_")
+    }
+    return found | {CosineAnnealingRestartCyclicLR.__name__: CosineAnnealingRestartCyclicLR}
+
+
+def bare(net: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel."""
+    return net.module if isinstance(net, DistributedDataParallel) else net
+
+
+def read_weights(path: str, key: str | None = None) -> dict[str, Tensor]:
+    """`read_state_dict` with its errors as `BadInput`."""
+    try:
+        return read_state_dict(path, key=key)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"pretrained weights: {one_line(error)}") from error
+
+
+def read_training_state(path: str | Path) -> dict[str, Any]:
+    """A ``.state`` file; raises `BadInput` when it is damaged or not one."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and {"iter", "optimizers", "schedulers"} <= state.keys():
+            return state
+        problem = "it lacks iter, optimizers or schedulers"
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        problem = one_line(error)[:200]
+    raise BadInput(f"{path} is not a training state: {problem}")
+
+
+def _save(content: Any, folder: str, name: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    path = Path(folder, name)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise BadInput(f"cannot save {path}: {one_line(error)}") from error
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    parts = []
+    for word, names in (
+        ("missing", [n for n in expected if n not in found]),
+        ("surplus", [n for n in found if n not in expected]),
+        ("of another shape", [n for n in expected if n in found and expected[n].shape != found[n].shape]),
+    ):
+        if names:
+            parts.append(f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    return "; ".join(parts) + "; name the weights of this network or mend network_g"

@@ -1,0 +1,281 @@
+"""Datasets under the names and keys of the option files that KBNet and Restormer released."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils.file_client import FileClient
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import BadInput
+from .files import (
+    decode,
+    header_sizes,
+    image_files,
+    pair_up,
+    read_listing,
+    read_lmdb_listing,
+    to_unit,
+)
+from .options import Options
+
+Sample = dict[str, Any]
+
+
+class ImageDataset(Dataset[Sample]):
+    """Aligned images in one or several roles ('gt', 'lq', ...): listed, checked, read, cropped, turned.
+
+    Parameters
+    ----------
+    opt : dict
+        dataroot_<role> : folder, or ``*.lmdb`` with ``io_backend: {type: lmdb}``.
+        meta_info_file : text file of names below the roots, one a line; or
+        files : list of such names.
+        filename_tmpl : name in the other roles for a name in the first, ``"{}"``.
+        in_ch : channels to read, 3 (default) or 1.
+        gt_size : side of the training crop.
+        geometric_augs (or use_hflip, use_rot) : train on a random one of the 8 turns and flips.
+        cache_images : keep decoded images in memory (per worker), for small sets.
+        phase : 'train' crops and turns; 'val' and 'test' do not.
+        scale : how many times larger 'gt' is than the other roles.
+
+    Raises
+    ------
+    BadInput
+        If a file is missing, sizes differ within a pair, or an image is smaller than the largest crop.
+    """
+
+    roles: tuple[str, ...]
+
+    def __init__(self, opt: Options) -> None:
+        self.opt = opt
+        self.train = opt["phase"] == "train"
+        self.scale = int(opt.get("scale") or 1)
+        self.channels = int(opt.get("in_ch") or 3)
+        if self.channels not in (1, 3):
+            raise BadInput(f"in_ch must be 1 (gray) or 3 (colour), not {self.channels}")
+        if opt.get("mean") is not None or opt.get("std") is not None:
+            raise BadInput(
+                "mean and std are not supported: the networks take and give 0..1; take the keys out"
+            )
+        self.turn = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
+        self.folders = {role: self._folder(role) for role in self.roles}
+        self.backend = dict(opt.get("io_backend") or {"type": "disk"})
+        self.paths, sizes = self._list()
+        self._check_sizes(sizes)
+        self._client: FileClient | None = None
+        self._cache: dict[str, np.ndarray] | None = {} if opt.get("cache_images") else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def _folder(self, role: str) -> str:
+        if not (folder := self.opt.get(f"dataroot_{role}")):
+            raise BadInput(f"the key dataroot_{role} is missing")
+        return str(folder)
+
+    def _list(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]]]:
+        """Paths by role, and sizes by path."""
+        if self.backend["type"] == "lmdb":
+            return self._list_lmdb()
+        names = self.opt.get("files")
+        if self.opt.get("meta_info_file"):
+            names = read_listing(self.opt["meta_info_file"])
+        if names:
+            paths = [self._named(name) for name in names]
+        elif len(self.folders) == 1:
+            ((role, folder),) = self.folders.items()
+            paths = [{role: path} for path in image_files(folder).values()]
+        else:
+            paths = pair_up(self.folders, self.opt.get("filename_tmpl") or "{}")
+        return paths, header_sizes(path for entry in paths for path in entry.values())
+
+    def _named(self, name: str) -> dict[str, str]:
+        stem, suffix = os.path.splitext(name)
+        parent, stem = os.path.split(stem)
+        other = os.path.join(parent, (self.opt.get("filename_tmpl") or "{}").format(stem) + suffix)
+        lead = self.roles[0]
+        return {r: os.path.join(f, name if r == lead else other) for r, f in self.folders.items()}
+
+    def _list_lmdb(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]]]:
+        listings = {role: read_lmdb_listing(folder) for role, folder in self.folders.items()}
+        (lead, leading), *others = listings.items()
+        for role, listing in others:
+            if differing := sorted(leading.keys() ^ listing.keys()):
+                raise BadInput(
+                    f"the pairs do not match: {len(differing)} keys are not in both {self.folders[lead]} and "
+                    f"{self.folders[role]} (the first: {differing[0]}); build both from the same names"
+                )
+        keys = self.opt.get("files") or sorted(leading)
+        # The database is part of the name, as a key is the same in all of them.
+        paths = [{r: f"{f}:{key}" for r, f in self.folders.items()} for key in keys]
+        sizes = {f"{self.folders[r]}:{key}": size for r, lst in listings.items() for key, size in lst.items()}
+        return paths, sizes
+
+    def _check_sizes(self, sizes: dict[str, tuple[int, int]]) -> None:
+        lead = self.roles[0]
+        crop = 0
+        if self.train:
+            crop = max(self.opt.get("gt_sizes") or [self.opt.get("gt_size") or 0])
+            if crop % self.scale:
+                raise BadInput(f"gt_size {crop} is not a multiple of the scale {self.scale}")
+        for entry in self.paths:
+            path = entry[lead]
+            size = sizes.get(path)
+            if size is None:
+                continue
+            if min(size) < crop:
+                raise BadInput(
+                    f"{path} is {size[1]}x{size[0]} (width x height), smaller than the crop of {crop}; "
+                    "lower gt_size or take the image out"
+                )
+            for role, other in entry.items():
+                scale = 1 if role == lead else self.scale
+                found = sizes.get(other)
+                if found is not None and (found[0] * scale, found[1] * scale) != size:
+                    raise BadInput(
+                        f"the pairs do not match: {other} is {found[1]}x{found[0]} pixels but {path} is "
+                        f"{size[1]}x{size[0]}; they must show the same scene pixel by pixel"
+                        + (f" at scale {scale}" if scale > 1 else "")
+                    )
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        """Images of a pair by role, (H, W, C), in the dtype of the files."""
+        images = {role: self._decoded(role, path) for role, path in self.paths[index].items()}
+        if self.train and self.opt.get("gt_size"):
+            images = self._crop(images)
+        if self.train and self.turn:
+            turns, flip = np.random.randint(4), np.random.randint(2)
+            images = {
+                role: np.rot90(image[:, ::-1] if flip else image, turns) for role, image in images.items()
+            }
+        return images
+
+    def _decoded(self, role: str, path: str) -> np.ndarray:
+        if self._cache is not None and path in self._cache:
+            return self._cache[path]
+        if self._client is None:
+            options = dict(self.backend)
+            if options["type"] == "lmdb":
+                options |= {"db_paths": list(self.folders.values()), "client_keys": list(self.folders)}
+            self._client = FileClient(options.pop("type"), **options)
+        key = path.removeprefix(f"{self.folders[role]}:") if self.backend["type"] == "lmdb" else path
+        image = decode(self._client.get(key, role), path, self.channels)
+        if self._cache is not None:
+            self._cache[path] = image
+        return image
+
+    def _crop(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One random window of all roles; progressive training may have changed `gt_size` since the last."""
+        lead = self.roles[0]
+        small = int(self.opt["gt_size"]) // self.scale
+        height, width = (side // self.scale for side in images[lead].shape[:2])
+        if min(height, width) < small:
+            raise BadInput(f"an image of {width}x{height} is smaller than the crop of {small}; lower gt_size")
+        top, left = np.random.randint(height - small + 1), np.random.randint(width - small + 1)
+        cropped = {}
+        for role, image in images.items():
+            scale = self.scale if role == lead else 1
+            rows = slice(top * scale, (top + small) * scale)
+            cropped[role] = image[rows, left * scale : (left + small) * scale]
+        return cropped
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, C) of any supported dtype to (C, H, W), float32 in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(to_unit(image).transpose(2, 0, 1)))
+
+
+class Dataset_PairedImage(ImageDataset):
+    """Degraded images (``dataroot_lq``) beside clean ones (``dataroot_gt``); keys of `ImageDataset`."""
+
+    roles = ("gt", "lq")
+
+    def __getitem__(self, index: int) -> Sample:
+        images, paths = self._read(index), self.paths[index]
+        return {
+            "lq": to_tensor(images["lq"]),
+            "gt": to_tensor(images["gt"]),
+            "lq_path": paths["lq"],
+            "gt_path": paths["gt"],
+        }
+
+
+class Dataset_GaussianDenoising(ImageDataset):
+    """Clean images (``dataroot_gt``) with white Gaussian noise added on the fly, neither clipped nor rounded.
+
+    Parameters
+    ----------
+    opt : dict
+        Keys of `ImageDataset`, and
+        sigma_type : 'constant', 'random' (uniform) or 'choice', how training noise is drawn.
+        sigma_range : its standard deviation, 0..255: a number, a pair of bounds, or a list to choose from.
+        sigma_test : standard deviation in validation and test; by default the constant one.
+
+    Notes
+    -----
+    The noise of the i-th validation image is ``numpy.random.default_rng([0, i])``'s, (H, W, C): it differs
+    from image to image, is the same in every run, and leaves the global generators alone.
+    """
+
+    roles = ("gt",)
+
+    def __init__(self, opt: Options) -> None:
+        super().__init__(opt)
+        self.kind = opt.get("sigma_type") or "constant"
+        given = opt.get("sigma_range")
+        sigmas = [float(s) for s in (given if isinstance(given, list) else [] if given is None else [given])]
+        if self.kind == "random" and len(sigmas) == 1:
+            sigmas.insert(0, 0.0)  # the released files give one bound; the fork that reads them fails on it
+        wanted = {"constant": len(sigmas) == 1, "random": len(sigmas) == 2, "choice": len(sigmas) >= 1}
+        if self.kind not in wanted:
+            raise BadInput(f"sigma_type must be one of {', '.join(wanted)}, not {self.kind!r}")
+        if self.train and not (wanted[self.kind] and min(sigmas) >= 0 and sigmas == sorted(sigmas)):
+            raise BadInput(f"sigma_type {self.kind!r} does not go with sigma_range {given!r} (in 0..255)")
+        self.sigmas = sigmas
+        test = opt.get("sigma_test", sigmas[0] if len(sigmas) == 1 else None)
+        if not self.train and test is None:
+            raise BadInput("sigma_test is missing: the noise of validation images, 0..255")
+        self.sigma_test = float(test or 0)
+
+    def __getitem__(self, index: int) -> Sample:
+        gt = to_tensor(self._read(index)["gt"])
+        if self.train:
+            noise = torch.randn(gt.shape) * (self._sigma() / 255)
+        else:
+            height_width_channels = (gt.shape[1], gt.shape[2], gt.shape[0])
+            drawn = np.random.default_rng([0, index]).standard_normal(height_width_channels)
+            noise = torch.from_numpy((drawn * (self.sigma_test / 255)).astype(np.float32)).permute(2, 0, 1)
+        path = self.paths[index]["gt"]
+        return {"lq": gt + noise, "gt": gt, "lq_path": path, "gt_path": path}
+
+    def _sigma(self) -> float:
+        if self.kind == "random":
+            return float(np.random.uniform(*self.sigmas))
+        return self.sigmas[np.random.randint(len(self.sigmas))]
+
+
+class Dataset_DefocusDeblur_DualPixel_16bit(ImageDataset):
+    """Left and right view of a dual-pixel sensor (``dataroot_lqL``, ``dataroot_lqR``) beside ``dataroot_gt``.
+
+    'lq' holds both views, (6, H, W). Keys of `ImageDataset`; 8-bit files are read as what they are, too.
+    """
+
+    roles = ("gt", "lqL", "lqR")
+
+    def __getitem__(self, index: int) -> Sample:
+        images, paths = self._read(index), self.paths[index]
+        return {
+            "lq": torch.cat([to_tensor(images["lqL"]), to_tensor(images["lqR"])]),
+            "gt": to_tensor(images["gt"]),
+            "lq_path": paths["lqL"],
+            "gt_path": paths["gt"],
+        }

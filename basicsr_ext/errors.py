@@ -1,0 +1,24 @@
+"""Errors that are the user's to mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BadInput(ValueError):  # noqa: N818 - it is not a fault of the program
+    """Something the user gave cannot work. The message names it and the mend in one line; exit status 2."""
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """'; did you mean X?' for the known name closest to `name`, or the known names where none is close."""
+    names = sorted(str(k) for k in known)
+    folded = {n.lower(): n for n in names}
+    if close := get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5):
+        return f"; did you mean {folded[close[0]]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())

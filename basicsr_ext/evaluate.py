@@ -1,0 +1,37 @@
+"""``basicsr test``: the metrics of weights on test sets."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from . import logs
+from .errors import BadInput
+from .options import Options
+from .registry import build_model
+from .train import choose_device, make_dataset
+
+logger = logging.getLogger("basicsr")
+
+
+def test(options: Options) -> int:
+    """Restore and measure every test set, or the validation sets where there is none."""
+    choose_device(options)
+    path = options["path"]
+    if not path.get("pretrain_network_g"):
+        trained = Path(path["models"], "net_g_latest.pth")
+        if not trained.is_file():
+            raise BadInput(
+                "nothing to test: path.pretrain_network_g names no weights, "
+                f"and there is no {trained} from training"
+            )
+        path["pretrain_network_g"] = str(trained)
+    loaders = [DataLoader(make_dataset(label, d)) for label, d in options["datasets"].items()]
+    model = build_model(options)
+    logs.to_file(options, "test")
+    logger.info("testing %s", path["pretrain_network_g"])
+    for loader in loaders:
+        model.validation(loader, options["name"], None, options["val"]["save_img"])
+    return 0

@@ -1,0 +1,38 @@
+"""Losses that BasicSR lacks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class PSNRLoss(nn.Module):
+    """Negative PSNR in dB of images in 0..1, mean over the batch.
+
+    Parameters
+    ----------
+    loss_weight : float
+        Factor.
+    reduction : str
+        Only ``"mean"``, as in the option files that carry the key.
+    toY : bool
+        Compare luma (ITU-R BT.601, 16..235 of 255) of RGB images instead of the channels.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", toY: bool = False) -> None:  # noqa: N803
+        super().__init__()
+        if reduction != "mean":
+            raise ValueError(f"PSNRLoss: reduction must be 'mean', not {reduction!r}")
+        self.loss_weight, self.to_y = loss_weight, toY
+
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
+        """Loss of (B, C, H, W) against the same; `weight` multiplies the squared errors."""
+        error = pred - target
+        if self.to_y:
+            luma = error.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
+            error = (error * luma).sum(1, keepdim=True)
+        square = error.square() if weight is None else error.square() * weight
+        # 1e-8 bounds the gradient of a perfect match.
+        return self.loss_weight * 10 / math.log(10) * (square.mean((1, 2, 3)) + 1e-8).log().mean()

@@ -1,0 +1,194 @@
+"""Option files: read safely, override from the command line, fill in what may be left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import BadInput, nearest
+
+Options = dict[str, Any]
+
+PHASES = ("train", "val", "test")
+LOGGER = {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False}
+VAL = {"val_freq": 5000, "save_img": False, "suffix": None, "metrics": None}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number and a key may stand once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML without objects; raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_options(path: str | Path, force: Sequence[str] = ()) -> Options:
+    """Read an option file and apply ``a:b=value`` overrides, whose values are YAML too."""
+    try:
+        options = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read the option file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not a text file; -opt wants an option file in YAML") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: {_where(error)}") from error
+    if not isinstance(options, dict):
+        raise BadInput(f"{path} holds no options; -opt wants a YAML mapping as in options/*.yml")
+    for entry in force:
+        _override(options, entry)
+    return options
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}: {problem}" if mark else " ".join(problem.split())
+
+
+def _override(options: Options, entry: str) -> None:
+    keys, equals, text = entry.partition("=")
+    if not equals or not keys.strip():
+        raise BadInput(f"--force_yml {entry}: write it as section:key=value")
+    *sections, last = (k.strip() for k in keys.split(":"))
+    at: Any = options
+    for depth, section in enumerate(sections):
+        if not isinstance(at, dict) or section not in at:
+            hint = nearest(section, at) if isinstance(at, dict) else ""
+            raise BadInput(f"--force_yml {entry}: no section {':'.join(sections[: depth + 1])!r}{hint}")
+        at = at[section]
+    if not isinstance(at, dict):
+        raise BadInput(f"--force_yml {entry}: {':'.join(sections)!r} is a value, not a section")
+    try:
+        at[last] = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--force_yml {entry}: {_where(error)}") from error
+
+
+def prepare_options(options: Options, source: str | Path, *, train: bool) -> Options:
+    """Check what every run needs, fill in defaults and make the paths absolute; changes `options`.
+
+    The working directory is the root of relative paths, as BasicSR's users expect.
+    """
+    for key in ("name", "model_type", "network_g", "datasets", *(("train",) if train else ())):
+        if options.get(key) is None:
+            raise BadInput(f"{source}: the key {key!r} is missing")
+    options["name"] = str(options["name"])
+    if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", options["name"]):
+        raise BadInput(f"{source}: name {options['name']!r} must be usable as a folder name")
+    options["is_train"] = train
+    options["root_path"] = os.getcwd()
+    options.setdefault("scale", 1)
+    options["manual_seed"] = int(options.get("manual_seed") or 0)
+    options["logger"] = LOGGER | (options.get("logger") or {})
+    for key in ("print_freq", "save_checkpoint_freq"):
+        options["logger"][key] = count(options["logger"], key, f"{source}: logger")
+    if options.get("val") is not None or not train:
+        options["val"] = VAL | (options.get("val") or {})
+        options["val"]["val_freq"] = count(options["val"], "val_freq", f"{source}: val")
+    if train:
+        options["train"]["total_iter"] = count(options["train"], "total_iter", f"{source}: train")
+    _prepare_datasets(options, source)
+    _prepare_paths(options)
+    return options
+
+
+def count(section: Options, key: str, where: str) -> int:
+    """A whole number from 1; BasicSR's files write many of them as floats (``!!float 4e3``)."""
+    value = section.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise BadInput(f"{where}.{key} must be a whole number from 1, not {value!r}")
+    return int(value)
+
+
+def _prepare_datasets(options: Options, source: str | Path) -> None:
+    kept = {}
+    for label, dataset in options["datasets"].items():
+        phase = str(label).split("_")[0]
+        if phase not in PHASES:
+            raise BadInput(f"{source}: datasets.{label} is neither train, val* nor test*")
+        if dataset is None:
+            continue  # switched off, e.g. by --force_yml datasets:val=null
+        wanted = phase != "test" if options["is_train"] else phase != "train"
+        if wanted:
+            dataset.update(phase=phase, scale=options["scale"])
+            dataset.setdefault("name", label)
+            dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
+            kept[label] = dataset
+    if not options["is_train"] and any(d["phase"] == "test" for d in kept.values()):
+        kept = {label: d for label, d in kept.items() if d["phase"] == "test"}
+    if options["is_train"] and "train" not in kept:
+        raise BadInput(f"{source}: datasets.train is missing")
+    if not kept:
+        raise BadInput(f"{source}: datasets has neither a val nor a test set to test on")
+    for label, dataset in kept.items():
+        for key, value in dataset.items():
+            if value is not None and (key.startswith("dataroot") or key == "meta_info_file"):
+                dataset[key] = _existing(str(value), f"{source}: datasets.{label}.{key}", source)
+    options["datasets"] = kept
+
+
+def _existing(value: str, where: str, source: str | Path) -> str:
+    path = os.path.expanduser(os.path.expandvars(value))
+    if unset := re.search(r"\$\{?(\w+)", path):
+        raise BadInput(
+            f"{where}: the environment variable {unset[1]} is not set; set it to the data's folder"
+        )
+    if path.startswith("package:"):
+        path = _inside_package(path.removeprefix("package:"), where)
+    if not os.path.exists(path):
+        raise BadInput(
+            f"{where}: {path} does not exist; "
+            f"the head of {source} says where to get the data and how to lay it out"
+        )
+    return path
+
+
+def _inside_package(path: str, where: str) -> str:
+    """Folder ``skimage/data`` of an installed package, found without importing the package."""
+    name, _, rest = path.partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput(f"{where}: the Python package {name} is not installed; pip install 'kbnet[train]'")
+    return os.path.join(next(iter(spec.submodule_search_locations)), *rest.split("/"))
+
+
+def _prepare_paths(options: Options) -> None:
+    path = options["path"] = options.get("path") or {}
+    for key, value in path.items():
+        if value is not None and ("pretrain_network" in key or key == "resume_state"):
+            path[key] = os.path.expanduser(os.path.expandvars(str(value)))
+    root = options["root_path"]
+    # BasicSR lays out <root>/experiments/<name>/... and <root>/results/<name>/...
+    experiments = os.path.expanduser(path.get("experiments_root") or os.path.join(root, "experiments"))
+    experiment = os.path.join(os.path.abspath(experiments), options["name"])
+    results = os.path.expanduser(path.get("results_root") or os.path.join(root, "results"))
+    path["experiments_root"] = experiment
+    path["models"] = os.path.join(experiment, "models")
+    path["training_states"] = os.path.join(experiment, "training_states")
+    path["results_root"] = os.path.join(os.path.abspath(results), options["name"])
+    path["log"] = experiment if options["is_train"] else path["results_root"]
+    path["visualization"] = os.path.join(path["log"], "visualization")

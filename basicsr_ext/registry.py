@@ -1,0 +1,114 @@
+"""Puts everything of ours, and of other packages, where BasicSR looks for names."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from copy import deepcopy
+from importlib.metadata import entry_points
+from typing import Any
+
+with warnings.catch_warnings():
+    # BasicSR and its dependencies use names that are about to go; the user can do nothing about it.
+    warnings.simplefilter("ignore")
+    try:
+        import basicsr
+        from basicsr.utils import registry as registries
+    except ImportError as error:
+        from .errors import BadInput, one_line
+
+        raise BadInput(
+            f"BasicSR >= 1.4.2 is needed: pip install 'kbnet[train]' ({one_line(error)})"
+        ) from error
+
+from kbnet_plugin import KBNet_l, KBNet_s
+
+from . import data, losses, metrics, model
+from .base import ALIASES, Mended, scheduler_classes
+from .errors import BadInput, nearest, one_line
+from .files import use_shared_lmdb
+from .options import Options
+
+logger = logging.getLogger("basicsr")
+
+GROUP = "basicsr.plugins"
+"""Entry-point group: modules that register their networks, datasets, models, losses or metrics on import."""
+
+OURS: dict[str, tuple[Any, ...]] = {
+    "ARCH_REGISTRY": (KBNet_s, KBNet_l),
+    "DATASET_REGISTRY": (
+        data.Dataset_PairedImage,
+        data.Dataset_GaussianDenoising,
+        data.Dataset_DefocusDeblur_DualPixel_16bit,
+    ),
+    "MODEL_REGISTRY": (model.ImageCleanModel,),
+    "LOSS_REGISTRY": (losses.PSNRLoss,),
+    "METRIC_REGISTRY": (metrics.calculate_psnr_clamped, metrics.calculate_ssim_clamped),
+}
+
+
+def register() -> None:
+    """Register ours, then import the plugins of other packages. May be called again."""
+    use_shared_lmdb()
+    for name, objects in OURS.items():
+        registry = getattr(registries, name)
+        for thing in objects:
+            taken = registry._obj_map.get(thing.__name__)
+            if taken is None:
+                registry.register(thing)
+            elif taken is not thing:
+                logger.warning(
+                    "%s is already registered by %s; that one stays", thing.__name__, taken.__module__
+                )
+    for plugin in entry_points(group=GROUP):
+        try:
+            plugin.load()
+        except Exception as error:
+            logger.warning("the BasicSR plugin %s (%s) fails: %s", plugin.name, plugin.value, one_line(error))
+
+
+def check_names(options: Options, source: object) -> None:
+    """Raise `BadInput` with the nearest known name when the options ask for a type that nobody registered."""
+    _known("MODEL_REGISTRY", options["model_type"], f"{source}: model_type")
+    for key, network in options.items():
+        if key.startswith("network_") and isinstance(network, dict):
+            _known("ARCH_REGISTRY", network.get("type"), f"{source}: {key}.type")
+    for label, dataset in options["datasets"].items():
+        _known("DATASET_REGISTRY", dataset.get("type"), f"{source}: datasets.{label}.type")
+    for key, loss in (options.get("train") or {}).items():
+        if key.endswith("_opt") and isinstance(loss, dict) and options["is_train"]:
+            _known("LOSS_REGISTRY", loss.get("type"), f"{source}: train.{key}.type")
+    for key, metric in ((options.get("val") or {}).get("metrics") or {}).items():
+        _known("METRIC_REGISTRY", metric.get("type"), f"{source}: val.metrics.{key}.type")
+    if options["is_train"] and (scheduler := options["train"].get("scheduler")):
+        known = {*scheduler_classes(), *ALIASES}
+        if scheduler.get("type") not in known:
+            what = f"{source}: train.scheduler.type: nothing known as"
+            raise BadInput(f"{what} {scheduler.get('type')!r}{nearest(scheduler.get('type'), known)}")
+
+
+def _known(registry: str, name: object, where: str) -> None:
+    known = set(getattr(registries, registry).keys())
+    # BasicSR also finds X under X_basicsr.
+    if name not in known and f"{name}_basicsr" not in known:
+        raise BadInput(f"{where}: nothing known as {name!r}{nearest(name, known)}")
+
+
+def build_model(options: Options) -> Any:
+    """The model of the options; a class of BasicSR's or a plugin's is mended on the way (see `base`)."""
+    cls = registries.MODEL_REGISTRY.get(options["model_type"])
+    if not issubclass(cls, Mended):
+        cls = type(cls.__name__, (Mended, cls), {})
+    try:
+        return cls(deepcopy(options))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{options['model_type']} cannot be built from these options: {one_line(error)}"
+        ) from error
+
+
+def version() -> str:
+    """BasicSR's version and folder, for the log."""
+    return f"BasicSR {basicsr.__version__} ({basicsr.__path__[0]})"

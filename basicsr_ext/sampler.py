@@ -1,0 +1,170 @@
+"""Which image goes into which batch, at which crop size and with which random numbers.
+
+Every sample of a run has a number. Its image, crop, flips and noise follow from that number and the seed
+alone, so neither the count of workers nor an interruption changes them, and no epoch repeats another.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
+
+from .errors import BadInput, one_line
+from .options import Options, count
+
+
+class Ticket(NamedTuple):
+    """What a dataset must deliver: the image, the crop size (None: the dataset's own), and the seed."""
+
+    index: int
+    crop: int | None
+    seed: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Progressive training: batch per process and crop size for each stretch of iterations."""
+
+    ends: tuple[int, ...]
+    batches: tuple[int, ...]
+    crops: tuple[int | None, ...]
+
+    @classmethod
+    def from_options(cls, dataset: Options, where: str = "datasets.train") -> Stages:
+        """Read ``mini_batch_sizes``, ``iters``, ``gt_sizes``, or ``batch_size_per_gpu`` and ``gt_size``."""
+        keys = ("iters", "mini_batch_sizes", "gt_sizes")
+        given = [key for key in keys if dataset.get(key) is not None]
+        if not given:
+            crop = count(dataset, "gt_size", where) if dataset.get("gt_size") is not None else None
+            return cls((1,), (count(dataset, "batch_size_per_gpu", where),), (crop,))
+        if missing := [key for key in keys if key not in given]:
+            raise BadInput(f"{where}: {given[0]} needs {' and '.join(missing)} beside it, equally long")
+        columns = []
+        for key in keys:
+            values = dataset[key] if isinstance(dataset[key], list) else [dataset[key]]
+            columns.append([count({key: value}, key, where) for value in values])
+        if len({len(column) for column in columns}) != 1:
+            lengths = ", ".join(f"{key} {len(column)}" for key, column in zip(keys, columns, strict=True))
+            raise BadInput(f"{where}: {', '.join(keys)} must be equally long, one value a stage: {lengths}")
+        iters, batches, crops = columns
+        return cls(tuple(accumulate(iters)), tuple(batches), tuple(crops))
+
+    def at(self, iteration: int) -> tuple[int, int | None]:
+        """Batch and crop of an iteration, counted from 1; after the last end the last stage goes on."""
+        stage = min(bisect_left(self.ends, iteration), len(self.ends) - 1)
+        return self.batches[stage], self.crops[stage]
+
+
+class StageBatchSampler(Sampler[list[Ticket]]):
+    """Batches of tickets for the iterations ``start + 1 .. total``, for one of `world` processes.
+
+    The images come in a stream of shuffled passes that a batch may straddle: no image is dropped, and a
+    dataset smaller than the batch is repeated.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        stages: Stages,
+        total: int,
+        *,
+        start: int = 0,
+        samples: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.length, self.stages, self.total, self.start = length, stages, total, start
+        self.samples, self.rank, self.world, self.seed, self.shuffle = samples, rank, world, seed, shuffle
+        self._pass: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        first = self.samples
+        for iteration in range(self.start + 1, self.total + 1):
+            batch, crop = self.stages.at(iteration)
+            mine = range(first + self.rank * batch, first + (self.rank + 1) * batch)
+            yield [Ticket(self._image(number), crop, (self.seed, number)) for number in mine]
+            first += batch * self.world
+
+    def _image(self, number: int) -> int:
+        epoch, place = divmod(number, self.length)
+        if not self.shuffle:
+            return place
+        if self._pass is None or self._pass[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+            self._pass = (epoch, order)
+        return int(self._pass[1][place])
+
+
+def seed_everything(*key: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators from whole numbers."""
+    first, second = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
+    random.seed(first)
+    np.random.seed(second % 2**32)
+    torch.manual_seed(first)
+
+
+class Reproducible(Dataset[Any]):
+    """Runs any BasicSR dataset by ticket: its global random numbers are seeded per sample.
+
+    What goes wrong is returned as a `Failure`, because an exception that crosses a worker's border becomes a
+    page of traceback.
+    """
+
+    def __init__(self, dataset: Any, label: str) -> None:
+        self.dataset, self.label = dataset, label
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, ticket: Ticket) -> Any:
+        worker = get_worker_info() is not None
+        states = None if worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        try:
+            # Not `seed_everything`: a forked worker must not touch CUDA's generators.
+            first, second = np.random.SeedSequence(ticket.seed).generate_state(2, np.uint64).tolist()
+            random.seed(first)
+            np.random.seed(second % 2**32)
+            torch.default_generator.manual_seed(first)
+            if ticket.crop is not None:
+                self.dataset.opt["gt_size"] = ticket.crop  # where BasicSR's datasets look
+            return self.dataset[ticket.index]
+        except BadInput as error:
+            return Failure(f"{self.label}: {one_line(error)}")
+        except Exception as error:
+            return Failure(
+                f"{self.label}: {self._name(ticket.index)}: {type(error).__name__}: {one_line(error)}"
+            )
+        finally:
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_rng_state(states[2])
+
+    def _name(self, index: int) -> str:
+        paths = getattr(self.dataset, "paths", None)
+        return str(paths[index]) if isinstance(paths, list) and index < len(paths) else f"image {index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that could not be made, and why."""
+
+    message: str
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stack samples, or hand the first failure on."""
+    return next((s for s in samples if isinstance(s, Failure)), None) or default_collate(samples)

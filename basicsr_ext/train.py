@@ -1,0 +1,364 @@
+"""The training loop behind ``basicsr train``.
+
+It replaces BasicSR's ``train_pipeline``, which ends before total_iter, cannot resume or run distributed on
+CPU, and repeats the same crops every epoch; registries, folder layout and option files stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from basicsr.data import build_dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import dist, logs
+from .base import bare, read_training_state
+from .errors import BadInput, one_line
+from .options import Options
+from .registry import build_model, version
+from .sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, collate, seed_everything
+
+logger = logging.getLogger("basicsr")
+
+
+def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
+    """Run an experiment to its end.
+
+    Returns
+    -------
+    int
+        0, or 128 + the signal that ended it after a save.
+
+    Raises
+    ------
+    BadInput
+        If the options, the data or the weights cannot work; nothing has been written then.
+    """
+    rank, world, seed = options["rank"], options["world_size"], options["manual_seed"]
+    choose_device(options)
+    stages = Stages.from_options(options["datasets"]["train"])
+    train_set, val_sets = _datasets(options)
+    state = _resume_state(options, auto_resume)
+    seed_everything(seed)
+    model = build_model(options)
+    if state is not None:
+        model.resume_training(state)
+    start = int(state["iter"]) if state is not None else 0
+    total = options["train"]["total_iter"]
+    _check_network(model, train_set, stages)
+    if rank == 0:
+        _open_experiment(options, option_file, keep=state is not None)
+    dist.wait()
+    logs.to_file(options, "train")
+    logger.info("%s, torch %s, %s, %d process(es)", version(), torch.__version__, model.device, world)
+    if hasattr(model, "net_g"):
+        model.print_network(model.net_g)
+    logger.info("%d training images, iterations %s..%s", len(train_set), f"{start:,}", f"{total:,}")
+    dataset = options["datasets"]["train"]
+    sampler = StageBatchSampler(
+        len(train_set),
+        stages,
+        total,
+        start=start,
+        samples=model.samples,
+        rank=rank,
+        world=world,
+        seed=seed,
+        shuffle=dataset.get("use_shuffle") is not False,
+    )
+    loader: DataLoader[Any] = DataLoader(
+        train_set,
+        batch_sampler=sampler,
+        num_workers=int(dataset.get("num_worker_per_gpu") or 0),
+        collate_fn=collate,
+        worker_init_fn=_quiet_worker,
+        pin_memory=model.device.type == "cuda",
+    )
+    run = _Run(options, model, val_sets, stages, len(train_set), start)
+    with _signals() as received:
+        for batch in loader:
+            if isinstance(batch, Failure):
+                raise BadInput(batch.message)
+            run.step(batch)
+            if dist.any_rank(bool(received)):
+                number = received[0] if received else signal.SIGTERM
+                run.finish(interrupted=True)
+                return 128 + number
+    run.finish()
+    return 0
+
+
+class _Run:
+    """One experiment under way."""
+
+    def __init__(
+        self, options: Options, model: Any, val_sets: list[Any], stages: Stages, images: int, start: int
+    ) -> None:
+        self.options, self.model, self.val_sets = options, model, val_sets
+        self.stages, self.images, self.iteration = stages, images, start
+        self.start, self.total = start, options["train"]["total_iter"]
+        self.world, self.rank = options["world_size"], options["rank"]
+        self.saved = self.validated = start if start else None
+        self.tensorboard = logs.tensorboard(options)
+        self.bar = tqdm(
+            total=self.total,
+            initial=start,
+            unit="it",
+            disable=None if self.rank == 0 else True,
+            dynamic_ncols=True,
+        )
+        self.clock = time.monotonic()
+        self.clock_at = start
+        self.speed = 0.0
+
+    def step(self, batch: Any) -> None:
+        """One iteration and what is due after it."""
+        self.iteration += 1
+        i, model, every = self.iteration, self.model, self.options["logger"]
+        # Mixup and dropout draw from the global generators: seeded per step, a resumed run draws the same.
+        seed_everything(self.options["manual_seed"], i, self.rank)
+        model.update_learning_rate(i, warmup_iter=int(self.options["train"].get("warmup_iter") or -1))
+        model.feed_data(batch)
+        model.optimize_parameters(i)
+        model.samples += self.stages.at(i)[0] * self.world
+        self.bar.update()
+        if i % every["print_freq"] == 0 or i in (self.start + 1, self.total):
+            self._print()
+        if i % every["save_checkpoint_freq"] == 0:
+            self._save()
+        if self.options.get("val") and i % self.options["val"]["val_freq"] == 0:
+            self._validate()
+
+    def _print(self) -> None:
+        i, log, now = self.iteration, self.model.get_current_log(), time.monotonic()
+        if i > self.clock_at:
+            self.speed = (i - self.clock_at) / max(now - self.clock, 1e-9)
+        if i > self.start + 1:  # the first step also starts the workers; it says nothing about the rest
+            left = f"{self.speed:.3g} it/s, ETA {_duration((self.total - i) / max(self.speed, 1e-9))}"
+        else:
+            left = "first step"
+        self.clock, self.clock_at = now, i
+        rate = self.model.get_current_learning_rate()[0]
+        losses = " ".join(f"{name} {value:.4e}" for name, value in log.items())
+        epoch = self.model.samples // self.images
+        logger.info(
+            "iter %s/%s  epoch %d  lr %.3e  %s  %s", f"{i:,}", f"{self.total:,}", epoch, rate, losses, left
+        )
+        self.bar.set_postfix({k: f"{v:.3e}" for k, v in log.items()} | {"lr": f"{rate:.2e}"}, refresh=False)
+        if self.tensorboard:
+            for name, value in {**log, "lr": rate}.items():
+                self.tensorboard.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, i)
+
+    def _save(self) -> None:
+        if self.saved != self.iteration:
+            self.model.save(self.model.samples // self.images, self.iteration)
+            self.saved = self.iteration
+
+    def _validate(self) -> None:
+        if self.validated == self.iteration or not self.options.get("val"):
+            return
+        for loader in self.val_sets:
+            self.model.validation(loader, self.iteration, self.tensorboard, self.options["val"]["save_img"])
+        self.validated = self.iteration
+        self.clock, self.clock_at = time.monotonic(), self.iteration  # validation is no training time
+
+    def finish(self, *, interrupted: bool = False) -> None:
+        """Save; at the regular end validate too and name the last weights ``net_*_latest.pth``."""
+        self.bar.close()
+        self._save()
+        if interrupted:
+            logger.info(
+                "interrupted: saved at iter %s; --auto_resume goes on from there", f"{self.iteration:,}"
+            )
+        else:
+            self._validate()
+            if self.rank == 0:
+                _link_latest(Path(self.options["path"]["models"]), self.iteration)
+            logger.info("done: %s", self.options["path"]["models"])
+        if self.tensorboard:
+            self.tensorboard.close()
+        dist.wait()
+
+
+def choose_device(options: Options) -> None:
+    """One process drives one device; more GPUs are for torchrun."""
+    asked = options.get("num_gpu", "auto")
+    available = torch.cuda.device_count()
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
+        raise BadInput(f"num_gpu must be 'auto' or a whole number from 0, not {asked!r}")
+    wanted = 1 if asked == "auto" else asked
+    options["num_gpu"] = min(1, available, wanted)
+    if asked != "auto" and wanted > available:
+        logger.warning("num_gpu is %d but there are %d; running on %s", wanted, available, _device(options))
+    elif wanted > 1 and not options["dist"]:
+        logger.warning("num_gpu is %d: one process uses one GPU; start with torchrun to use more", wanted)
+
+
+def _device(options: Options) -> str:
+    return "the GPU" if options["num_gpu"] else "the CPU"
+
+
+def make_dataset(label: str, options: Options) -> Any:
+    """Build a dataset; whatever it objects to becomes one line."""
+    try:
+        return build_dataset(options)
+    except BadInput as error:
+        raise BadInput(f"datasets.{label}: {one_line(error)}") from error
+    except (AssertionError, OSError, KeyError, TypeError, ValueError) as error:
+        what = "the key is missing:" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        raise BadInput(f"datasets.{label} ({options['type']}): {what} {one_line(error)}") from error
+
+
+def _datasets(options: Options) -> tuple[Reproducible, list[Any]]:
+    train_set, val_sets = None, []
+    for label, dataset in options["datasets"].items():
+        built = make_dataset(label, dataset)
+        if len(built) == 0:
+            raise BadInput(f"datasets.{label} holds no images")
+        if dataset["phase"] == "train":
+            train_set = Reproducible(built, f"datasets.{label}")
+        else:
+            val_sets.append(DataLoader(built))
+    assert train_set is not None  # prepare_options sees to it
+    return train_set, val_sets
+
+
+def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
+    """Send one crop through, so that a misfit of network and data shows before anything is written."""
+    sample = train_set[Ticket(0, stages.at(1)[1], (0, 0))]
+    if isinstance(sample, Failure):
+        raise BadInput(sample.message)
+    if (
+        not hasattr(model, "net_g")
+        or not isinstance(sample, dict)
+        or "lq" not in sample
+        or sample["lq"].ndim != 3
+    ):
+        return
+    name = type(bare(model.net_g)).__name__
+    try:
+        with torch.no_grad():
+            output = bare(model.net_g)(sample["lq"][None].to(model.device))
+    except (RuntimeError, ValueError, TypeError) as error:
+        channels = sample["lq"].shape[0]
+        raise BadInput(
+            f"network_g ({name}) does not take the {channels}-channel images of {train_set.label}: "
+            f"{one_line(error)}"
+        ) from error
+    output = output[-1] if isinstance(output, (list, tuple)) else output
+    if "gt" in sample and output.shape[1:] != sample["gt"].shape:
+        raise BadInput(
+            f"network_g ({name}) makes {tuple(output.shape[1:])} of {tuple(sample['lq'].shape)}, "
+            f"but the targets of {train_set.label} are {tuple(sample['gt'].shape)} (channels, height, width)"
+        )
+
+
+def _resume_state(options: Options, auto_resume: bool) -> dict[str, Any] | None:
+    """The newest whole training state, with the options turned to its weights."""
+    path = options["path"]
+    if auto_resume:
+        found = [p for p in Path(path["training_states"]).glob("*.state") if p.stem.isdigit()]
+        candidates = sorted(found, key=lambda p: int(p.stem), reverse=True)
+        models = Path(path["models"])
+    elif path.get("resume_state"):
+        candidates = [Path(path["resume_state"])]
+        models = candidates[0].parent.parent / "models"
+    else:
+        return None
+    for candidate in candidates:
+        try:
+            state = read_training_state(candidate)
+        except BadInput as error:
+            if not auto_resume:
+                raise
+            logger.warning("%s; trying the one before", one_line(error))
+            continue
+        for key in [k for k in options if k.startswith("network_")]:
+            weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
+            path[f"pretrain_{key}"] = str(weights)
+            path[f"param_key_{key.removeprefix('network_')}"] = "params"
+            path[f"strict_load_{key.removeprefix('network_')}"] = True
+        logger.warning("resuming from %s", candidate)
+        return state
+    if candidates:
+        raise BadInput(
+            f"no training state in {path['training_states']} can be read; start without --auto_resume"
+        )
+    return None
+
+
+def _open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
+    root = Path(options["path"]["experiments_root"])
+    if root.exists() and not keep:
+        archived = f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+        root.rename(archived)
+        logger.warning(
+            "%s is there already: kept as %s; --auto_resume would have gone on with it", root, archived
+        )
+    try:
+        for key in ("models", "training_states"):
+            os.makedirs(options["path"][key], exist_ok=True)
+        command = " ".join(sys.argv)
+        text = Path(option_file).read_text(encoding="utf-8")
+        (root / Path(option_file).name).write_text(f"# {time.asctime()}: {command}\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write to {root}: {error.strerror}") from error
+
+
+def _link_latest(models: Path, iteration: int) -> None:
+    """Give the last weights their second name without writing them twice."""
+    for path in models.glob(f"net_*_{iteration}.pth"):
+        latest = path.with_name(path.name.replace(f"_{iteration}.pth", "_latest.pth"))
+        temporary = latest.with_name(f".{latest.name}")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(latest)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a step ends and is saved; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.warning("stopping after this step (again: at once, without saving)")
+
+    previous = {}
+    with suppress(ValueError):  # not in the main thread: leave the signals to whoever has them
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _quiet_worker(_: int) -> None:
+    """The main process decides about Ctrl-C; OpenCV's threads would fight over the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
