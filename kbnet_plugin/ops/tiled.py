@@ -2,6 +2,7 @@
 
 A tile is loaded with its halo into one flat row a channel. Every tap of the kernel is then the same row read
 at another offset, so one tap costs one matrix product and one multiply-add over memory that stays in cache.
+Inputs so small that the number of calls would dominate take all taps in one product instead.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CPU_TILE = 1 << 18
-"""Channels x pixels of a tile: 1 MiB in float32, what a core's cache holds."""
+_CPU_TILE = 1 << 19
+"""Channels x pixels of a tile, 2 MiB in float32: near the caches, and few enough calls when cores are shared."""
 
 _DEVICE_TILE = 1 << 22
 """The same for accelerators, where launches cost more than cache misses."""
+
+_AT_ONCE = 2
+"""Kernels of all pixels may take this many tiles: then one product makes them all."""
 
 
 def unsupported(
@@ -29,6 +33,9 @@ def unsupported(
 def forward(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
 ) -> Tensor:
+    tiles = _tiles(x, kernel_size)
+    if _all_at_once(x, groups, kernel_size, tiles):
+        return _forward_at_once(x, coefficients, weight, bias, groups, kernel_size, tiles[0])
     channels, bases = x.shape[1], coefficients.shape[1]
     per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
     out = torch.empty_like(x)
@@ -37,7 +44,7 @@ def forward(
     offset = bias[0].to(dtype).t()
     work = None
     with torch.autocast(x.device.type, enabled=False):
-        for tile in _tiles(x, kernel_size):
+        for tile in tiles:
             size = tile.size
             source = tile.load(x, dtype, halo=True).view(groups, per_group, 1, -1)
             mix = tile.load(coefficients, dtype)
@@ -63,6 +70,9 @@ def backward(
     kernel_size: int,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
+    tiles = _tiles(x, kernel_size)
+    if _all_at_once(x, groups, kernel_size, tiles):
+        return _backward_at_once(grad, x, coefficients, weight, bias, groups, kernel_size, needs, tiles[0])
     channels, bases = x.shape[1], coefficients.shape[1]
     per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
     # One (C, N) matrix a tap and *output* channel within the group: its rows are the group's input channels,
@@ -77,7 +87,7 @@ def backward(
     db = offset.new_zeros(bases, channels) if needs[3] else None
     work = None
     with torch.autocast(x.device.type, enabled=False):
-        for tile in _tiles(x, kernel_size):
+        for tile in tiles:
             size = tile.size
             upstream = tile.load(grad, dtype)
             mix = tile.load(coefficients, dtype)
@@ -113,6 +123,71 @@ def backward(
     return dx, da, dw, None if db is None else db.view(bias.shape).to(bias.dtype)
 
 
+def _forward_at_once(
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int,
+    tile: _Tile,
+) -> Tensor:
+    channels, dtype = x.shape[1], _accumulator(x)
+    out = torch.empty_like(x)
+    with torch.autocast(x.device.type, enabled=False):
+        patches = tile.neighbours(tile.load(x, dtype, halo=True)).unflatten(0, (groups, 1, -1))
+        mix = tile.load(coefficients, dtype)
+        kernels = torch.mm(weight[0].to(dtype).t(), mix[:, : tile.size])
+        kernels.view(groups, channels // groups, *patches.shape[2:]).mul_(patches)
+        result = torch.mm(bias[0].to(dtype).t(), mix)
+        result[:, : tile.size] += kernels.view(channels, -1, tile.size).sum(1)
+        tile.store(result, out)
+    return out
+
+
+def _backward_at_once(
+    grad: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    kernel_size: int,
+    needs: tuple[bool, bool, bool, bool],
+    tile: _Tile,
+) -> tuple[Tensor | None, ...]:
+    channels, dtype, size = x.shape[1], _accumulator(x), tile.size
+    dx = da = dw = db = None
+    with torch.autocast(x.device.type, enabled=False):
+        upstream, mix = tile.load(grad, dtype), tile.load(coefficients, dtype)
+        outputs = upstream[:, :size].view(groups, channels // groups, 1, 1, 1, size)
+        source, bases = tile.load(x, dtype, halo=True), weight[0].to(dtype)
+        if needs[0]:
+            kernels = torch.mm(bases.t(), mix[:, :size])
+            products = kernels.view(groups, channels // groups, -1, kernel_size, kernel_size, size)
+            terms = products.mul_(outputs).sum(1).view(channels, kernel_size, kernel_size, size)
+            spread = torch.zeros_like(source)
+            for row in range(kernel_size):
+                for column in range(kernel_size):
+                    tile.neighbours(spread)[:, row, column].add_(terms[:, row, column])
+            dx = torch.zeros_like(x)
+            tile.add_halo(spread, dx)
+        if needs[1] or needs[2]:
+            patches = tile.neighbours(source).unflatten(0, (groups, 1, -1))
+            products = source.new_empty(groups, channels // groups, *patches.shape[2:])
+            products = torch.mul(outputs, patches, out=products).view(-1, size)
+            if needs[1]:
+                dmix = torch.mm(bias[0].to(dtype), upstream)
+                dmix[:, :size].addmm_(bases, products)
+                da = torch.empty_like(coefficients)
+                tile.store(dmix, da)
+            if needs[2]:
+                dw = torch.mm(mix[:, :size], products.t()).view(weight.shape).to(weight.dtype)
+        if needs[3]:
+            db = torch.mm(mix, upstream.t()).view(bias.shape).to(bias.dtype)
+    return dx, da, dw, db
+
+
 @dataclass(frozen=True, slots=True)
 class _Tile:
     """A box of pixels, and where they lie in a flat row: images, then rows, each `radius` wider on every side."""
@@ -137,6 +212,11 @@ class _Tile:
         """How far a pixel's neighbours lie behind it in a row loaded with its halo, row-major over the kernel."""
         width, extent = self.shape[2], range(2 * self.radius + 1)
         return (row * width + column for row in extent for column in extent)
+
+    def neighbours(self, flat: Tensor) -> Tensor:
+        """A row loaded with its halo seen through the kernel, (channels, k, k, size): a view, nothing is copied."""
+        k, width = 2 * self.radius + 1, self.shape[2]
+        return flat.as_strided((flat.shape[0], k, k, self.size), (flat.shape[1], width, 1, 1))
 
     def load(self, tensor: Tensor, dtype: torch.dtype, halo: bool = False) -> Tensor:
         """(channels, flat), zero wherever the tile has no pixel."""
@@ -175,25 +255,36 @@ class _Tile:
         return inside, tensor[self.images, :, image[0], image[1]].transpose(0, 1)
 
 
-def _tiles(x: Tensor, kernel_size: int) -> Iterator[_Tile]:
+def _tiles(x: Tensor, kernel_size: int) -> list[_Tile]:
     """Cover `x` with tiles of like size; small images share one."""
     batch, channels, height, width = x.shape
     if x.numel() == 0:
-        return
+        return []
     border = 2 * (kernel_size // 2)
-    pixels = max((_CPU_TILE if x.device.type == "cpu" else _DEVICE_TILE) // channels, 1)
+    pixels = max(_tile_budget(x) // channels, 1)
     columns = _even(width, pixels)
     rows = _even(height, pixels // (columns + border)) if columns == width else 1
     images = _even(batch, pixels // ((height + border) * (width + border))) if rows == height else 1
-    for n in range(0, batch, images):
-        for y in range(0, height, rows):
-            for z in range(0, width, columns):
-                yield _Tile(
-                    slice(n, min(n + images, batch)),
-                    slice(y, min(y + rows, height)),
-                    slice(z, min(z + columns, width)),
-                    kernel_size // 2,
-                )
+    return [
+        _Tile(
+            slice(n, min(n + images, batch)),
+            slice(row, min(row + rows, height)),
+            slice(column, min(column + columns, width)),
+            kernel_size // 2,
+        )
+        for n in range(0, batch, images)
+        for row in range(0, height, rows)
+        for column in range(0, width, columns)
+    ]
+
+
+def _all_at_once(x: Tensor, groups: int, kernel_size: int, tiles: list[_Tile]) -> bool:
+    kernel = x.shape[1] * (x.shape[1] // groups) * kernel_size * kernel_size
+    return len(tiles) == 1 and tiles[0].size * kernel <= _AT_ONCE * _tile_budget(x)
+
+
+def _tile_budget(x: Tensor) -> int:
+    return _CPU_TILE if x.device.type == "cpu" else _DEVICE_TILE
 
 
 def _even(length: int, limit: int) -> int:
