@@ -1,0 +1,265 @@
+"""The `kbnet` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+from . import ops
+from ._files import one_line
+from ._version import __version__
+from .cost import count
+from .images import FORMATS, check_format, read_image, write_image
+from .restore import Restorer, find_device
+from .weights import identify, load_network
+
+GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_EXAMPLES = """\
+examples:
+  kbnet restore noisy.png -o clean.png --model sidd.pth
+  kbnet restore photos/ -o restored/ --model gau_color_25.pth --device cpu
+  kbnet info sidd.pth
+  kbnet train -opt options/kbnet_quickstart.yml
+"""
+_RESTORE_EXAMPLES = """\
+examples:
+  kbnet restore noisy.png -o clean.png --model sidd.pth
+  kbnet restore a.tif b.jpg photos/ -o restored/ --model gau_color_25.pth --overwrite
+
+exit status: 0 all done, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
+"""
+_INFO_EXAMPLES = """\
+examples:
+  kbnet info sidd.pth      what a checkpoint is and what it costs
+  kbnet info               version, devices, backends
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in ("train", "test"):
+            return _delegate(arguments)
+        options = _parser().parse_args(arguments)
+        if options.command == "info":
+            return _info(options.file)
+        return _restore(options)
+    except SystemExit as stop:  # argparse, after --help or an error
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished pictures are kept", INTERRUPTED)
+    except (MemoryError, torch.OutOfMemoryError):
+        return _fail("out of memory; free some, or name another --device", BAD_INPUT)
+    except (ValueError, OSError) as error:
+        return _fail(one_line(error), BAD_INPUT)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"kbnet: {message}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kbnet",
+        description="Restore pictures with KBNet, and train it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kbnet {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    restore = commands.add_parser(
+        "restore",
+        help="restore pictures",
+        description="Restore PNG, JPEG and TIFF pictures; dtype, range, alpha and metadata are kept.",
+        epilog=_RESTORE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    restore.add_argument("inputs", metavar="IN", nargs="+", type=Path, help="a picture, or a folder of them")
+    restore.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        type=Path,
+        help="a file for one picture, otherwise a folder (made if need be)",
+    )
+    restore.add_argument("--model", metavar="FILE", type=Path, help="a checkpoint, .pth or .safetensors")
+    restore.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
+    restore.add_argument("--overwrite", action="store_true", help="replace existing output files")
+
+    info = commands.add_parser(
+        "info",
+        help="what a checkpoint is, or what this machine offers",
+        description="Print what a checkpoint is, or without one what this machine offers.",
+        epilog=_INFO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    info.add_argument("file", metavar="FILE", nargs="?", type=Path)
+
+    # Only for the list of commands: main() hands them on before anything is parsed.
+    commands.add_parser("train", help="train through BasicSR; see kbnet train --help")
+    commands.add_parser("test", help="test through BasicSR; see kbnet test --help")
+    return parser
+
+
+def _delegate(arguments: list[str]) -> int:
+    if importlib.util.find_spec("basicsr") is None or importlib.util.find_spec("basicsr_ext") is None:
+        return _fail(
+            f"{arguments[0]} needs BasicSR, which is not installed: pip install 'kbnet[train]'", BAD_INPUT
+        )
+    return int(importlib.import_module("basicsr_ext.__main__").main(arguments) or 0)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    if options.model is None:
+        raise ValueError(
+            "no weights ship with this version; name a checkpoint: --model FILE (.pth or .safetensors)"
+        )
+    jobs = _jobs(options.inputs, options.output)
+    restorer = Restorer.from_pretrained(options.model, device=options.device)
+    done = kept = failed = 0
+    for number, (source, target) in enumerate(jobs, start=1):
+        label = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
+        if target.exists() and not options.overwrite:
+            print(f"{label}{target} kept: it exists; --overwrite replaces it")
+            kept += 1
+            continue
+        try:
+            _restore_file(restorer, source, target, label)
+            done += 1
+        except (ValueError, OSError) as error:
+            if len(jobs) == 1:
+                raise
+            _fail(one_line(error), SOME_FAILED)
+            failed += 1
+    if len(jobs) > 1:
+        print(f"{done} restored, {kept} kept, {failed} failed")
+    return SOME_FAILED if failed else GOOD
+
+
+def _jobs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+    """Pair every picture with the file that its restored self goes to."""
+    sources = []
+    for path in inputs:
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.is_file() and _is_picture(p))
+            if not found:
+                raise ValueError(f"{path}: no pictures in this folder ({', '.join(FORMATS)})")
+            sources += found
+        elif path.is_file():
+            sources.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    one_file = len(inputs) == 1 and inputs[0].is_file() and bool(output.suffix) and not output.is_dir()
+    if not one_file and not output.is_dir() and (output.exists() or _is_picture(output)):
+        raise ValueError(f"{output}: not a folder, and several pictures need one; name a folder")
+    jobs = [(source, output if one_file else output / source.name) for source in sources]
+    targets: dict[Path, Path] = {}
+    for source, target in jobs:
+        if target.resolve() == source.resolve():
+            raise ValueError(f"{source}: would be replaced by its own result; choose another output")
+        other = targets.setdefault(target, source)
+        if other != source:
+            raise ValueError(f"{other} and {source} would both go to {target}; restore them one by one")
+    if one_file and not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent}: no such folder to write {output.name} to; create it first")
+    if not one_file:
+        output.mkdir(parents=True, exist_ok=True)
+    return jobs
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS and not path.name.startswith(".")
+
+
+def _restore_file(restorer: Restorer, source: Path, target: Path, label: str) -> None:
+    began = time.perf_counter()
+    image, metadata = read_image(source)
+    check_format(target, image.dtype, image.shape)  # before the work, not after it
+    # What takes less than a second needs no bar, and a file that collects the output needs few lines of it.
+    interval = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(desc=f"{label}{source.name}", unit="tile", leave=False, delay=1, mininterval=interval) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            restored = restorer(image, progress)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+    write_image(target, restored, metadata)
+    height, width = image.shape[:2]
+    print(f"{label}{target}  {width} x {height}, {time.perf_counter() - began:.1f} s")
+
+
+def _info(file: Path | None) -> int:
+    if file is None:
+        devices = [name for name in ("cpu", "cuda", "mps") if _is_there(name)]
+        facts = {"torch": torch.__version__, "devices": ", ".join(devices)}
+        facts |= {f"KBA on {name}": _backends(name) for name in devices}
+        return _table(f"kbnet {__version__}", facts)
+    network = load_network(file)
+    variant, arguments = identify(network.state_dict())
+    cost = count(network)
+    takes, gives = Restorer(network, device="cpu").channels
+    parts = {"convolutions": cost.convolution, "KBA": cost.kba, "attention products": cost.attention}
+    return _table(
+        str(file),
+        {
+            "variant": variant.__name__,
+            "arguments": ", ".join(f"{name}={value}" for name, value in arguments.items()),
+            "channels": f"{takes} in, {gives} out",
+            "parameters": f"{cost.parameters:,}",
+            f"MACs, {takes}x256x256, in full": f"{_giga(cost.macs_total)} = "
+            + " + ".join(f"{_giga(macs)} {name}" for name, macs in parts.items() if macs),
+            f"MACs, {takes}x256x256, as published": f"{_giga(cost.macs_published)} (convolutions alone)",
+            "KBA backend": _backends(find_device().type),
+        },
+    )
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.2f} G"
+
+
+def _is_there(device: str) -> bool:
+    try:
+        find_device(device)
+    except ValueError:
+        return False
+    return True
+
+
+def _backends(device: str) -> str:
+    """What "auto" takes for float32 on this device, and what keeps the others from running."""
+    x, a = torch.empty(1, 8, 2, 2, device=device), torch.empty(1, 32, 2, 2, device=device)
+    w, b = torch.empty(1, 32, 8 * 4 * 9, device=device), torch.empty(1, 32, 8, device=device)
+    others = (f"{name}: {reason or 'runs'}" for name, reason in ops.available_backends(device).items())
+    return f"{ops.select_backend(x, a, w, b, groups=2)} on {device} ({'; '.join(others)})"
+
+
+def _table(title: str, facts: dict[str, str]) -> int:
+    width = max(map(len, facts))
+    print(title)
+    for name, value in facts.items():
+        print(f"  {name:<{width}}  {value}")
+    return GOOD
