@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ class Mended:
         net = net.to(self.device)
         if not self.opt.get("dist") or not any(p.requires_grad for p in net.parameters()):
             return net
-        return DistributedDataParallel(
-            net,
-            device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
-            find_unused_parameters=self.opt.get("find_unused_parameters", False),
-            # Validation on one rank must not wait for the others.
-            broadcast_buffers=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers
+            return DistributedDataParallel(
+                net,
+                device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
+                find_unused_parameters=self.opt.get("find_unused_parameters", False),
+                broadcast_buffers=False,  # validation on one rank must not wait for the others
+            )
 
     def print_network(self, net: nn.Module) -> None:
         count = sum(p.numel() for p in net.parameters())

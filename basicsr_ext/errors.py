@@ -14,7 +14,9 @@ def nearest(name: object, known: Iterable[object]) -> str:
     """'; did you mean X?' for the known name closest to `name`, or the known names where none is close."""
     names = sorted(str(k) for k in known)
     folded = {n.lower(): n for n in names}
-    if close := get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5):
+    wanted = str(name).lower()
+    containing = sorted((f for f in folded if wanted in f), key=len)
+    if close := get_close_matches(wanted, folded, n=1, cutoff=0.5) or containing:
         return f"; did you mean {folded[close[0]]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 

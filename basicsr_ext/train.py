@@ -254,7 +254,7 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         channels = sample["lq"].shape[0]
         raise BadInput(
-            f"network_g ({name}) does not take the {channels}-channel images of {train_set.label}: "
+            f"network_g ({name}) cannot take the {channels}-channel images of {train_set.label}: "
             f"{one_line(error)}"
         ) from error
     output = output[-1] if isinstance(output, (list, tuple)) else output
