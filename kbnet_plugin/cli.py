@@ -215,7 +215,8 @@ def _info(file: Path | None) -> int:
     if file is None:
         devices = [name for name in ("cpu", "cuda", "mps") if _is_there(name)]
         facts = {"torch": torch.__version__, "devices": ", ".join(devices)}
-        facts |= {f"KBA on {name}": _backends(name) for name in devices}
+        for name in devices:
+            facts |= _backends(name)
         return _table(f"kbnet {__version__}", facts)
     network = load_network(file)
     variant, arguments = identify(network.state_dict())
@@ -232,8 +233,8 @@ def _info(file: Path | None) -> int:
             f"MACs, {takes}x256x256, in full": f"{_giga(cost.macs_total)} = "
             + " + ".join(f"{_giga(macs)} {name}" for name, macs in parts.items() if macs),
             f"MACs, {takes}x256x256, as published": f"{_giga(cost.macs_published)} (convolutions alone)",
-            "KBA backend": _backends(find_device().type),
-        },
+        }
+        | _backends(find_device().type),
     )
 
 
@@ -249,12 +250,12 @@ def _is_there(device: str) -> bool:
     return True
 
 
-def _backends(device: str) -> str:
+def _backends(device: str) -> dict[str, str]:
     """What "auto" takes for float32 on this device, and what keeps the others from running."""
     x, a = torch.empty(1, 8, 2, 2, device=device), torch.empty(1, 32, 2, 2, device=device)
     w, b = torch.empty(1, 32, 8 * 4 * 9, device=device), torch.empty(1, 32, 8, device=device)
     others = (f"{name}: {reason or 'runs'}" for name, reason in ops.available_backends(device).items())
-    return f"{ops.select_backend(x, a, w, b, groups=2)} on {device} ({'; '.join(others)})"
+    return {f"KBA on {device}": f"{ops.select_backend(x, a, w, b, groups=2)} ({'; '.join(others)})"}
 
 
 def _table(title: str, facts: dict[str, str]) -> int:

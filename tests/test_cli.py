@@ -1,0 +1,286 @@
+"""The `kbnet` command: what it does, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kbnet_plugin
+from kbnet_plugin import Restorer, __version__, cli, save_network
+from kbnet_plugin.cli import main
+from kbnet_plugin.images import read_image, write_image
+
+ROOT = Path(kbnet_plugin.__file__).parents[1]
+
+
+def python(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False, **options
+    )
+
+
+def picture(path, shape=(20, 30, 3), dtype=np.uint8):
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype)
+    write_image(path, array)
+    return array
+
+
+@pytest.fixture
+def run(capsys, checkpoint, monkeypatch, tmp_path):
+    """Run the command beside `checkpoint`; returns status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def one_line(text):
+    return text.startswith("kbnet") and text.count("\n") == 1 and text.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("a.png", (20, 30, 3), np.uint8),
+        ("a.png", (20, 30, 4), np.uint16),
+        ("a.png", (20, 30), np.uint16),
+        ("a.tif", (20, 30, 2), np.uint16),
+        ("a.tiff", (20, 30, 3), np.int16),
+    ],
+)
+def test_a_file_is_restored_to_a_file(run, checkpoint, name, shape, dtype):
+    array = picture(name, shape, dtype)
+    status, out, err = run("restore", name, "-o", f"new-{name}", "--model", checkpoint, "--device", "cpu")
+    assert (status, err) == (0, "")
+    assert f"new-{name}  30 x 20" in out
+    found, _ = read_image(f"new-{name}")
+    assert found.dtype == dtype
+    assert np.array_equal(found, Restorer.from_pretrained(checkpoint, device="cpu")(array))
+
+
+def test_folders_and_files_are_restored_to_a_folder(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("in/b.png", "in/a.jpg", "c.tif"):
+        picture(name)
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / ".hidden.png").touch()
+    status, out, err = run("restore", "in", "c.tif", "-o", "deep/out", "--model", "tiny.pth")
+    assert (status, err) == (0, "")
+    assert sorted(p.name for p in Path("deep/out").iterdir()) == ["a.jpg", "b.png", "c.tif"]
+    assert "[2/3] deep/out/b.png" in out
+    assert out.endswith("3 restored, 0 kept, 0 failed\n")
+
+
+def test_existing_files_are_kept_said_and_counted_unless_overwritten(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    old = picture("out/a.png", (5, 5))
+    for name in ("a.png", "b.png"):
+        picture(name)
+    status, out, _ = run("restore", "a.png", "b.png", "-o", "out", "--model", "tiny.pth")
+    assert status == 0
+    assert "out/a.png kept: it exists; --overwrite replaces it" in out
+    assert out.endswith("1 restored, 1 kept, 0 failed\n")
+    assert np.array_equal(read_image("out/a.png")[0], old)
+    status, out, _ = run("restore", "a.png", "-o", "out/a.png", "--model", "tiny.pth", "--overwrite")
+    assert status == 0
+    assert read_image("out/a.png")[0].shape == (20, 30, 3)
+
+
+def test_a_bad_picture_among_good_ones_is_named_and_the_others_done(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        picture(f"in/{name}.png")
+    content = Path("in/b.png").read_bytes()
+    Path("in/b.png").write_bytes(content[: len(content) // 2])
+    status, out, err = run("restore", "in", "-o", "out", "--model", "tiny.pth")
+    assert status == 1
+    assert one_line(err)
+    assert "in/b.png: damaged or incomplete PNG" in err
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "c.png"]
+    assert out.endswith("2 restored, 0 kept, 1 failed\n")
+
+
+def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
+    save_network(tiny_s(img_channel=1), tmp_path / "gray.pth")
+    picture("a.png")
+    status, _, err = run("restore", "a.png", "-o", "b.png", "--model", "gray.pth")
+    assert status == 2
+    assert err.startswith("kbnet: a.png: the model takes gray pictures, not 3 channels; convert")
+    assert one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "the following arguments are required: COMMAND; see kbnet --help"),
+        ("polish a.png", "invalid choice: 'polish'"),
+        ("restore -o b.png --model tiny.pth", "required: IN"),
+        ("restore a.png --model tiny.pth", "required: -o/--output"),
+        ("restore a.png -o b.png", "no weights ship with this version; name a checkpoint: --model FILE"),
+        ("restore a.png -o b.png --model nowhere.pth", "nowhere.pth: no such file"),
+        ("restore a.png -o b.png --model notes.txt", "notes.txt: unknown kind of checkpoint"),
+        ("restore a.png -o b.png --model half.pth", "half.pth: truncated or not a PyTorch checkpoint"),
+        ("restore a.png -o b.png --model other.pth", "other.pth: weights of neither KBNet_s nor KBNet_l"),
+        ("restore a.png -o b.png --model tiny.pth --device abacus", "device 'abacus' is not available"),
+        ("restore nowhere.png -o b.png --model tiny.pth", "nowhere.png: no such file or folder"),
+        ("restore empty -o out --model tiny.pth", "empty: no pictures in this folder"),
+        ("restore notes.txt -o b.png --model tiny.pth", "notes.txt: unknown image type"),
+        ("restore half.png -o b.png --model tiny.pth", "half.png: damaged or incomplete PNG"),
+        ("restore jpeg.tif -o b.png --model tiny.pth", "jpeg.tif: a JPEG by its content, a TIFF by its name"),
+        ("restore a.png -o b.gif --model tiny.pth", "b.gif: unknown image type"),
+        ("restore a.png -o nowhere/b.png --model tiny.pth", "nowhere: no such folder to write b.png to"),
+        ("restore a.png -o a.png --model tiny.pth --overwrite", "a.png: would be replaced by its own result"),
+        ("restore a.png -o . --model tiny.pth", "a.png: would be replaced by its own result"),
+        ("restore a.png sub/a.png -o out --model tiny.pth", "would both go to out/a.png"),
+        ("restore a.png deep.tif -o b.png --model tiny.pth", "b.png: not a folder, and several pictures"),
+        ("restore sub -o a.png --model tiny.pth", "a.png: not a folder, and several pictures need one"),
+        ("restore deep.tif -o b.jpg --model tiny.pth", "b.jpg: JPEG cannot hold uint16"),
+        ("info nowhere.pth", "nowhere.pth: no such file"),
+        ("info half.pth", "half.pth: truncated"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(run, tmp_path, arguments, named):
+    for folder in ("empty", "sub"):
+        (tmp_path / folder).mkdir()
+    Path("notes.txt").touch()
+    for name in ("a.png", "sub/a.png", "half.png", "jpeg.jpg"):
+        picture(name)
+    picture("deep.tif", dtype=np.uint16)
+    Path("jpeg.jpg").rename("jpeg.tif")
+    for name in ("half.png", "half.pth"):
+        whole = Path(name.replace("half.pth", "tiny.pth")).read_bytes()
+        Path(name).write_bytes(whole[: len(whole) // 2])
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pth")
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    status, out, err = run(*arguments.split())
+    assert status == 2
+    assert out == ""
+    assert one_line(err)
+    assert named in err
+    after = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*") if p.name != "out"}
+    assert after == before
+
+
+def test_info_says_what_a_checkpoint_is_and_costs(run):
+    status, out, err = run("info", "tiny.pth")
+    assert (status, err) == (0, "")
+    for said in (
+        "KBNet_s",
+        "width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1], lightweight=False, ffn_scale=2",
+        "3 in, 3 out",
+        "MACs, 3x256x256, in full",
+        "MACs, 3x256x256, as published",
+        "(convolutions alone)",
+        "KBA on ",
+    ):
+        assert said in out
+
+
+def test_info_without_a_file_says_what_is_here(run):
+    status, out, _ = run("info")
+    assert status == 0
+    for said in (f"kbnet {__version__}", torch.__version__, "cpu", "reference: runs"):
+        assert said in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["restore", "--help"], ["info", "--help"]], ids=lambda a: a[0]
+)
+def test_help_has_examples(run, arguments):
+    status, out, _ = run(*arguments)
+    assert status == 0
+    assert "examples:\n  kbnet " in out
+
+
+def test_version_is_said(run):
+    assert run("--version")[:2] == (0, f"kbnet {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "test"])
+def test_training_without_basicsr_is_one_line(run, monkeypatch, command):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name == "basicsr" else find(name)
+    )
+    status, out, err = run(command, "-opt", "x.yml")
+    assert (status, out) == (2, "")
+    assert err == f"kbnet: {command} needs BasicSR, which is not installed: pip install 'kbnet[train]'\n"
+
+
+def test_training_hands_every_argument_on(run, monkeypatch):
+    seen = []
+
+    class Bridge:
+        @staticmethod
+        def main(argv):
+            seen.append(argv)
+            return 7
+
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"basicsr_ext.__main__": Bridge}[name])
+    assert run("train", "-opt", "x.yml", "--help", "--version")[0] == 7
+    assert seen == [["train", "-opt", "x.yml", "--help", "--version"]]
+
+
+def test_an_interrupt_leaves_no_half_written_file(run, monkeypatch, tmp_path):
+    for name in ("a.png", "b.png"):
+        picture(name)
+
+    def interrupted(path, array, metadata):
+        if path.name == "b.png":
+            monkeypatch.setattr("PIL.Image.Image.save", half)
+        write_image(path, array, metadata)
+
+    def half(_self, file, *_arguments, **_options):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "write_image", interrupted)
+    status, _, err = run("restore", "a.png", "b.png", "-o", "out", "--model", "tiny.pth")
+    assert status == 130
+    assert one_line(err)
+    assert [p.name for p in Path("out").iterdir()] == ["a.png"]
+
+
+def test_ctrl_c_ends_the_process_with_130(checkpoint, tmp_path):
+    picture(tmp_path / "big.png", (4000, 4000, 3))
+    arguments = ["restore", "big.png", "-o", "clean.png", "--model", str(checkpoint), "--device", "cpu"]
+    code = (
+        "import os, signal, sys, threading, kbnet_plugin.cli as cli, kbnet_plugin.restore as restore\n"
+        "plan = restore.plan\n"
+        "def started(*arguments):\n"
+        "    tiles = plan(*arguments)\n"
+        "    if len(tiles) > 20: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return tiles\n"
+        "restore.plan = started\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    ended = python("-c", code, *arguments, cwd=tmp_path)
+    assert ended.returncode == 130
+    assert one_line(ended.stderr)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.png", "tiny.pth"]
+
+
+def test_the_package_is_the_command_too(tmp_path):
+    ended = python("-m", "kbnet_plugin", "--version", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, f"kbnet {__version__}\n")
+
+
+def test_importing_the_package_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys, kbnet_plugin\n"
+        "heavy = {'basicsr', 'basicsr_ext', 'napari', 'torchvision', 'matplotlib', 'PIL', 'cv2', 'skimage'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
+    )
+    ended = python("-c", code, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "[]\n"), ended.stderr
