@@ -194,9 +194,11 @@ def _restore_file(restorer: Restorer, source: Path, target: Path, label: str) ->
     began = time.perf_counter()
     image, metadata = read_image(source)
     check_format(target, image.dtype, image.shape)  # before the work, not after it
-    # What takes less than a second needs no bar, and a file that collects the output needs few lines of it.
-    interval = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(desc=f"{label}{source.name}", unit="tile", leave=False, delay=1, mininterval=interval) as bar:
+    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
+    delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
+    with tqdm(
+        desc=f"{label}{source.name}", unit="tile", leave=False, delay=delay, mininterval=interval
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
