@@ -1,9 +1,10 @@
 # mypy: ignore-errors
-# (Triton's language is not Python's: its types mean nothing to a type checker.)
+# ruff: noqa: N803
+# (Triton's language is not Python's: its types mean nothing to a type checker, and constants are capitals.)
 """Device code of the Triton backend.
 
-Everywhere: x and the gradient are (pixels, C), coefficients (pixels, N), layers (taps, inputs of a group, N, C), where C
-runs over groups, then over a group's outputs. Products of bfloat16 and float16 are summed in float32.
+Everywhere: x and the gradient are (pixels, C), coefficients (pixels, N), layers (taps, inputs of a group, N, C),
+where C runs over groups, then over a group's outputs. Products of bfloat16 and float16 are summed in float32.
 """
 
 from __future__ import annotations
@@ -58,16 +59,7 @@ def _neighbour(q, row, column, exists, height, width, KERNEL: tl.constexpr):
 
 
 @_autotuned(
-    [
-        (128, 64, 4, 2),
-        (128, 64, 8, 3),
-        (128, 32, 4, 3),
-        (64, 64, 4, 3),
-        (64, 128, 8, 2),
-        (64, 32, 4, 3),
-        (32, 64, 4, 2),
-        (32, 32, 2, 3),
-    ],
+    [(128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_C"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -130,15 +122,7 @@ def convolve(
 
 
 @_autotuned(
-    [
-        (128, 64, 4, 2),
-        (128, 64, 8, 3),
-        (128, 32, 4, 3),
-        (64, 64, 4, 3),
-        (64, 128, 8, 2),
-        (64, 32, 4, 3),
-        (32, 64, 4, 2),
-    ],
+    [(128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_C"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -187,9 +171,7 @@ def mix_gradient(
         for q in range(KERNEL * KERNEL):
             shift, inside = _neighbour(q, row, column, exists, height, width, KERNEL)
             for i in tl.static_range(PER_GROUP):
-                layer = tl.load(
-                    layer_at + (q * PER_GROUP + i) * (BASES * CHANNELS), mask=in_layer, other=0.0
-                )
+                layer = tl.load(layer_at + (q * PER_GROUP + i) * (BASES * CHANNELS), mask=in_layer, other=0.0)
                 feature = tl.load(
                     x_at + (shift * CHANNELS + i), mask=inside[:, None] & (g < GROUPS)[None, :], other=0.0
                 )
@@ -203,15 +185,7 @@ def mix_gradient(
 
 
 @_autotuned(
-    [
-        (64, 256, 8, 2),
-        (32, 256, 4, 3),
-        (32, 256, 8, 3),
-        (64, 128, 4, 3),
-        (32, 128, 4, 3),
-        (128, 64, 4, 3),
-        (64, 64, 4, 3),
-    ],
+    [(128, 128, 8, 2), (64, 256, 8, 2), (64, 128, 4, 2), (32, 256, 8, 3), (32, 256, 4, 2), (64, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_Z"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width", "first"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _CPU_TILE = 1 << 19
-"""Channels x pixels of a tile, 2 MiB in float32: near the caches, and few enough calls when cores are shared."""
+"""Channels x pixels of a tile, 2 MiB in float32: fits the caches; smaller ones cost more calls than they save."""
 
 _DEVICE_TILE = 1 << 22
 """The same for accelerators, where launches cost more than cache misses."""
@@ -82,7 +82,7 @@ def backward(
     offset = bias[0].to(dtype)
     dx = torch.zeros_like(x) if needs[0] else None
     da = torch.empty_like(coefficients) if needs[1] else None
-    # Transposed to (N, C) a tap: faster than (C, N), the tile's pixels being the inner dimension of both factors.
+    # Transposed to (N, C) a tap: faster, the tile's pixels being the inner dimension of both factors.
     dlayers = layers.new_zeros(per_group, taps, bases, channels) if needs[2] else None
     db = offset.new_zeros(bases, channels) if needs[3] else None
     work = None
@@ -190,7 +190,7 @@ def _backward_at_once(
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A box of pixels, and where they lie in a flat row: images, then rows, each `radius` wider on every side."""
+    """A box of pixels, and its place in a flat row: images, then rows, each `radius` wider on every side."""
 
     images: slice
     rows: slice
@@ -209,12 +209,12 @@ class _Tile:
         return (count * height - 2 * self.radius) * width - 2 * self.radius
 
     def shifts(self) -> Iterator[int]:
-        """How far a pixel's neighbours lie behind it in a row loaded with its halo, row-major over the kernel."""
+        """How far a pixel's neighbours lie behind it in a row with its halo, row-major over the kernel."""
         width, extent = self.shape[2], range(2 * self.radius + 1)
         return (row * width + column for row in extent for column in extent)
 
     def neighbours(self, flat: Tensor) -> Tensor:
-        """A row loaded with its halo seen through the kernel, (channels, k, k, size): a view, nothing is copied."""
+        """A row with its halo seen through the kernel, (channels, k, k, size): a view, nothing is copied."""
         k, width = 2 * self.radius + 1, self.shape[2]
         return flat.as_strided((flat.shape[0], k, k, self.size), (flat.shape[1], width, 1, 1))
 

@@ -82,9 +82,7 @@ def _convolve(
     out = torch.empty_like(source)
     if out.numel():
         with _on(x.device):
-            convolve[
-                lambda meta: (cdiv(pixels, meta["BLOCK_P"]), cdiv(channels, meta["BLOCK_C"]))
-            ](
+            convolve[lambda meta: (cdiv(pixels, meta["BLOCK_P"]), cdiv(channels, meta["BLOCK_C"]))](
                 source,
                 mix,
                 layers,
@@ -192,7 +190,7 @@ def _interpreted() -> bool:
 
 
 def _precision(x: Tensor) -> str:
-    """How products of float32 run: one TF32 product where torch allows it, else three that keep float32's digits."""
+    """How products of float32 run: as one of TF32 where torch allows it, else as three, to float32's digits."""
     matmul = torch.backends.cuda.matmul
     # torch 2.9 replaced allow_tf32, and refuses to read it once the new name was written.
     new = getattr(matmul, "fp32_precision", None)
