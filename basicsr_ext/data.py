@@ -39,6 +39,7 @@ class ImageDataset(Dataset[Sample]):
         filename_tmpl : name in the other roles for a name in the first, ``"{}"``.
         in_ch : channels to read, 3 (default) or 1.
         gt_size : side of the training crop.
+        pad_small : reflect images that are smaller than the crop up to it, instead of refusing them.
         geometric_augs (or use_hflip, use_rot) : train on a random one of the 8 turns and flips.
         cache_images : keep decoded images in memory (per worker), for small sets.
         phase : 'train' crops and turns; 'val' and 'test' do not.
@@ -132,10 +133,10 @@ class ImageDataset(Dataset[Sample]):
             size = sizes.get(path)
             if size is None:
                 continue
-            if min(size) < crop:
+            if min(size) < crop and not self.opt.get("pad_small"):
                 raise BadInput(
                     f"{path} is {size[1]}x{size[0]} (width x height), smaller than the crop of {crop}; "
-                    "lower gt_size or take the image out"
+                    "lower gt_size, take the image out, or set pad_small: true"
                 )
             for role, other in entry.items():
                 scale = 1 if role == lead else self.scale
@@ -179,7 +180,16 @@ class ImageDataset(Dataset[Sample]):
         small = int(self.opt["gt_size"]) // self.scale
         height, width = (side // self.scale for side in images[lead].shape[:2])
         if min(height, width) < small:
-            raise BadInput(f"an image of {width}x{height} is smaller than the crop of {small}; lower gt_size")
+            if not self.opt.get("pad_small"):
+                raise BadInput(
+                    f"an image of {width}x{height} is smaller than the crop of {small}; lower gt_size"
+                )
+            rows, columns = max(small - height, 0), max(small - width, 0)
+            for role, image in images.items():
+                scale = self.scale if role == lead else 1
+                margins = ((0, rows * scale), (0, columns * scale), (0, 0))
+                images[role] = np.pad(image, margins, "symmetric")
+            height, width = height + rows, width + columns
         top, left = np.random.randint(height - small + 1), np.random.randint(width - small + 1)
         cropped = {}
         for role, image in images.items():

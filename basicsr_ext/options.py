@@ -146,7 +146,11 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
         raise BadInput(f"{source}: datasets has neither a val nor a test set to test on")
     for label, dataset in kept.items():
         for key, value in dataset.items():
-            if value is not None and (key.startswith("dataroot") or key == "meta_info_file"):
+            if not (key.startswith("dataroot") or key == "meta_info_file"):
+                continue
+            if value is None or str(value).lower() == "none":  # as the released files write it
+                dataset[key] = None
+            else:
                 dataset[key] = _existing(str(value), f"{source}: datasets.{label}.{key}", source)
     options["datasets"] = kept
 

@@ -162,6 +162,14 @@ def sliding(image, size):
     return np.lib.stride_tricks.sliding_window_view(image, (size, size), (1, 2)).transpose(1, 2, 0, 3, 4)
 
 
+def test_small_images_are_reflected_when_asked(pairs):
+    dataset = paired(pairs, "train", gt_size=30, pad_small=True)
+    sample = dataset[0]
+    assert sample["gt"].shape == sample["lq"].shape == (3, 30, 30)
+    assert torch.equal(sample["gt"][:, 24:], sample["gt"][:, 18:24].flip(1))
+    assert torch.equal(sample["gt"][..., 20:], sample["gt"][..., 10:20].flip(2))
+
+
 def test_scale_two_crops_the_same_place(tmp_path, picture):
     for role, step in (("gt", 1), ("lq", 2)):
         (tmp_path / role).mkdir()
