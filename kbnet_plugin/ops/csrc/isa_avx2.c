@@ -1,0 +1,18 @@
+#ifdef __AVX2__
+#define ISA avx2
+#define WIDTH 8
+#define PIXELS 4
+#include "vec.h"
+
+static int available(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static const kba_isa table = VEC_ISA("avx2", available);
+const kba_isa *const kba_avx2 = &table;
+#else
+#include "kba.h"
+const kba_isa *const kba_avx2 = NULL;
+#endif

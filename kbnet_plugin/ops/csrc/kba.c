@@ -1,0 +1,416 @@
+/* Drivers: tiles, weights, threads. What is specific to an instruction set is behind kba_isa. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kba.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { OK, NO_ISA, NO_MEMORY };
+enum { MAX_TAPS = 16 * 25 + 3, TILE_PIXELS = 1152, TILE_COLUMNS = 256, ITEMS = 32 };
+enum { SHORT = 512 }; /* sums too short for the errors of split floats to average out */
+
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t round_up(int64_t a, int64_t b) { return divide(a, b) * b; }
+
+/* ---- instruction sets, best first ---- */
+
+static const kba_isa *choose(const char *name)
+{
+    const kba_isa *const all[] = {kba_amx, kba_avx512, kba_avx2, kba_plain};
+    for (int i = 0; i < 4; i++)
+        if (all[i] && (!*name || !strcmp(name, all[i]->name)) && all[i]->available()) return all[i];
+    return NULL;
+}
+
+/* Is `name` there? "" asks for the best; returns its name or NULL. */
+EXPORT const char *kba_choose(const char *name)
+{
+    const kba_isa *isa = choose(name);
+    return isa ? isa->name : NULL;
+}
+
+/* ---- threads ----
+ * torch's own GNU OpenMP team where there is one, since its idle members spin and would fight ours for the cores; plain
+ * threads otherwise, and after a fork, which the team does not survive. */
+
+typedef void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef struct {
+    void (*run)(void *);
+    void *argument;
+} task;
+
+static atomic_int forked;
+static gomp_parallel team;
+static pthread_key_t scratch_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void after_fork(void) { atomic_store(&forked, 1); }
+
+static void initialise(void)
+{
+    team = (gomp_parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    pthread_atfork(NULL, NULL, after_fork);
+    pthread_key_create(&scratch_key, free);
+}
+
+static void *start(void *t)
+{
+    ((task *)t)->run(((task *)t)->argument);
+    return NULL;
+}
+
+static void parallel(void (*run)(void *), void *argument, int64_t threads)
+{
+    if (threads > 1 && team && !atomic_load(&forked)) {
+        team(run, argument, (unsigned)threads, 0);
+        return;
+    }
+    pthread_t others[255];
+    int64_t started = 0;
+    task t = {run, argument};
+    while (started < min(threads - 1, 255) && !pthread_create(&others[started], NULL, start, &t)) started++;
+    run(argument);
+    while (started > 0) pthread_join(others[--started], NULL);
+}
+
+/* A thread keeps its scratch from call to call: fresh pages would cost as much as a small product. */
+static float *scratch(int64_t floats)
+{
+    int64_t *held = pthread_getspecific(scratch_key);
+    if (!held || *held < floats) {
+        free(held);
+        pthread_setspecific(scratch_key, NULL);
+        const size_t bytes = (size_t)round_up(64 + floats * 4, 4096);
+        if (posix_memalign((void **)&held, 64, bytes)) return NULL;
+        memset(held, 0, bytes);
+        *held = (int64_t)(bytes - 64) / 4;
+        pthread_setspecific(scratch_key, held);
+    }
+    return (float *)held + 16;
+}
+
+/* ---- the job ---- */
+
+typedef struct {
+    const kba_call *call;
+    const kba_isa *isa;
+    int what, exact;
+    int taps, slots;                   /* taps without the bias; with it and rounded up to what the product takes */
+    int64_t half, strips, blocks;      /* k / 2; strips of sixteen channels; blocks of 32 bases */
+    int64_t rows, cols, down, across;  /* of a tile in pixels; of an image in tiles */
+    int64_t pitch, pixels, halo;       /* of a strip: pixels from row to row, in all, in all with the margin */
+    int64_t tiles, chunks, splits;     /* tiles in all; items are (chunk of tiles) x (split of the channels) */
+    float *weight, *partial;
+    atomic_llong next;
+    atomic_int failed;
+} job;
+
+typedef struct {
+    int64_t b, y, x, rows, cols;
+} tile;
+
+static tile tile_at(const job *j, int64_t i)
+{
+    tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
+    t.rows = min(j->rows, j->call->height - t.y);
+    t.cols = min(j->cols, j->call->width - t.x);
+    return t;
+}
+
+static void plan_tiles(job *j, int64_t target)
+{
+    const kba_call *c = j->call;
+    j->across = divide(c->width, TILE_COLUMNS);
+    j->cols = divide(c->width, j->across);
+    j->across = divide(c->width, j->cols);
+    j->pitch = j->cols + 2 * j->half;
+    j->rows = min(c->height, max(1, target / j->pitch));
+    j->rows = divide(c->height, divide(c->height, j->rows));
+    j->down = divide(c->height, j->rows);
+    j->tiles = c->batch * j->down * j->across;
+    j->pixels = round_up(j->rows * j->pitch, BLOCK);
+    j->halo = round_up(j->pixels + 2 * j->half * (j->pitch + 1), BLOCK);
+}
+
+static float *weight_of(const job *j, int64_t strip, int64_t block)
+{
+    return j->weight + (size_t)(strip * j->blocks + block) * j->slots * BASES * LANES;
+}
+
+/* Weights of one strip and block as w[tap][base][lane], then as the product wants them. */
+static void pack(job *j, int64_t strip, int64_t block)
+{
+    const kba_call *c = j->call;
+    const int64_t size = c->dtype == FLOAT32 ? 4 : 2, kk = c->kernel * c->kernel, first = strip * LANES;
+    const int count = (int)min(LANES, c->channels - first);
+    const int input = j->what == GRAD_INPUT;
+    float *to = weight_of(j, strip, block), *w = to;
+    float *temporary = NULL;
+    if (j->what == GRAD_COEFFICIENTS) {
+        temporary = scratch((int64_t)j->slots * BASES * LANES);
+        if (!temporary) {
+            atomic_store(&j->failed, 1);
+            return;
+        }
+        w = temporary;
+    }
+    int64_t offset[LANES], lane[LANES], step[MAX_TAPS];
+    for (int l = 0; l < LANES; l++) {
+        const int64_t leader = first + l / c->group * c->group;
+        lane[l] = l;
+        offset[l] = input ? leader * c->group * kk + l % c->group * kk : (first + l) * c->group * kk;
+    }
+    for (int t = 0; t < j->taps; t++) step[t] = input ? t / kk * c->group * kk + kk - 1 - t % kk : t;
+    for (int n = 0; n < BASES; n++) {
+        const int64_t base = block * BASES + n;
+        const int lanes = base < c->bases ? count : 0;
+        const char *row = c->weight + base * c->channels * c->group * kk * size;
+        const char *bias = c->bias + (base * c->channels + first) * size;
+        for (int t = 0; t < j->slots; t++) {
+            float *o = w + ((size_t)t * BASES + n) * LANES;
+            if (t < j->taps)
+                j->isa->gather(o, row + step[t] * size, offset, lanes, c->dtype);
+            else
+                j->isa->gather(o, bias, lane, t == j->taps ? lanes : 0, c->dtype);
+        }
+    }
+    if (temporary)
+        j->isa->pack_transposed(to, temporary, j->slots, j->exact);
+    else if (j->isa->pack_weight)
+        j->isa->pack_weight(to, j->slots, j->exact);
+}
+
+static void pack_all(void *argument)
+{
+    job *j = argument;
+    for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->strips * j->blocks;) pack(j, i / j->blocks, i % j->blocks);
+}
+
+typedef struct { /* a thread's buffers */
+    float *a, *packed, *base, *members, *d, *sum, *ones, *scratch;
+    const float *x[MAX_TAPS];
+    int64_t shift[MAX_TAPS];
+} room;
+
+static int64_t furnish(const job *j, room *r, float *memory)
+{
+    const kba_call *c = j->call;
+    int64_t used = 0;
+#define TAKE(field, floats) (r->field = memory + used, used += round_up(floats, 16))
+    TAKE(a, j->blocks * j->halo * BASES);
+    TAKE(packed, j->blocks * j->halo * BASES);
+    TAKE(base, j->halo * LANES);
+    TAKE(members, c->group > 1 ? c->group * j->halo * LANES : 0);
+    TAKE(d, j->pixels * LANES);
+    TAKE(sum, j->blocks * j->pixels * BASES);
+    TAKE(ones, j->pixels * LANES);
+    TAKE(scratch, SCRATCH);
+#undef TAKE
+    return used;
+}
+
+static void settle(const job *j, room *r)
+{
+    const kba_call *c = j->call;
+    const int64_t kk = c->kernel * c->kernel;
+    for (int t = 0; t < j->slots; t++) {
+        const int64_t q = t % kk;
+        r->shift[t] = q / c->kernel * j->pitch + q % c->kernel;
+        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + t / kk * j->halo * LANES : r->base) + r->shift[t] * LANES
+                              : r->ones;
+    }
+    for (int64_t i = 0; i < j->pixels * LANES; i++) r->ones[i] = 1;
+}
+
+static kba_view view_of(const job *j, const kba_map *map, const tile *t, int64_t margin, int64_t first, int64_t channels)
+{
+    const kba_call *c = j->call;
+    return (kba_view){map, c->dtype, channels, c->height, c->width, t->b, first, t->y - margin, t->x - margin,
+                      t->rows + 2 * margin, t->cols + 2 * margin, j->pitch, margin ? j->halo : j->pixels};
+}
+
+static const float *load_coefficients(const job *j, const room *r, const tile *t, int64_t margin,
+                                      void (*pack)(void *, const float *, int64_t, int))
+{
+    for (int64_t n = 0; n < j->blocks; n++) {
+        const int64_t at = n * j->halo * BASES;
+        for (int s = 0; s < 2; s++) {
+            const int64_t first = min(n * BASES + s * LANES, j->call->bases);
+            const kba_view v = view_of(j, &j->call->a, t, margin, first, j->call->bases);
+            j->isa->load(r->a + at + s * LANES, BASES, &v);
+        }
+        if (pack) pack(r->packed + at, r->a + at, margin ? j->halo : j->pixels, j->exact);
+    }
+    return pack ? r->packed : r->a;
+}
+
+/* The strip and, for each member of a group, a copy that has this member's value in all lanes of its group. */
+static void load_members(const job *j, const room *r, const kba_map *map, const tile *t, int64_t strip)
+{
+    const kba_call *c = j->call;
+    const kba_view v = view_of(j, map, t, j->half, strip * LANES, c->channels);
+    j->isa->load(r->base, LANES, &v);
+    for (int m = 0; c->group > 1 && m < c->group; m++)
+        j->isa->spread(r->members + m * j->halo * LANES, r->base, j->halo, (int)c->group, m);
+}
+
+static void load_centre(const job *j, const room *r, const tile *t, int64_t strip)
+{
+    const kba_view v = view_of(j, &j->call->d, t, 0, strip * LANES, j->call->channels);
+    j->isa->load(r->d, LANES, &v);
+}
+
+/* Forward, and the gradient of x, which is the same sum with the weights turned round and shifted coefficients. */
+static void run_conv(const job *j, const room *r, const tile *t, int64_t from, int64_t to)
+{
+    const kba_call *c = j->call;
+    const int input = j->what == GRAD_INPUT;
+    const float *a = load_coefficients(j, r, t, input ? j->half : 0, j->isa->pack_rows);
+    for (int64_t s = from; s < to; s++) {
+        load_members(j, r, input ? &c->d : &c->x, t, s);
+        memset(r->sum, 0, (size_t)j->pixels * LANES * sizeof(float));
+        for (int64_t n = 0; n < j->blocks; n++)
+            j->isa->conv(r->sum, a + n * j->halo * BASES, weight_of(j, s, n), r->x, input ? r->shift : NULL, j->slots,
+                         j->pixels, (int)min(BASES, c->bases - n * BASES), j->exact, r->scratch);
+        const kba_view v = view_of(j, &c->out, t, 0, s * LANES, c->channels);
+        j->isa->store(r->sum, LANES, &v);
+    }
+}
+
+static void run_coefficients(const job *j, const room *r, const tile *t)
+{
+    const kba_call *c = j->call;
+    memset(r->sum, 0, (size_t)j->blocks * j->pixels * BASES * sizeof(float));
+    for (int64_t s = 0; s < j->strips; s++) {
+        load_members(j, r, &c->x, t, s);
+        load_centre(j, r, t, s);
+        for (int64_t n = 0; n < j->blocks; n++)
+            j->isa->grad_coefficients(r->sum + n * j->pixels * BASES, r->d, weight_of(j, s, n), r->x, j->slots, j->pixels,
+                                      j->exact, r->scratch);
+    }
+    for (int64_t first = 0; first < c->bases; first += LANES) {
+        const kba_view v = view_of(j, &c->out, t, 0, first, c->bases);
+        j->isa->store(r->sum + first / BASES * j->pixels * BASES + first % BASES, BASES, &v);
+    }
+}
+
+static float *partial_of(const job *j, int64_t chunk, int64_t strip, int64_t block)
+{
+    return j->partial + (size_t)((chunk * j->strips + strip) * j->blocks + block) * j->slots * BASES * LANES;
+}
+
+static void run_weight(const job *j, const room *r, const tile *t, int64_t chunk, int64_t from, int64_t to)
+{
+    const float *a = load_coefficients(j, r, t, 0, j->isa->pack_columns);
+    for (int64_t s = from; s < to; s++) {
+        load_members(j, r, &j->call->x, t, s);
+        load_centre(j, r, t, s);
+        for (int64_t n = 0; n < j->blocks; n++)
+            j->isa->grad_weight(partial_of(j, chunk, s, n), r->d, a + n * j->halo * BASES, r->x, j->slots, j->pixels,
+                                j->exact, r->scratch);
+    }
+}
+
+static void run_items(void *argument)
+{
+    job *j = argument;
+    room r;
+    float *memory = scratch(furnish(j, &r, NULL));
+    if (!memory) {
+        atomic_store(&j->failed, 1);
+        return;
+    }
+    furnish(j, &r, memory);
+    settle(j, &r);
+    if (j->isa->enter) j->isa->enter();
+    for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->chunks * j->splits;) {
+        const int64_t chunk = i / j->splits, split = i % j->splits;
+        const int64_t from = j->strips * split / j->splits, to = j->strips * (split + 1) / j->splits;
+        if (j->what == GRAD_WEIGHT)
+            memset(partial_of(j, chunk, from, 0), 0, (size_t)(partial_of(j, chunk, to, 0) - partial_of(j, chunk, from, 0)) * 4);
+        for (int64_t k = j->tiles * chunk / j->chunks; k < j->tiles * (chunk + 1) / j->chunks; k++) {
+            const tile t = tile_at(j, k);
+            if (j->what == GRAD_WEIGHT)
+                run_weight(j, &r, &t, chunk, from, to);
+            else if (j->what == GRAD_COEFFICIENTS)
+                run_coefficients(j, &r, &t);
+            else
+                run_conv(j, &r, &t, from, to);
+        }
+    }
+    if (j->isa->leave) j->isa->leave();
+}
+
+/* The chunks' sums in their order, so that neither threads nor chance change the result. */
+static void reduce_all(void *argument)
+{
+    job *j = argument;
+    const kba_call *c = j->call;
+    const int64_t kk = c->kernel * c->kernel;
+    for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->strips * j->blocks;) {
+        const int64_t strip = i / j->blocks, block = i % j->blocks, first = strip * LANES;
+        const int64_t size = (int64_t)j->slots * BASES * LANES;
+        float *sum = partial_of(j, 0, strip, block);
+        for (int64_t k = 1; k < j->chunks; k++) {
+            const float *more = partial_of(j, k, strip, block);
+            for (int64_t l = 0; l < size; l++) sum[l] += more[l];
+        }
+        for (int64_t n = 0; n < min(BASES, c->bases - block * BASES); n++)
+            for (int64_t l = 0; l < min(LANES, c->channels - first); l++) {
+                const int64_t row = (block * BASES + n) * c->channels + first + l;
+                for (int t = 0; t < j->taps; t++)
+                    c->dweight[row * c->group * kk + t] = sum[((size_t)t * BASES + n) * LANES + l];
+                c->dbias[row] = sum[((size_t)j->taps * BASES + n) * LANES + l];
+            }
+    }
+}
+
+static int run_phase(job *j, void (*phase)(void *), int64_t items)
+{
+    atomic_store(&j->next, 0);
+    parallel(phase, j, min(j->call->threads, items));
+    return atomic_load(&j->failed);
+}
+
+EXPORT int kba_run(const kba_call *c, int what, const char *name)
+{
+    pthread_once(&once, initialise);
+    job j = {.call = c, .isa = choose(name), .what = what, .exact = c->dtype == FLOAT32};
+    if (!j.isa) return NO_ISA;
+    j.half = c->kernel / 2;
+    j.taps = (int)(c->group * c->kernel * c->kernel);
+    const int64_t all = c->batch * c->height * c->width;
+    const int64_t terms = what == GRAD_WEIGHT ? all : j.taps * (what == GRAD_COEFFICIENTS ? c->channels : c->bases);
+    if (j.exact && j.isa == kba_amx && terms < SHORT) j.isa = kba_avx512;
+    j.strips = divide(c->channels, LANES);
+    j.blocks = divide(c->bases, BASES);
+    j.slots = what == GRAD_INPUT ? j.taps : what == FORWARD ? j.taps + 1 : (int)round_up(j.taps + 1, what == GRAD_WEIGHT ? 3 : 2);
+
+    /* Enough items for the threads; those of the weight's gradient, whose sums follow them, depend on the shape alone. */
+    const int64_t wanted = what == GRAD_WEIGHT ? ITEMS : 4 * c->threads;
+    const int64_t least = what == GRAD_COEFFICIENTS || what == GRAD_WEIGHT ? 256 : 512;
+    plan_tiles(&j, min(TILE_PIXELS, max(least, all / wanted)));
+    j.chunks = j.tiles;
+    if (what == GRAD_WEIGHT) j.chunks = min(ITEMS, j.tiles);
+    j.splits = what == GRAD_COEFFICIENTS ? 1 : min(j.strips, divide(wanted, j.chunks));
+
+    const size_t block = (size_t)j.strips * j.blocks * j.slots * BASES * LANES * sizeof(float);
+    int failed = 0;
+    if (what == GRAD_WEIGHT) {
+        if (posix_memalign((void **)&j.partial, 64, block * j.chunks)) return NO_MEMORY;
+    } else {
+        if (posix_memalign((void **)&j.weight, 64, block)) return NO_MEMORY;
+        failed = run_phase(&j, pack_all, j.strips * j.blocks);
+    }
+    if (!failed) failed = run_phase(&j, run_items, j.chunks * j.splits);
+    if (!failed && what == GRAD_WEIGHT) failed = run_phase(&j, reduce_all, j.strips * j.blocks);
+    free(j.weight);
+    free(j.partial);
+    return failed ? NO_MEMORY : OK;
+}

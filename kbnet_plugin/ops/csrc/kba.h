@@ -1,0 +1,75 @@
+/* Kernel basis attention on the CPU: what the drivers (kba.c) and the instruction sets (isa_*.c) share.
+ *
+ * Everything is computed on tiles of pixels, sixteen channels at a time. A tile of R x S pixels is kept as a *strip*:
+ * rows of `pitch` = S + k - 1 pixels, sixteen floats a pixel, so that a kernel tap is one constant offset and a block of
+ * neighbouring pixels may run over the end of a row (what it computes in the k - 1 columns between rows is dropped).
+ *
+ * A tap is one (member of the group, kernel position) pair; the bias is one more tap, whose input is one everywhere.
+ */
+#ifndef KBA_H
+#define KBA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { LANES = 16, BASES = 32, BLOCK = 32 }; /* channels of a strip, bases of a block, pixels a strip is rounded to */
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+enum { FORWARD, GRAD_INPUT, GRAD_COEFFICIENTS, GRAD_WEIGHT };
+
+typedef struct { /* a (batch, channel, row, column) tensor; strides in elements */
+    char *data;
+    int64_t b, c, y, x;
+} kba_map;
+
+typedef struct {
+    int64_t batch, channels, height, width, bases, group, kernel;
+    int64_t dtype, threads;
+    kba_map x, a, d, out;
+    const char *weight, *bias; /* contiguous (bases, channels * group * kernel^2) and (bases, channels) */
+    float *dweight, *dbias;
+} kba_call;
+
+typedef struct { /* sixteen channels of a rectangle of a map */
+    const kba_map *map;
+    int64_t dtype, channels, height, width;
+    int64_t b, c, y, x; /* first channel, row and column; rows and columns may lie outside of the map */
+    int64_t rows, cols, pitch, total;
+} kba_view;
+
+typedef struct {
+    const char *name;
+    int (*available)(void);
+    void (*enter)(void); /* around a thread's share of the work */
+    void (*leave)(void);
+
+    /* Strip <- map (zero outside of it and up to `total` pixels) and map <- strip; `stride` floats from pixel to pixel. */
+    void (*load)(float *strip, int stride, const kba_view *view);
+    void (*store)(const float *strip, int stride, const kba_view *view);
+    /* out[p][l] = in[p][l / group * group + member] */
+    void (*spread)(float *out, const float *in, int64_t pixels, int group, int member);
+    /* out[l] = in[offset[l]], lanes beyond `count` zero */
+    void (*gather)(float *out, const char *in, const int64_t *offset, int count, int64_t dtype);
+
+    /* Operands of the products below from floats; `exact` asks for float32, else bfloat16 will do. NULL: floats serve. */
+    void (*pack_rows)(void *out, const float *a, int64_t pixels, int exact);    /* a[pixel][base] for conv */
+    void (*pack_columns)(void *out, const float *a, int64_t pixels, int exact); /* the same for grad_weight */
+    void (*pack_weight)(float *w, int taps, int exact);                         /* w[tap][base][lane] for conv, in place */
+    void (*pack_transposed)(void *out, const float *w, int taps, int exact);    /* the same for grad_coefficients */
+
+    /* acc[p][l] += sum_t (sum_n a[p + shift[t]][n] w[t][n][l]) x[t][p][l]; shift may be NULL (all zero) */
+    void (*conv)(float *acc, const void *a, const void *w, const float *const *x, const int64_t *shift, int taps,
+                 int64_t pixels, int bases, int exact, float *scratch);
+    /* da[p][n] += sum_t sum_l d[p][l] x[t][p][l] w[t][n][l]; taps is even */
+    void (*grad_coefficients)(float *da, const float *d, const void *w, const float *const *x, int taps, int64_t pixels,
+                              int exact, float *scratch);
+    /* dw[t][n][l] += sum_p a[p][n] d[p][l] x[t][p][l]; taps is a multiple of three */
+    void (*grad_weight)(float *dw, const float *d, const void *a, const float *const *x, int taps, int64_t pixels,
+                        int exact, float *scratch);
+} kba_isa;
+
+enum { SCRATCH = 5120 }; /* floats a product may use as scratch */
+
+/* NULL where the compiler or the processor family has no such instructions. */
+extern const kba_isa *const kba_amx, *const kba_avx512, *const kba_avx2, *const kba_plain;
+
+#endif

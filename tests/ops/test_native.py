@@ -1,0 +1,240 @@
+"""The native backend against the equation in float64, with every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from kbnet_plugin.ops import native, reference
+
+REASON = "the native library is not built (python setup.py build_ext --inplace)"
+built = pytest.mark.skipif(not native.available_isas(), reason=REASON)
+ISAS = native.available_isas() or ("plain",)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+ALL = (True, True, True, True)
+
+SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
+    (2, 64, 4, 3, 32, 16, 18),
+    (1, 32, 4, 3, 32, 5, 300),  # wider than a tile
+    (1, 16, 4, 3, 32, 70, 40),  # higher than a tile
+    (1, 4, 4, 3, 32, 5, 7),
+    (2, 48, 2, 3, 32, 17, 9),
+    (1, 12, 1, 3, 7, 1, 1),
+    (1, 40, 8, 5, 48, 9, 11),
+    (1, 1024, 2, 1, 64, 3, 3),
+    (1, 512, 4, 3, 32, 4, 4),
+    (1, 32, 16, 3, 1, 4, 5),
+    (1, 16, 1, 1, 32, 20, 20),
+    (3, 20, 4, 5, 33, 2, 31),
+    (2, 8, 2, 5, 32, 1, 6),
+    (1, 6, 2, 3, 16, 23, 1),
+]
+
+
+def case(batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32, seed=0):
+    """x, coefficients, weight, bias, the output's gradient; groups and kernel size."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = (
+        (batch, channels, height, width),
+        (batch, bases, height, width),
+        (1, bases, channels * per_group * kernel**2),
+        (1, bases, channels),
+        (batch, channels, height, width),
+    )
+    tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+    return tensors, (channels // per_group, kernel)
+
+
+def run(tensors, sizes, needs=ALL):
+    *inputs, grad = tensors
+    return [native.forward(*inputs, *sizes), *native.backward(grad, *inputs, *sizes, needs)]
+
+
+def expected(tensors, sizes):
+    *inputs, grad = (t.double() for t in tensors)
+    return [reference.forward(*inputs, *sizes), *reference.backward(grad, *inputs, *sizes, ALL)]
+
+
+def assert_near(found, wanted, dtype):
+    for name, f, w in zip(("out", "dx", "da", "dw", "db"), found, wanted, strict=True):
+        assert f.dtype == dtype
+        assert f.shape == w.shape
+        assert torch.isfinite(f).all(), name
+        error = ((f.double() - w).abs().max() / w.abs().max()).item()
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("KBNET_KBA_ISA", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@built
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_the_equation(isa, shape):
+    for dtype in TOLERANCE:
+        tensors, sizes = case(*shape, dtype=dtype)
+        wanted = expected(tensors, sizes)
+        assert_near(run(tensors, sizes), wanted, dtype)
+        last = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+        assert_near(run(last, sizes), wanted, dtype)
+
+
+@built
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_takes_any_strides(isa, dtype):
+    tensors, sizes = case(2, 24, 4, 3, 32, 9, 10, dtype=dtype)
+    wanted = expected(tensors, sizes)
+    x, a, w, b, grad = tensors
+    strided = [
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([a, a], 1)[:, 32:],
+        w.expand(2, -1, -1)[1:],
+        torch.stack([b, b], -1)[..., 0],
+        torch.stack([grad, grad], -1)[..., 1],
+    ]
+    assert_near(run(strided, sizes), wanted, dtype)
+
+
+@built
+def test_takes_an_expanded_gradient(isa):
+    tensors, sizes = case(1, 16, 4, 3, 32, 8, 8)
+    tensors[4] = torch.ones(()).expand_as(tensors[4])
+    assert_near(run(tensors, sizes), expected(tensors, sizes), torch.float32)
+
+
+@built
+def test_computes_only_what_is_needed(isa):
+    tensors, sizes = case(1, 16, 4, 3, 32, 6, 7)
+    full = run(tensors, sizes)[1:]
+    for needs in itertools.product((False, True), repeat=4):
+        for gradient, one, needed in zip(run(tensors, sizes, needs)[1:], full, needs, strict=True):
+            assert (gradient is None) is not needed
+            assert gradient is None or torch.equal(gradient, one)
+
+
+@built
+@pytest.mark.parametrize("shape", [(2, 48, 4, 3, 32, 33, 50), (1, 64, 2, 3, 40, 20, 20)], ids=str)
+def test_threads_and_repetition_change_no_bit(isa, threads, shape):
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors, sizes = case(*shape, dtype=dtype)
+        threads(1)
+        alone = run(tensors, sizes)
+        for count in (1, 2, 3):
+            threads(count)
+            assert all(torch.equal(f, g) for f, g in zip(run(tensors, sizes), alone, strict=True))
+
+
+@built
+@pytest.mark.parametrize("last", [False, True])
+def test_output_has_the_memory_format_of_x(isa, last):
+    (x, a, w, b, grad), sizes = case(2, 8, 4, 3, 32, 5, 6)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    out, dx, *_ = run((x, a, w, b, grad), sizes)
+    assert out.stride() == dx.stride() == x.stride()
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("huge", [0, 1, 2, 4], ids=["x", "coefficients", "weight", "gradient"])
+def test_large_finite_inputs_stay_finite(isa, huge, dtype):
+    tensors, sizes = case(1, 16, 4, 3, 32, 12, 12, dtype=dtype)
+    small = [t * 1e-4 for t in tensors]
+    small[huge] = tensors[huge] / tensors[huge].abs().max() * torch.finfo(dtype).max
+    assert_near(run(small, sizes), expected(small, sizes), dtype)
+
+
+@built
+def test_infinity_and_nan_are_not_hidden(isa):
+    (x, a, w, b, _), sizes = case(1, 16, 4, 3, 32, 12, 12)
+    for value in (float("inf"), float("nan")):
+        for tensor in (x, a, w, b):
+            kept = tensor.flatten()[5].clone()
+            tensor.flatten()[5] = value
+            assert not native.forward(x, a, w, b, *sizes).isfinite().all()
+            tensor.flatten()[5] = kept
+
+
+@built
+@pytest.mark.parametrize(("batch", "height", "width"), [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+def test_nothing_in_nothing_out(isa, batch, height, width):
+    tensors, sizes = case(batch, 8, 4, 3, 32, height, width)
+    out, dx, da, dw, db = run(tensors, sizes)
+    assert (out.shape, dx.shape, da.shape) == (tensors[0].shape, tensors[0].shape, tensors[1].shape)
+    assert not dw.any()
+    assert not db.any()
+
+
+@built
+def test_unknown_instruction_set_is_an_error(monkeypatch):
+    monkeypatch.setenv("KBNET_KBA_ISA", "mmx")
+    tensors, sizes = case(1, 8, 4, 3, 32, 4, 4)
+    with pytest.raises(ValueError, match=r"KBNET_KBA_ISA='mmx' is not available here; choose from .*plain"):
+        native.forward(*tensors[:4], *sizes)
+
+
+@built
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 6, 3, 3, 8, 4, 4), torch.float32, "channels a group"),
+        ((1, 8, 4, 7, 8, 4, 4), torch.float32, "kernel of 1, 3 or 5"),
+        ((1, 8, 4, 3, 8, 4, 4), torch.float64, "float32, bfloat16 or float16"),
+    ],
+)
+def test_says_what_it_cannot_do(shape, dtype, reason):
+    tensors, sizes = case(*shape, dtype=dtype)
+    assert reason in native.unsupported(*tensors[:4], *sizes)
+
+
+@built
+def test_survives_a_fork():
+    script = """
+        import os, torch
+        from kbnet_plugin.ops import native
+        torch.set_num_threads(2)
+        g = torch.Generator().manual_seed(0)
+        shapes = ((1, 64, 40, 40), (1, 32, 40, 40), (1, 32, 64 * 36), (1, 32, 64))
+        t = [torch.randn(s, generator=g) for s in shapes]
+        before = native.forward(*t, 16, 3)
+        child = os.fork()
+        if child == 0:
+            same = (before.numpy() == native.forward(*t, 16, 3).numpy()).all()  # torch itself would hang here
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(before, native.forward(*t, 16, 3))
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    subprocess.run(command, cwd=root, check=True, timeout=120)
+
+
+def test_missing_library_is_said_once(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_kba_native.so")
+    native._library.cache_clear()
+    tensors, sizes = case(1, 8, 4, 3, 32, 4, 4)
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                assert "not built" in native.unsupported(*tensors[:4], *sizes)
+        assert native.available_isas() == ()
+        assert len(caplog.records) == 1
+        assert "'tiled' backend serves" in caplog.text
+    finally:
+        native._library.cache_clear()
