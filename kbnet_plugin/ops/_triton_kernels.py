@@ -3,7 +3,7 @@
 # (Triton's language is not Python's: its types mean nothing to a type checker, and constants are capitals.)
 """Device code of the Triton backend.
 
-Everywhere x and the gradient are (pixels, C), coefficients (pixels, N), layers (taps, inputs of a group, N, C);
+Everywhere x and the gradient are (pixels, C), coefficients (pixels, N), layers (taps, inputs of group, N, C);
 C runs over groups, then over a group's outputs. Products of bfloat16 and float16 are summed in float32.
 """
 

@@ -190,7 +190,7 @@ def _interpreted() -> bool:
 
 
 def _precision(x: Tensor) -> str:
-    """How float32 is multiplied: as TF32 where torch allows it, else as three such products, to all digits."""
+    """How float32 is multiplied: as TF32 where torch allows it, else as three products, to all digits."""
     matmul = torch.backends.cuda.matmul
     # torch 2.9 replaced allow_tf32, and refuses to read it once the new name was written.
     new = getattr(matmul, "fp32_precision", None)
