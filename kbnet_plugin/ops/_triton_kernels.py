@@ -38,13 +38,6 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _product_type(x):
-    """Type in which products of gradients and features are multiplied on: float16 would overflow."""
-    element: tl.constexpr = x.dtype.element_ty
-    return tl.float32 if element == tl.float16 else element
-
-
-@triton.jit
 def _place(p, pixels, height, width):
     """Row and column of flat pixels, and which of them exist."""
     return p // width % height, p % width, p < pixels
@@ -147,7 +140,8 @@ def mix_gradient(
     """partial[s] = sum over taps of (grad * x) @ layers^T, over every s-th block of channels."""
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     BLOCK_G: tl.constexpr = BLOCK_C // PER_GROUP
-    PRODUCT: tl.constexpr = _product_type(x)
+    # Products of gradients and features outgrow float16.
+    PRODUCT: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.float16 else x.dtype.element_ty
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     row, column, exists = _place(p, pixels, height, width)
     n = tl.arange(0, BLOCK_N)
@@ -214,7 +208,8 @@ def basis_gradient(
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     BLOCK_C: tl.constexpr = BLOCK_Z // PER_GROUP
     BLOCK_G: tl.constexpr = BLOCK_C // PER_GROUP
-    PRODUCT: tl.constexpr = _product_type(x)
+    # Products of gradients and features outgrow float16.
+    PRODUCT: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.float16 else x.dtype.element_ty
     q = first + tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
