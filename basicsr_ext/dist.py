@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,8 @@ def start(launcher: str) -> tuple[int, int]:
         if local >= torch.cuda.device_count():
             raise BadInput(f"{torch.cuda.device_count()} GPUs but process {local}: lower --nproc_per_node")
         torch.cuda.set_device(local)
+    # DDP copies such gradients; it costs little, and the user cannot change it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     try:
         dist.init_process_group("nccl" if cuda else "gloo")
     except (dist.DistError, RuntimeError, ValueError) as error:

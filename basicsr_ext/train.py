@@ -353,9 +353,11 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _quiet_worker(_: int) -> None:
-    """The main process decides about Ctrl-C; OpenCV's threads would fight over the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """The main process decides about signals to the group, and workers end with it; OpenCV's threads would
+    fight over the cores.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

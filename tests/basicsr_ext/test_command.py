@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ def test_two_ranks_train_like_one_process_with_the_doubled_batch(pairs, options,
     torchrun += ["--rdzv_endpoint=localhost:0", "-m", "basicsr_ext"]
     done = run(*torchrun, "train", "-opt", option_file, "--launcher", "pytorch")
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("iter 4/4") == 1
     assert "val, 3 image(s): psnr" in done.stdout
@@ -50,6 +53,25 @@ def test_the_command_works_beside_a_vendored_basicsr(pairs, options, write):
     done = run("-m", "basicsr_ext", "train", "-opt", option_file, PYTHONPATH=f"{ROOT}{os.pathsep}.")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def test_a_signal_to_the_whole_group_saves_too(pairs, options, write):
+    options["train"]["total_iter"] = 10**6
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    del options["val"]
+    command = [sys.executable, "-u", "-m", "basicsr_ext", "train", "-opt", write(options)]
+    env = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "iter 100/" in line)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.stdout.read()
+    assert process.returncode == 143
+    saved = re.search(r"saved at iter ([\d,]+)", said)
+    assert saved is not None
+    assert Path(f"experiments/tiny/training_states/{saved[1].replace(',', '')}.state").is_file()
 
 
 def test_overrides_are_yaml_and_are_never_run(tmp_path):
