@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         return _run(args)
     except BadInput as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"basicsr: {one_line(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"basicsr{'' if rank == '0' else f' (rank {rank})'}: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -85,7 +85,12 @@ class Mended:
     ) -> None:
         """Load weights in any of the known layouts; `param_key` None picks the first layout that is there."""
         net = bare(net)
-        tensors = read_weights(load_path, param_key)
+        try:
+            tensors = read_weights(load_path, param_key)
+        except BadInput:
+            if param_key not in ("params", "params_ema"):  # BasicSR's defaults, which need not be meant
+                raise
+            tensors = read_weights(load_path)
         expected = net.state_dict()
         fitting = {n: t for n, t in tensors.items() if n in expected and t.shape == expected[n].shape}
         if (strict and not len(fitting) == len(expected) == len(tensors)) or not fitting:
@@ -129,7 +134,10 @@ class Mended:
         for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
             # The place, not the plan: periods and milestones are the option file's, which may have changed.
             place = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
-            vars(scheduler).update(place if type(scheduler).__module__ in _PLACED else state)
+            if type(scheduler).__module__ in _PLACED:
+                vars(scheduler).update(place)
+            else:
+                scheduler.load_state_dict(state)
         self.samples = resume_state.get("samples", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]

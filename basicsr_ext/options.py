@@ -96,6 +96,10 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
     for key in ("name", "model_type", "network_g", "datasets", *(("train",) if train else ())):
         if options.get(key) is None:
             raise BadInput(f"{source}: the key {key!r} is missing")
+    for key in ("network_g", "datasets", "train", "val", "logger", "path"):
+        _section(options.get(key), f"{source}: {key}")
+    for label, dataset in options["datasets"].items():
+        _section(dataset, f"{source}: datasets.{label}")
     options["name"] = str(options["name"])
     if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", options["name"]):
         raise BadInput(f"{source}: name {options['name']!r} must be usable as a folder name")
@@ -114,6 +118,11 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
     _prepare_datasets(options, source)
     _prepare_paths(options)
     return options
+
+
+def _section(value: Any, where: str) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise BadInput(f"{where} must be a section of keys and values, not {value!r}")
 
 
 def count(section: Options, key: str, where: str) -> int:

@@ -88,7 +88,7 @@ class StageBatchSampler(Sampler[list[Ticket]]):
         self._pass: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return self.total - self.start
+        return max(self.total - self.start, 0)
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         first = self.samples

@@ -58,6 +58,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
     start = int(state["iter"]) if state is not None else 0
     total = options["train"]["total_iter"]
     _check_network(model, train_set, stages)
+    dist.wait()  # all have read what opening the experiment may move away
     if rank == 0:
         _open_experiment(options, option_file, keep=state is not None)
     dist.wait()
@@ -87,17 +88,19 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
         pin_memory=model.device.type == "cuda",
     )
     run = _Run(options, model, val_sets, stages, len(train_set), start)
-    with _signals() as received:
-        for batch in loader:
-            if isinstance(batch, Failure):
-                raise BadInput(batch.message)
-            run.step(batch)
-            if dist.any_rank(bool(received)):
-                number = received[0] if received else signal.SIGTERM
-                run.finish(interrupted=True)
-                return 128 + number
-    run.finish()
-    return 0
+    try:
+        with _signals() as received:
+            for batch in loader:
+                if isinstance(batch, Failure):
+                    raise BadInput(batch.message)
+                run.step(batch)
+                if dist.any_rank(bool(received)):
+                    run.finish(interrupted=True)
+                    return 128 + (received[0] if received else signal.SIGTERM)
+        run.finish()
+        return 0
+    finally:
+        run.bar.close()
 
 
 class _Run:
@@ -176,7 +179,6 @@ class _Run:
 
     def finish(self, *, interrupted: bool = False) -> None:
         """Save; at the regular end validate too and name the last weights ``net_*_latest.pth``."""
-        self.bar.close()
         self._save()
         if interrupted:
             logger.info(

@@ -188,6 +188,7 @@ def test_testing_without_weights(fails, options):
         ("train:optim_g={type: AdamW}", "optim_g needs type and lr"),
         ("train:optim_g={type: AdamW, lr: 1e-3, speed: 2}", "train.optim_g (AdamW)"),
         ("train:scheduler={type: StepLR}", "train.scheduler (StepLR)"),
+        ("datasets=data", "datasets must be a section"),
         ("num_gpu=many", "num_gpu must be"),
     ],
 )

@@ -165,7 +165,8 @@ def test_a_stock_option_file_runs(pairs, capsys):
     saved = torch.load("experiments/stock/models/net_g_latest.pth", weights_only=True)
     assert set(saved) == {"params", "params_ema"}
     assert main(["train", "-opt", str(stock), "--auto_resume", "--force_yml", "train:total_iter=5"]) == 0
-    assert Path("experiments/stock/models/net_g_5.pth").is_file()
+    assert main(["train", "-opt", str(stock), "--force_yml", "train:total_iter=5", "name=whole"]) == 0
+    assert same(weights("stock", 5), weights("whole", 5))
     force = ["--force_yml", "path:param_key_g=params_ema", "datasets:train=null"]
     assert main(["test", "-opt", str(stock), *force]) == 0
     assert psnr_stock(capsys.readouterr().out) > 0
