@@ -166,7 +166,8 @@ static void pack(job *j, int64_t strip, int64_t block)
         lane[l] = l;
         offset[l] = input ? leader * c->group * kk + l % c->group * kk : (first + l) * c->group * kk;
     }
-    for (int t = 0; t < j->taps; t++) step[t] = input ? t / kk * c->group * kk + kk - 1 - t % kk : t;
+    for (int t = 0; t < j->taps; t++)
+        step[t] = input ? t % c->group * c->group * kk + kk - 1 - t / c->group : t;
     for (int n = 0; n < BASES; n++) {
         const int64_t base = block * BASES + n;
         const int lanes = base < c->bases ? count : 0;
@@ -219,10 +220,11 @@ static void settle(const job *j, room *r)
 {
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
+    const int input = j->what == GRAD_INPUT; /* there, taps that share their shifted coefficients follow each other */
     for (int t = 0; t < j->slots; t++) {
-        const int64_t q = t % kk;
+        const int64_t q = input ? t / c->group : t % kk, member = input ? t % c->group : t / kk;
         r->shift[t] = q / c->kernel * j->pitch + q % c->kernel;
-        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + t / kk * j->halo * LANES : r->base) + r->shift[t] * LANES
+        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + member * j->halo * LANES : r->base) + r->shift[t] * LANES
                               : r->ones;
     }
     for (int64_t i = 0; i < j->pixels * LANES; i++) r->ones[i] = 1;
