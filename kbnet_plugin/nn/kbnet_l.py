@@ -71,7 +71,8 @@ class TransposedAttention(nn.Module):
 
 def _inverse_norm(pixels: Tensor) -> Tensor:
     """1 / L2 norm of each channel over all pixels, (..., 1, C): scales the product, not its factors."""
-    return torch.linalg.vector_norm(pixels, dim=-2, keepdim=True).clamp_min(1e-12).reciprocal()
+    # Not vector_norm: across strided pixels it runs at a tenth of the speed of these two passes.
+    return pixels.square().sum(dim=-2, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class KBBlock_l(nn.Module):
