@@ -25,13 +25,13 @@ def test_strips_do_not_change_the_result(monkeypatch, network, batch):
     image = torch.rand(batch, 3, 24, 40)
     whole = network(image).detach()
     monkeypatch.setattr(layers, "STRIP", 1000)
-    heights = set()
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
-            module.register_forward_hook(lambda m, inputs, out: heights.add(out.shape[2]))
+    pieces = []
+    for name, module in network.named_modules():
+        if name.endswith(("conv3", "attn.project_out")):
+            module.register_forward_hook(lambda m, inputs, out: pieces.append(out.shape[2]))
     with torch.no_grad():
         stripped = network(image)
-    assert len(heights) > 4 or {1, 2} & heights  # strips were really taken
+    assert min(pieces) <= 3  # rows of a strip, not of the image
     assert (stripped - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
