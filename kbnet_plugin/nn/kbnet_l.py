@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import GlobalMean, KBAMixin, LayerNorm2d, by_strips, check_image, check_positive, pad_to_multiple
+from ..ops import kernel_basis_attention
+from .layers import (
+    GlobalMean,
+    KBAMixin,
+    LayerNorm2d,
+    again,
+    by_strips,
+    check_image,
+    check_positive,
+    pad_to_multiple,
+)
 
 GROUP = 2  # channels a group in the pixel-adaptive branch
 BASES = 32
@@ -35,8 +45,12 @@ class MFF(KBAMixin):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.conv1(x)
-        return by_strips(self._combine, x, self._kba(features, x), features, self.dwconv(x), self.sca(x))
+        features, coefficients, spatial = again(self._branches, x)
+        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return by_strips(self._combine, x, mixed, features, spatial, self.sca(x))
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.conv1(x), self._coefficients(x), self.dwconv(x)
 
     def _combine(
         self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops import kernel_basis_attention
 from .layers import (
     GlobalMean,
     KBAMixin,
     LayerNorm2d,
     SimpleGate,
+    again,
     by_strips,
     check_image,
     check_positive,
@@ -49,10 +51,13 @@ class KBBlock_s(KBAMixin):
         self.gamma = small(c)
 
     def forward(self, x: Tensor) -> Tensor:
+        features, coefficients, spatial, channel = again(self._branches, x)
+        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return by_strips(self._combine, x, mixed, features, spatial, channel)
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = self.norm1(x)
-        features = self.conv21(self.conv1(t))
-        mixed = self._kba(features, t)
-        return by_strips(self._combine, x, mixed, features, self.conv11(t), self.sca(t))
+        return self.conv21(self.conv1(t)), self._coefficients(t), self.conv11(t), self.sca(t)
 
     def _combine(
         self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor
