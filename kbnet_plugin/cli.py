@@ -205,7 +205,7 @@ def _restore_file(restorer: Restorer, source: Path, target: Path, label: str) ->
             bar.update(done - bar.n)
 
         try:
-            restored = restorer(image, progress)
+            restored = restorer(image, progress=progress)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     write_image(target, restored, metadata)
