@@ -153,9 +153,7 @@ def infer(shape: tuple[int, ...], takes: int) -> str:
     if len(choices) == 1 and choices[0] != coloured[count]:
         return choices[0]
     if not choices:
-        raise ValueError(
-            f"the model takes pictures of {takes} channels, and no axis of {shape} is that long"
-        )
+        raise ValueError(f"the model takes pictures of {takes} channels, and no axis of {shape} is that long")
     described = " or ".join(f"{c!r} ({_describe(c, shape)})" for c in choices)
     raise ValueError(f"shape {shape} may mean several things; say which by axes: {described}")
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 
 class Journal:
@@ -34,9 +34,10 @@ class Journal:
         if found is not None and json.dumps(found, sort_keys=True) != head:
             other = [n for n in settings if json.loads(head)[n] != found.get(n)]
             raise ValueError(
-                f"{path}: begun with other settings ({', '.join(other)}); use those, or start anew without resume"
+                f"{path}: begun with other settings ({', '.join(other)}); use those, or start anew"
             )
         self.done: set[int] = set()
+        self._file: IO[bytes]
         if found is None:
             self._file = path.open("wb")
             self._write(head)

@@ -64,7 +64,7 @@ def find_range(rule: RangeRule, dtype: np.dtype[Any], size: tuple[int, int], rea
     if isinstance(rule, tuple):
         return Range(rule[0], rule[1] - rule[0])
     if rule == "percentile" and dtype.kind != "b":
-        step = max(1, int(np.ceil(np.sqrt(size[0] * size[1] / _SAMPLES))))
+        step = percentile_step(size)
         values = np.concatenate([read(window)[::step, ::step].ravel() for window in _strips(size, step)])
         return percentile_range(values)
     if dtype.kind == "b":
@@ -78,6 +78,11 @@ def find_range(rule: RangeRule, dtype: np.dtype[Any], size: tuple[int, int], rea
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return float_range(low, high)
+
+
+def percentile_step(size: tuple[int, int]) -> int:
+    """Rows and columns from one pixel that percentiles are taken of to the next."""
+    return max(1, int(np.ceil(np.sqrt(size[0] * size[1] / _SAMPLES))))
 
 
 def percentile_range(values: NDArray[Any]) -> Range:

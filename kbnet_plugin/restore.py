@@ -328,6 +328,15 @@ class Restorer:
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
         return _rebuild, (self.fingerprint, state, self._settings)
 
+    def tiles(self, arranged: Layout) -> list[Tile]:
+        """Tiles of a plane, as `restore_into` takes them."""
+        return self._tiles(arranged, self.tile or self._fitting_tile())
+
+    @property
+    def token(self) -> str:
+        """Hash of the weights and of the settings."""
+        return hashlib.sha256(f"{self.fingerprint}{self._settings}".encode()).hexdigest()[:16]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the weights."""
@@ -366,7 +375,9 @@ class Restorer:
             colour = kept[..., : change.shape[2]]
             work = working(block.dtype)
             with np.errstate(invalid="ignore"):  # of pixels that are NaN or infinite, and stay so
-                restored = cast(colour.astype(work) + change[crop].astype(work) * work(scale.span), block.dtype)
+                restored = cast(
+                    colour.astype(work) + change[crop].astype(work) * work(scale.span), block.dtype
+                )
             if mask is not None and not mask.all():
                 restored = np.where(mask[crop][..., : change.shape[2]], restored, colour)
             results.append(np.concatenate([restored, kept[..., -1:]], axis=2) if alpha else restored)
@@ -423,9 +434,7 @@ class Restorer:
                 finish()
                 yield done, total
 
-    def _worker(
-        self, stack: ExitStack, client: Any
-    ) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
+    def _worker(self, stack: ExitStack, client: Any) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
         """How to have a step computed, and how many may be waiting."""
         if client is not None:
             from .lazy import remote
@@ -541,7 +550,9 @@ class Restorer:
             if len(x) > 1:
                 self._most = len(x) // 2
             elif side // 2 < self._smallest:
-                raise MemoryError(f"out of memory for a tile of {side} pixels; free some, or use --device cpu")
+                raise MemoryError(
+                    f"out of memory for a tile of {side} pixels; free some, or use --device cpu"
+                )
             else:
                 self._largest = side // 2
         if len(x) > self._most:
@@ -581,9 +592,7 @@ def _steps(arranged: Layout, tiles: Sequence[Tile], batch: int) -> Iterator[_Ste
     yield step
 
 
-def _read(
-    source: Any, arranged: Layout, plane: tuple[int, ...], window: tuple[slice, slice]
-) -> NDArray[Any]:
+def _read(source: Any, arranged: Layout, plane: tuple[int, ...], window: tuple[slice, slice]) -> NDArray[Any]:
     """(H, W, C) of a window of a plane."""
     key = arranged.key(plane, window)
     try:

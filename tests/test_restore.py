@@ -128,7 +128,9 @@ def test_tiling_does_not_change_the_result_of_a_network_that_is_local(tiny_s):
     image = unit((210, 333, 3))
     whole = Restorer(network, device="cpu")(image)
     calls = []
-    tiled = Restorer(network, device="cpu", tile=128, halo=32)(image, progress=lambda *call: calls.append(call))
+    tiled = Restorer(network, device="cpu", tile=128, halo=32)(
+        image, progress=lambda *call: calls.append(call)
+    )
     assert np.abs(whole - image).max() > 0.01  # it does something
     np.testing.assert_allclose(tiled, whole, atol=2e-6)
     total = len(plan(image.shape[:2], 128, 32, 4))

@@ -14,7 +14,7 @@ from .kbnet_l import KBNet_l
 from .kbnet_s import KBNet_s
 from .layers import GlobalMean
 
-Network = TypeVar("Network", KBNet_s, KBNet_l)
+Network = TypeVar("Network", bound=KBNet_s | KBNet_l)
 
 
 def with_local_pooling(network: Network, window: int) -> Network:
@@ -51,13 +51,14 @@ def with_local_pooling(network: Network, window: int) -> Network:
     if window < multiple:
         raise ValueError(f"window must be at least {multiple} pixels for this network, not {window}")
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    local = copy.deepcopy(network, shared)
+    local: Network = copy.deepcopy(network, shared)
     for level, stage in local.stages():
         for block in stage.modules():
             pool = getattr(block, "sca", None)
             if isinstance(pool, nn.Sequential) and isinstance(pool[0], GlobalMean):
                 block.sca = _LocalScale(pool, window // multiple, multiple >> level)
-    return local.eval()
+    local.eval()
+    return local
 
 
 class _LocalScale(nn.Sequential):
@@ -71,7 +72,7 @@ class _LocalScale(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (min(self.count, n // self.block) for n in x.shape[2:])
         if rows * self.block == x.shape[2] and columns * self.block == x.shape[3]:
-            return super().forward(x)
+            return self[1](self[0](x))
         means = F.avg_pool2d(x, self.block)
         means = means.to(torch.promote_types(x.dtype, torch.float32))
         means = F.avg_pool2d(F.avg_pool2d(means, (rows, 1), stride=1), (1, columns), stride=1)

@@ -1,4 +1,4 @@
-"""Local pooling: means over a window, on a grid that tiles share; global again where the window covers all."""
+"""Local pooling: means over a window, on a grid that tiles share; global where the window covers all."""
 
 from __future__ import annotations
 
