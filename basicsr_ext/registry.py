@@ -69,17 +69,17 @@ def register() -> None:
 
 def check_names(options: Options, source: object) -> None:
     """Raise `BadInput` with the nearest known name when the options ask for a type that nobody registered."""
-    _known("MODEL_REGISTRY", options["model_type"], f"{source}: model_type")
+    _known("MODEL_REGISTRY", options, "model_type", f"{source}: model_type")
     for key, network in options.items():
         if key.startswith("network_") and isinstance(network, dict):
-            _known("ARCH_REGISTRY", network.get("type"), f"{source}: {key}.type")
+            _known("ARCH_REGISTRY", network, "type", f"{source}: {key}.type")
     for label, dataset in options["datasets"].items():
-        _known("DATASET_REGISTRY", dataset.get("type"), f"{source}: datasets.{label}.type")
+        _known("DATASET_REGISTRY", dataset, "type", f"{source}: datasets.{label}.type")
     for key, loss in (options.get("train") or {}).items():
         if key.endswith("_opt") and isinstance(loss, dict) and options["is_train"]:
-            _known("LOSS_REGISTRY", loss.get("type"), f"{source}: train.{key}.type")
+            _known("LOSS_REGISTRY", loss, "type", f"{source}: train.{key}.type")
     for key, metric in ((options.get("val") or {}).get("metrics") or {}).items():
-        _known("METRIC_REGISTRY", metric.get("type"), f"{source}: val.metrics.{key}.type")
+        _known("METRIC_REGISTRY", metric, "type", f"{source}: val.metrics.{key}.type")
     if options["is_train"] and (scheduler := options["train"].get("scheduler")):
         known = {*scheduler_classes(), *ALIASES}
         if scheduler.get("type") not in known:
@@ -87,11 +87,13 @@ def check_names(options: Options, source: object) -> None:
             raise BadInput(f"{what} {scheduler.get('type')!r}{nearest(scheduler.get('type'), known)}")
 
 
-def _known(registry: str, name: object, where: str) -> None:
-    known = set(getattr(registries, registry).keys())
-    # BasicSR also finds X under X_basicsr.
-    if name not in known and f"{name}_basicsr" not in known:
+def _known(registry: str, section: Options, key: str, where: str) -> None:
+    name, known = section.get(key), set(getattr(registries, registry).keys())
+    if name in known:
+        return
+    if f"{name}_basicsr" not in known:
         raise BadInput(f"{where}: nothing known as {name!r}{nearest(name, known)}")
+    section[key] = f"{name}_basicsr"  # where BasicSR would find it too, but not without printing about it
 
 
 def build_model(options: Options) -> Any:

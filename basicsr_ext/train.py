@@ -7,10 +7,7 @@ CPU, and repeats the same crops every epoch; registries, folder layout and optio
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +21,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import dist, logs
-from .base import bare, read_training_state
+from .base import bare
 from .errors import BadInput, one_line
+from .experiment import link_latest, open_experiment, resume_state
 from .options import Options
 from .registry import build_model, version
 from .sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, collate, seed_everything
@@ -50,7 +48,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
     choose_device(options)
     stages = Stages.from_options(options["datasets"]["train"])
     train_set, val_sets = _datasets(options)
-    state = _resume_state(options, auto_resume)
+    state = resume_state(options, auto_resume=auto_resume)
     seed_everything(seed)
     model = build_model(options)
     if state is not None:
@@ -60,7 +58,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
     _check_network(model, train_set, stages)
     dist.wait()  # all have read what opening the experiment may move away
     if rank == 0:
-        _open_experiment(options, option_file, keep=state is not None)
+        open_experiment(options, option_file, keep=state is not None)
     dist.wait()
     logs.to_file(options, "train")
     logger.info("%s, torch %s, %s, %d process(es)", version(), torch.__version__, model.device, world)
@@ -187,7 +185,7 @@ class _Run:
         else:
             self._validate()
             if self.rank == 0:
-                _link_latest(Path(self.options["path"]["models"]), self.iteration)
+                link_latest(Path(self.options["path"]["models"]), self.iteration)
             logger.info("done: %s", self.options["path"]["models"])
         if self.tensorboard:
             self.tensorboard.close()
@@ -265,71 +263,6 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
             f"network_g ({name}) makes {tuple(output.shape[1:])} of {tuple(sample['lq'].shape)}, "
             f"but the targets of {train_set.label} are {tuple(sample['gt'].shape)} (channels, height, width)"
         )
-
-
-def _resume_state(options: Options, auto_resume: bool) -> dict[str, Any] | None:
-    """The newest whole training state, with the options turned to its weights."""
-    path = options["path"]
-    if auto_resume:
-        found = [p for p in Path(path["training_states"]).glob("*.state") if p.stem.isdigit()]
-        candidates = sorted(found, key=lambda p: int(p.stem), reverse=True)
-        models = Path(path["models"])
-    elif path.get("resume_state"):
-        candidates = [Path(path["resume_state"])]
-        models = candidates[0].parent.parent / "models"
-    else:
-        return None
-    for candidate in candidates:
-        try:
-            state = read_training_state(candidate)
-        except BadInput as error:
-            if not auto_resume:
-                raise
-            logger.warning("%s; trying the one before", one_line(error))
-            continue
-        for key in [k for k in options if k.startswith("network_")]:
-            weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
-            path[f"pretrain_{key}"] = str(weights)
-            path[f"param_key_{key.removeprefix('network_')}"] = "params"
-            path[f"strict_load_{key.removeprefix('network_')}"] = True
-        logger.warning("resuming from %s", candidate)
-        return state
-    if candidates:
-        raise BadInput(
-            f"no training state in {path['training_states']} can be read; start without --auto_resume"
-        )
-    return None
-
-
-def _open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
-    root = Path(options["path"]["experiments_root"])
-    if root.exists() and not keep:
-        archived = f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
-        root.rename(archived)
-        logger.warning(
-            "%s is there already: kept as %s; --auto_resume would have gone on with it", root, archived
-        )
-    try:
-        for key in ("models", "training_states"):
-            os.makedirs(options["path"][key], exist_ok=True)
-        command = " ".join(sys.argv)
-        text = Path(option_file).read_text(encoding="utf-8")
-        (root / Path(option_file).name).write_text(f"# {time.asctime()}: {command}\n{text}", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write to {root}: {error.strerror}") from error
-
-
-def _link_latest(models: Path, iteration: int) -> None:
-    """Give the last weights their second name without writing them twice."""
-    for path in models.glob(f"net_*_{iteration}.pth"):
-        latest = path.with_name(path.name.replace(f"_{iteration}.pth", "_latest.pth"))
-        temporary = latest.with_name(f".{latest.name}")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        temporary.replace(latest)
 
 
 @contextmanager

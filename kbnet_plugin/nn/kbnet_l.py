@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import GlobalMean, KBAMixin, LayerNorm2d, check_image, check_positive, pad_to_multiple
+from .layers import GlobalMean, KBAMixin, LayerNorm2d, by_strips, check_image, check_positive, pad_to_multiple
 
 GROUP = 2  # channels a group in the pixel-adaptive branch
 BASES = 32
@@ -35,9 +35,14 @@ class MFF(KBAMixin):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        adaptive = self._kba(self.conv1(x), x)
-        out: Tensor = self.project_out(F.gelu(self.dwconv(x)) * adaptive * self.sca(x))
-        return out
+        features = self.conv1(x)
+        return by_strips(self._combine, x, self._kba(features, x), features, self.dwconv(x), self.sca(x))
+
+    def _combine(
+        self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor
+    ) -> Tensor:
+        adaptive = torch.addcmul(features, mixed, self.ga1)
+        return self.project_out(F.gelu(spatial) * adaptive * channel)
 
 
 class TransposedAttention(nn.Module):
@@ -71,7 +76,8 @@ class TransposedAttention(nn.Module):
 
 def _inverse_norm(pixels: Tensor) -> Tensor:
     """1 / L2 norm of each channel over all pixels, (..., 1, C): scales the product, not its factors."""
-    return torch.linalg.vector_norm(pixels, dim=-2, keepdim=True).clamp_min(1e-12).reciprocal()
+    # Not vector_norm: across strided pixels it runs at a tenth of the speed of these two passes.
+    return pixels.square().sum(dim=-2, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class KBBlock_l(nn.Module):

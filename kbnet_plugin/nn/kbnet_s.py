@@ -12,6 +12,7 @@ from .layers import (
     KBAMixin,
     LayerNorm2d,
     SimpleGate,
+    by_strips,
     check_image,
     check_positive,
     pad_to_multiple,
@@ -49,8 +50,15 @@ class KBBlock_s(KBAMixin):
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.norm1(x)
-        adaptive = self._kba(self.conv21(self.conv1(t)), t)
-        y = torch.addcmul(x, self.conv3(self.conv11(t) * adaptive * self.sca(t)), self.beta)
+        features = self.conv21(self.conv1(t))
+        mixed = self._kba(features, t)
+        return by_strips(self._combine, x, mixed, features, self.conv11(t), self.sca(t))
+
+    def _combine(
+        self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor
+    ) -> Tensor:
+        adaptive = torch.addcmul(features, mixed, self.ga1)
+        y = torch.addcmul(x, self.conv3(spatial * adaptive * channel), self.beta)
         return torch.addcmul(y, self.conv5(self.gate(self.conv4(self.norm2(y)))), self.gamma)
 
 

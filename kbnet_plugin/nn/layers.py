@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -66,15 +67,43 @@ class KBAMixin(nn.Module):
         self.conv211 = nn.Conv2d(inputs, bases, 1)
 
     def _kba(self, features: Tensor, t: Tensor) -> Tensor:
+        """Kernel basis attention on `features`, its coefficients made from `t`; to be scaled by `ga1`."""
         # addcmul: one pass over memory where a product and a sum take two.
         coefficients = torch.addcmul(self.conv211(t), self.conv2(t), self.attgamma)
-        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
-        return torch.addcmul(features, mixed, self.ga1)
+        return kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
 
 
 def small(channels: int) -> nn.Parameter:
     """A learned scale per channel that starts at 0.01."""
     return nn.Parameter(torch.full((1, channels, 1, 1), 1e-2))
+
+
+STRIP = 1 << 18
+"""Elements of one operand of `by_strips` at a time: 1 MiB in float32, so that several share a cache."""
+
+
+def by_strips(pixelwise: Callable[..., Tensor], *maps: Tensor) -> Tensor:
+    """Apply a function in which no pixel sees another, on the CPU strip by strip.
+
+    What the function makes on the way then stays in cache; on whole maps it would go to memory and back at
+    every step. `maps` are (B, C, H, W), or (B, C, 1, 1) for what all pixels share. The result has the shape
+    of the first. Gradients, compilers and accelerators get one call on whole maps.
+    """
+    first = maps[0]
+    batch, channels, height, width = first.shape
+    rows = max(1, STRIP // (channels * width))
+    whole = first.numel() <= 2 * STRIP or first.device.type != "cpu"
+    if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return pixelwise(*maps)
+    out = torch.empty_like(first)
+    for image in range(batch):
+        one = [m[image : image + 1] for m in maps]
+        for top in range(0, height, rows):
+            strip = slice(top, top + rows)
+            out[image : image + 1, :, strip] = pixelwise(
+                *(m[:, :, strip] if m.shape[2] == height else m for m in one)
+            )
+    return out
 
 
 def pad_to_multiple(x: Tensor, multiple: int, mode: str = "constant") -> Tensor:

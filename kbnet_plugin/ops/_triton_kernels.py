@@ -10,6 +10,7 @@ C runs over groups, then over a group's outputs. Products of bfloat16 and float1
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -19,8 +20,21 @@ cdiv = triton.cdiv
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
+_WORTH_TUNING = 1 << 20
+"""Elements of x from which the time saved outweighs compiling every row of a table."""
+
+
+def launch(kernel: Any, grid: Any, elements: int, *args: Any, **constants: Any) -> None:
+    """Run `kernel` with the blocks that suit these shapes best, or small inputs with its first ones."""
+    if elements < _WORTH_TUNING:
+        config = kernel.configs[0]
+        kernel.fn[grid](*args, **constants, **config.all_kwargs())
+    else:
+        kernel[grid](*args, **constants)
+
+
 def _autotuned(table, names):
-    """Pick by time among rows of `table`: block of pixels, block of channels, warps, stages."""
+    """Choose by time among rows of `table`: block of pixels, block of channels, warps, stages."""
     if INTERPRETED.value:
         table = [(16, 64, 4, 1)]  # nothing is timed, and the tests' inputs are tiny
     configs = [
@@ -52,7 +66,7 @@ def _neighbour(q, row, column, exists, height, width, KERNEL: tl.constexpr):
 
 
 @_autotuned(
-    [(128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
+    [(64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (32, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_C"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -115,7 +129,7 @@ def convolve(
 
 
 @_autotuned(
-    [(128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
+    [(64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_C"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -179,7 +193,7 @@ def mix_gradient(
 
 
 @_autotuned(
-    [(128, 128, 8, 2), (64, 256, 8, 2), (64, 128, 4, 2), (32, 256, 8, 3), (32, 256, 4, 2), (64, 64, 4, 2)],
+    [(32, 256, 4, 2), (128, 128, 8, 2), (64, 256, 8, 2), (64, 128, 4, 2), (32, 256, 8, 3), (64, 64, 4, 2)],
     ("BLOCK_P", "BLOCK_Z"),
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width", "first"])

@@ -162,8 +162,9 @@ def backward(
     dx = _like(x) if needs[0] else None
     da = _like(coefficients) if needs[1] else None
     both = needs[2] or needs[3]
-    dw = torch.zeros(weight.shape, dtype=torch.float32) if both else None
-    db = torch.zeros(bias.shape, dtype=torch.float32) if both else None
+    fresh = torch.empty if x.numel() else torch.zeros
+    dw = fresh(weight.shape, dtype=torch.float32) if both else None
+    db = fresh(bias.shape, dtype=torch.float32) if both else None
     if x.numel():
         arguments = (x, coefficients, weight, bias, groups, kernel_size, grad)
         if dx is not None:

@@ -75,14 +75,17 @@ def backward(
 def _convolve(
     x: Tensor, coefficients: Tensor, layers: Tensor, bias: Tensor | None, groups: int, kernel_size: int
 ) -> Tensor:
-    from ._triton_kernels import cdiv, convolve
+    from ._triton_kernels import cdiv, convolve, launch
 
     source, mix = _pixel_major(x), _pixel_major(coefficients)
     pixels, channels = source.shape
     out = torch.empty_like(source)
     if out.numel():
         with _on(x.device):
-            convolve[lambda meta: (cdiv(pixels, meta["BLOCK_P"]), cdiv(channels, meta["BLOCK_C"]))](
+            launch(
+                convolve,
+                lambda meta: (cdiv(pixels, meta["BLOCK_P"]), cdiv(channels, meta["BLOCK_C"])),
+                source.numel(),
                 source,
                 mix,
                 layers,
@@ -110,7 +113,7 @@ def _mix_gradient(
     groups: int,
     kernel_size: int,
 ) -> Tensor:
-    from ._triton_kernels import cdiv, mix_gradient
+    from ._triton_kernels import cdiv, launch, mix_gradient
 
     upstream, source = _pixel_major(grad), _pixel_major(x)
     (pixels, channels), bases = source.shape, coefficients.shape[1]
@@ -120,7 +123,10 @@ def _mix_gradient(
     splits = min(cdiv(channels, 64), cdiv(_PROGRAMS, cdiv(pixels, 64)))
     partial = source.new_empty(splits, pixels, bases, dtype=torch.float32)
     with _on(x.device):
-        mix_gradient[lambda meta: (cdiv(pixels, meta["BLOCK_P"]), splits)](
+        launch(
+            mix_gradient,
+            lambda meta: (cdiv(pixels, meta["BLOCK_P"]), splits),
+            source.numel(),
             upstream,
             source,
             layers,
@@ -149,7 +155,7 @@ def _basis_gradient(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    from ._triton_kernels import basis_gradient, cdiv
+    from ._triton_kernels import basis_gradient, cdiv, launch
 
     upstream, source, mix = _pixel_major(grad), _pixel_major(x), _pixel_major(coefficients)
     (pixels, channels), bases = source.shape, mix.shape[1]
@@ -160,7 +166,10 @@ def _basis_gradient(
     partial = source.new_empty(splits, last - first, per_group, channels, bases, dtype=torch.float32)
     if partial.numel():
         with _on(x.device):
-            basis_gradient[lambda meta: (last - first, cdiv(channels * per_group, meta["BLOCK_Z"]), splits)](
+            launch(
+                basis_gradient,
+                lambda meta: (last - first, cdiv(channels * per_group, meta["BLOCK_Z"]), splits),
+                source.numel(),
                 upstream,
                 source,
                 mix,

@@ -16,6 +16,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* One register and constant offsets from it: left alone, GCC keeps an offset for every row on the stack. */
+#define OPAQUE(pointer) __asm__("" : "+r"(pointer))
+
 enum { TILE = 512 }; /* bfloat16 in a tile */
 
 typedef uint16_t half_t;
@@ -186,30 +189,25 @@ static void pack_transposed(void *out, const float *w, int taps, int exact)
 
 enum { TAPS = 10 }; /* taps whose weights, and kernels of sixteen pixels, stay in the first level of cache */
 
-/* Four pixels of acc += sum_t kernel[t] x[t]. */
-INLINE void consume(float *acc, const float *kernel, const float *const *x, int64_t p, const int taps)
-{
-    __m512 s[4];
-    kernel += (p & 15) * LANES;
-    UNROLL for (int j = 0; j < 4; j++) s[j] = _mm512_load_ps(acc + (p + j) * LANES);
-    UNROLL for (int t = 0; t < taps; t++)
-        UNROLL for (int j = 0; j < 4; j++)
-            s[j] = _mm512_fmadd_ps(_mm512_load_ps(kernel + t * 256 + j * LANES), _mm512_loadu_ps(x[t] + (p + j) * LANES), s[j]);
-    UNROLL for (int j = 0; j < 4; j++) _mm512_store_ps(acc + (p + j) * LANES, s[j]);
-}
-
-/* One tap of sixteen pixels; C, H and L name the tiles, other ones from tap to tap so that taps overlap. */
-#define TAP(C, H, L)                                                                                                     \
+/* Coefficients of sixteen pixels. */
+#define ROWS(rows)                                                                                                       \
     do {                                                                                                                 \
-        _tile_zero(C);                                                                                                   \
+        _tile_loadd(0, rows, 4 * BASES);                                                                                 \
+        if (exact) _tile_loadd(1, rows + BASES, 4 * BASES);                                                              \
+    } while (0)
+
+/* Their kernels for one tap; the tiles (kernels, weights high and low) differ from tap to tap, so that taps overlap. */
+#define TAP(K, H, L)                                                                                                     \
+    do {                                                                                                                 \
+        _tile_zero(K);                                                                                                   \
         _tile_loadd(H, b, 64);                                                                                           \
-        _tile_dpbf16ps(C, 0, H);                                                                                         \
+        _tile_dpbf16ps(K, 0, H);                                                                                         \
         if (exact) {                                                                                                     \
             _tile_loadd(L, b + TILE, 64);                                                                                \
-            _tile_dpbf16ps(C, 1, H);                                                                                     \
-            _tile_dpbf16ps(C, 0, L);                                                                                     \
+            _tile_dpbf16ps(K, 1, H);                                                                                     \
+            _tile_dpbf16ps(K, 0, L);                                                                                     \
         }                                                                                                                \
-        _tile_stored(C, now + t * 256, 64);                                                                              \
+        _tile_stored(K, now + t * 256, 64);                                                                              \
     } while (0)
 
 INLINE void conv_taps(float *acc, const half_t *a, const half_t *w, const float *const *x, const int64_t *shift,
@@ -217,27 +215,28 @@ INLINE void conv_taps(float *acc, const half_t *a, const half_t *w, const float 
 {
     for (int64_t p = 0; p <= pixels; p += 16) {
         float *now = scratch + (p & 16 ? TAPS * 256 : 0), *before = scratch + (p & 16 ? 0 : TAPS * 256);
-        if (p < pixels && !shifted) {
-            _tile_loadd(0, a + p * 2 * BASES, 4 * BASES);
-            if (exact) _tile_loadd(1, a + p * 2 * BASES + BASES, 4 * BASES);
-        }
-        for (int t = 0; t < taps; t++) {
+        __m512 sum[16]; /* of the block before */
+        if (p < pixels && !shifted) ROWS(a + p * 2 * BASES);
+        if (p > 0) UNROLL for (int j = 0; j < 16; j++) sum[j] = _mm512_load_ps(acc + (p - 16 + j) * LANES);
+        UNROLL for (int t = 0; t < taps; t++) {
             if (p < pixels) {
                 const half_t *b = w + (size_t)t * 2 * TILE;
-                if (shifted) {
-                    const half_t *r = a + (p + shift[t]) * 2 * BASES;
-                    _tile_loadd(0, r, 4 * BASES);
-                    if (exact) _tile_loadd(1, r + BASES, 4 * BASES);
-                }
+                if (shifted && (t == 0 || shift[t] != shift[t - 1])) ROWS(a + (p + shift[t]) * 2 * BASES);
                 switch (t % 3) {
                 case 0: TAP(2, 5, 6); break;
                 case 1: TAP(3, 7, 6); break;
                 default: TAP(4, 5, 6);
                 }
             }
-            if (p > 0 && t % 2 == 1 && t < 8) consume(acc, before, x, p - 16 + t / 2 * 4, taps);
+            if (p > 0) {
+                const float *k = before + t * 256, *v = x[t] + (p - 16) * LANES;
+                OPAQUE(k);
+                OPAQUE(v);
+                UNROLL for (int j = 0; j < 16; j++)
+                    sum[j] = _mm512_fmadd_ps(_mm512_load_ps(k + j * LANES), _mm512_loadu_ps(v + j * LANES), sum[j]);
+            }
         }
-        for (int j = taps / 2; p > 0 && j < 4; j++) consume(acc, before, x, p - 16 + j * 4, taps);
+        if (p > 0) UNROLL for (int j = 0; j < 16; j++) _mm512_store_ps(acc + (p - 16 + j) * LANES, sum[j]);
     }
 }
 

@@ -10,7 +10,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { OK, NO_ISA, NO_MEMORY };
-enum { MAX_TAPS = 16 * 25 + 3, TILE_PIXELS = 1152, TILE_COLUMNS = 256, ITEMS = 32 };
+enum { MAX_TAPS = 16 * 25 + 3, TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
 enum { SHORT = 512 }; /* sums too short for the errors of split floats to average out */
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -166,12 +166,16 @@ static void pack(job *j, int64_t strip, int64_t block)
         lane[l] = l;
         offset[l] = input ? leader * c->group * kk + l % c->group * kk : (first + l) * c->group * kk;
     }
-    for (int t = 0; t < j->taps; t++) step[t] = input ? t / kk * c->group * kk + kk - 1 - t % kk : t;
+    for (int t = 0; t < j->taps; t++)
+        step[t] = input ? t % c->group * c->group * kk + kk - 1 - t / c->group : t;
     for (int n = 0; n < BASES; n++) {
         const int64_t base = block * BASES + n;
         const int lanes = base < c->bases ? count : 0;
         const char *row = c->weight + base * c->channels * c->group * kk * size;
         const char *bias = c->bias + (base * c->channels + first) * size;
+        if (base + 1 < c->bases) /* too short a run for the processor to see it coming */
+            for (int64_t i = 0; i < count * c->group * kk * size; i += 64)
+                __builtin_prefetch(row + (c->channels + first) * c->group * kk * size + i);
         for (int t = 0; t < j->slots; t++) {
             float *o = w + ((size_t)t * BASES + n) * LANES;
             if (t < j->taps)
@@ -219,10 +223,11 @@ static void settle(const job *j, room *r)
 {
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
+    const int input = j->what == GRAD_INPUT; /* there, taps that share their shifted coefficients follow each other */
     for (int t = 0; t < j->slots; t++) {
-        const int64_t q = t % kk;
+        const int64_t q = input ? t / c->group : t % kk, member = input ? t % c->group : t / kk;
         r->shift[t] = q / c->kernel * j->pitch + q % c->kernel;
-        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + t / kk * j->halo * LANES : r->base) + r->shift[t] * LANES
+        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + member * j->halo * LANES : r->base) + r->shift[t] * LANES
                               : r->ones;
     }
     for (int64_t i = 0; i < j->pixels * LANES; i++) r->ones[i] = 1;
@@ -394,11 +399,10 @@ EXPORT int kba_run(const kba_call *c, int what, const char *name)
 
     /* Enough items for the threads; those of the weight's gradient, whose sums follow them, depend on the shape alone. */
     const int64_t wanted = what == GRAD_WEIGHT ? ITEMS : 4 * c->threads;
-    const int64_t least = what == GRAD_COEFFICIENTS || what == GRAD_WEIGHT ? 256 : 512;
-    plan_tiles(&j, min(TILE_PIXELS, max(least, all / wanted)));
-    j.chunks = j.tiles;
-    if (what == GRAD_WEIGHT) j.chunks = min(ITEMS, j.tiles);
-    j.splits = what == GRAD_COEFFICIENTS ? 1 : min(j.strips, divide(wanted, j.chunks));
+    const int64_t most = what == GRAD_COEFFICIENTS ? 1 : j.strips; /* splits; here, every strip adds to the same sums */
+    plan_tiles(&j, min(TILE_PIXELS, max(256, all * most / wanted)));
+    j.chunks = what == GRAD_WEIGHT ? min(ITEMS / 2, j.tiles) : j.tiles;
+    j.splits = min(most, divide(wanted, j.chunks));
 
     const size_t block = (size_t)j.strips * j.blocks * j.slots * BASES * LANES * sizeof(float);
     int failed = 0;

@@ -239,17 +239,18 @@ static void FN(pack_transposed)(void *out, const float *w, int taps, int exact)
 }
 
 /* PIXELS pixels and `taps` taps: the kernels live in registers and never leave them. */
-INLINE void conv_block(float *acc, const float *a, const float *w, const float *const *x, const int64_t *shift,
-                       const int taps, const int shifted, int64_t p, int bases)
+INLINE void conv_block(float *acc, const float *a, const float *w, const float *const *x, const int taps, int64_t p,
+                       int bases)
 {
     for (int s = 0; s < LANES; s += WIDTH) {
         vf k[PIXELS][3] = {{{0}}};
         for (int n = 0; n < bases; n++) {
             vf v[3];
             UNROLL for (int t = 0; t < taps; t++) v[t] = load_v(w + (t * BASES + n) * LANES + s);
-            UNROLL for (int j = 0; j < PIXELS; j++)
-                UNROLL for (int t = 0; t < taps; t++)
-                    k[j][t] += a[(p + j + (shifted ? shift[t] : 0)) * BASES + n] * v[t];
+            UNROLL for (int j = 0; j < PIXELS; j++) {
+                const float f = a[(p + j) * BASES + n];
+                UNROLL for (int t = 0; t < taps; t++) k[j][t] += f * v[t];
+            }
         }
         UNROLL for (int j = 0; j < PIXELS; j++) {
             vf o = load_v(acc + (p + j) * LANES + s);
@@ -259,25 +260,24 @@ INLINE void conv_block(float *acc, const float *a, const float *w, const float *
     }
 }
 
-static void FN(conv)(float *acc, const void *a, const void *w, const float *const *x, const int64_t *shift, int taps,
-                     int64_t pixels, int bases, int exact, float *scratch)
+static void FN(conv)(float *acc, const void *coefficients, const void *weight, const float *const *x,
+                     const int64_t *shift, int taps, int64_t pixels, int bases, int exact, float *scratch)
 {
     (void)exact, (void)scratch;
-#define CONV(n, shifted)                                                                                                 \
-    for (int64_t p = 0; p < pixels; p += PIXELS)                                                                         \
-        conv_block(acc, a, (const float *)w + (size_t)t * BASES * LANES, x + t, shift + (shifted ? t : 0), n, shifted, p, bases)
-    int t = 0;
-    for (; t + 3 <= taps; t += 3)
-        if (shift)
-            CONV(3, 1);
-        else
-            CONV(3, 0);
-    for (; t < taps; t++)
-        if (shift)
-            CONV(1, 1);
-        else
-            CONV(1, 0);
-#undef CONV
+    for (int t = 0, count; t < taps; t += count) {
+        const float *a = (const float *)coefficients + (shift ? shift[t] * BASES : 0);
+        const float *w = (const float *)weight + (size_t)t * BASES * LANES;
+        int same = 1; /* taps that share their coefficients */
+        while (t + same < taps && (!shift || shift[t + same] == shift[t])) same++;
+        count = same == 4 ? 2 : same < 3 ? same : 3;
+        for (int64_t p = 0; p < pixels; p += PIXELS)
+            if (count == 3)
+                conv_block(acc, a, w, x + t, 3, p, bases);
+            else if (count == 2)
+                conv_block(acc, a, w, x + t, 2, p, bases);
+            else
+                conv_block(acc, a, w, x + t, 1, p, bases);
+    }
 }
 
 static void FN(grad_coefficients)(float *da, const float *d, const void *weight, const float *const *x, int taps,

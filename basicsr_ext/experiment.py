@@ -1,0 +1,83 @@
+"""The folder of an experiment, laid out as BasicSR does: models, training_states, logs, the option file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .base import read_training_state
+from .errors import BadInput, one_line
+from .options import Options
+
+logger = logging.getLogger("basicsr")
+
+
+def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | None:
+    """The newest whole training state, with the options turned to its weights."""
+    path = options["path"]
+    if auto_resume:
+        found = [p for p in Path(path["training_states"]).glob("*.state") if p.stem.isdigit()]
+        candidates = sorted(found, key=lambda p: int(p.stem), reverse=True)
+        models = Path(path["models"])
+    elif path.get("resume_state"):
+        candidates = [Path(path["resume_state"])]
+        models = candidates[0].parent.parent / "models"
+    else:
+        return None
+    for candidate in candidates:
+        try:
+            state = read_training_state(candidate)
+        except BadInput as error:
+            if not auto_resume:
+                raise
+            logger.warning("%s; trying the one before", one_line(error))
+            continue
+        for key in [k for k in options if k.startswith("network_")]:
+            weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
+            path[f"pretrain_{key}"] = str(weights)
+            path[f"param_key_{key.removeprefix('network_')}"] = "params"
+            path[f"strict_load_{key.removeprefix('network_')}"] = True
+        logger.warning("resuming from %s", candidate)
+        return state
+    if candidates:
+        raise BadInput(
+            f"no training state in {path['training_states']} can be read; start without --auto_resume"
+        )
+    return None
+
+
+def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
+    """Make the folders and copy the option file; unless `keep`, a former experiment is moved aside."""
+    root = Path(options["path"]["experiments_root"])
+    if root.exists() and not keep:
+        archived = f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+        root.rename(archived)
+        logger.warning(
+            "%s is there already: kept as %s; --auto_resume would have gone on with it", root, archived
+        )
+    try:
+        for key in ("models", "training_states"):
+            os.makedirs(options["path"][key], exist_ok=True)
+        command = " ".join(sys.argv)
+        text = Path(option_file).read_text(encoding="utf-8")
+        (root / Path(option_file).name).write_text(f"# {time.asctime()}: {command}\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write to {root}: {error.strerror}") from error
+
+
+def link_latest(models: Path, iteration: int) -> None:
+    """Give the last weights their second name without writing them twice."""
+    for path in models.glob(f"net_*_{iteration}.pth"):
+        latest = path.with_name(path.name.replace(f"_{iteration}.pth", "_latest.pth"))
+        temporary = latest.with_name(f".{latest.name}")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(latest)

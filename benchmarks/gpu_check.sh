@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Every figure that needs a CUDA GPU, in one call of under ten minutes, from a source tree alone:
+#   benchmarks/gpu_check.sh [DIRECTORY FOR THE JSON, default gpu_check]
+# What is missing (spandrel, spandrel_extra_arches, pytest) is left out and said. Exits 1 if a part failed.
+set -u
+cd "$(dirname "$0")/.."
+out=${1:-gpu_check}
+mkdir -p "$out" || exit 2
+export PYTHONUNBUFFERED=1
+python=${PYTHON:-$(command -v python3 || command -v python)}
+failed=()
+
+part() { # NAME SECONDS COMMAND...
+    local name=$1 seconds=$2
+    shift 2
+    printf '\n== %s\n' "$name"
+    timeout "$seconds" "$@" || failed+=("$name (exit $?)")
+}
+
+if ! "$python" -c 'import torch, triton; torch.zeros(1, device="cuda")
+print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)' 2>/dev/null; then
+    echo "gpu_check.sh: needs a CUDA GPU, torch and triton" >&2
+    exit 2
+fi
+
+part "accuracy" 130 "$python" benchmarks/accuracy.py --device cuda --backends triton tiled --json "$out/accuracy.json"
+part "operator" 240 "$python" benchmarks/ops.py --device cuda --batch 8 --json "$out/ops.json"
+part "networks, 720p" 150 "$python" benchmarks/speed.py --device cuda --part inference --only bf16 \
+    --size 720 1280 --json "$out/speed.json"
+if "$python" -c 'import pytest' 2>/dev/null; then
+    part "tests" 60 "$python" -m pytest -q tests/ops/test_triton.py
+else
+    echo "left out: tests (pip install pytest)"
+fi
+
+if ((${#failed[@]})); then
+    printf '\nfailed: %s\n' "${failed[*]}" >&2
+    exit 1
+fi
