@@ -10,10 +10,11 @@ import importlib.util
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -203,7 +204,7 @@ def _restore_jobs(
             if is_stack(source) or is_zarr(target):
                 _restore_stack(restorer, source, target, label, options, client)
             else:
-                _restore_file(restorer, source, target, label, options.axes)
+                _restore_file(restorer, source, target, label, options.axes, client)
             done += 1
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
@@ -281,36 +282,35 @@ def _restore_stack(
     if options.overwrite and not options.resume:
         shutil.rmtree(working_folder(target), ignore_errors=True)
     steps = restore_stack(restorer, source, target, axes=options.axes, resume=options.resume, client=client)
-    total = 0
-    with _bar(f"{label}{source.name}") as bar, contextlib.closing(steps):
-        for done, total in steps:
-            bar.total = total
-            bar.update(done - bar.n)
+    total = _run(steps, f"{label}{source.name}")
     print(f"{label}{target}  {total:,} tiles, {time.perf_counter() - began:.1f} s")
 
 
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Any]:
+def _run(steps: Generator[tuple[int, int], None, None], name: str) -> int:
+    """Go through the tiles behind a bar; returns their number."""
     # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
     delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
-    with tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar:
-        yield bar
+    with (
+        contextlib.closing(steps),
+        tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar,
+    ):
+        for done, total in steps:
+            bar.total = total
+            bar.update(done - bar.n)
+        return int(bar.n)
 
 
-def _restore_file(restorer: Restorer, source: Path, target: Path, label: str, axes: str | None) -> None:
+def _restore_file(
+    restorer: Restorer, source: Path, target: Path, label: str, axes: str | None, client: Any
+) -> None:
     began = time.perf_counter()
     image, metadata = read_image(source)
     check_format(target, image.dtype, image.shape)  # before the work, not after it
-    with _bar(f"{label}{source.name}") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            restored = restorer(image, axes, progress)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+    try:
+        restored = np.empty(restorer.output_shape(image, axes), image.dtype)
+        _run(restorer.restore_into(image, restored, axes, client=client), f"{label}{source.name}")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     write_image(target, restored, metadata)
     height, width = image.shape[:2]
     print(f"{label}{target}  {width} x {height}, {time.perf_counter() - began:.1f} s")

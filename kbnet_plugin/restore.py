@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -240,7 +240,7 @@ class Restorer:
         journal: str | PathLike[str] | None = None,
         identity: str = "",
         client: Any = None,
-    ) -> Iterator[tuple[int, int]]:
+    ) -> Generator[tuple[int, int], None, None]:
         """Restore tile by tile, in memory that does not grow with the array.
 
         Parameters
@@ -392,7 +392,7 @@ class Restorer:
         journal: str | PathLike[str] | None,
         identity: str,
         client: Any,
-    ) -> Iterator[tuple[int, int]]:
+    ) -> Generator[tuple[int, int], None, None]:
         tiles = self._tiles(arranged, tile)
         total = len(tiles) * sum(1 for _ in arranged.planes())
         output = Layout(
@@ -574,6 +574,10 @@ class Restorer:
         return y
 
 
+class DamagedError(OSError):
+    """A source whose data cannot be decoded."""
+
+
 _Step = list[tuple[tuple[int, ...], Tile]]
 
 
@@ -601,7 +605,9 @@ def _read(source: Any, arranged: Layout, plane: tuple[int, ...], window: tuple[s
         raise
     except Exception as error:  # readers raise whatever their decoders do
         where = ", ".join(f"{s.start}:{s.stop}" if isinstance(s, slice) else str(s) for s in key)
-        raise OSError(f"cannot read [{where.replace('None:None', ':')}]: damaged data ({error})") from error
+        raise DamagedError(
+            f"cannot read [{where.replace('None:None', ':')}]: damaged data ({error})"
+        ) from error
 
 
 def _filled(colour: NDArray[Any], scale: Range, finite: NDArray[np.bool_] | None) -> NDArray[np.float32]:

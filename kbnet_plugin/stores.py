@@ -1,7 +1,7 @@
-"""Stacks in files that are larger than memory: TIFF, OME-TIFF and OME-Zarr, read and written piece by piece.
+"""Stacks in files larger than memory: TIFF, OME-TIFF and OME-Zarr, read and written piece by piece.
 
-A result grows in a folder beside its final name, with the journal of what is finished, and takes that name only
-when it is complete.
+A result grows in a folder beside its final name, with the journal of what is finished, and takes that name
+only when it is complete.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import importlib
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from ._files import atomic_path, one_line
 from .axes import AXES, Layout, layout
+from .images import open_tiff
 from .ranges import cast
-
-if TYPE_CHECKING:
-    from .restore import Restorer
+from .restore import DamagedError, Restorer
 
 LARGE = 1 << 26
 """Pixels from which a plain TIFF picture is treated as a stack: piece by piece."""
@@ -85,7 +84,7 @@ def is_stack(path: Path) -> bool:
     if path.suffix.lower() not in _TIFF:
         return False
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             plain = series.axes in ("YX", "YXS", "SYX") and len(tiff.series) == 1 and not tiff.is_ome
             return not plain or int(np.prod(series.shape)) > LARGE
@@ -120,23 +119,16 @@ def open_stack(path: str | PathLike[str]) -> Iterator[tuple[Any, Info]]:
         yield _open_zarr(path)
         return
     zarr = _needs("zarr")
-    try:
-        tiff = tifffile.TiffFile(path)
-    except Exception as error:  # decoders raise whatever they like
-        raise ValueError(
-            f"{path}: damaged or incomplete TIFF ({one_line(error)}); export it again"
-        ) from error
-    with tiff:
+    with ExitStack() as stack:
         try:
+            tiff = stack.enter_context(open_tiff(path))
             series = tiff.series[0]
-            last = max(
-                o + n for p in series.pages for o, n in zip(p.dataoffsets, p.databytecounts, strict=True)
-            )
-            if last > path.stat().st_size:
+            ends = (o + n for p in series.pages for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
+            if max(ends) > path.stat().st_size:
                 raise ValueError("its last pixels are cut off")
             array = zarr.open(series.aszarr(level=0), mode="r")
             info = _tiff_info(tiff)
-        except Exception as error:
+        except Exception as error:  # decoders raise whatever they like
             raise ValueError(
                 f"{path}: damaged or incomplete TIFF ({one_line(error)}); export it again"
             ) from error
@@ -221,10 +213,11 @@ def restore_stack(
                 _finish_zarr(data, group, info, order, target)
             else:
                 _finish_tiff(data, grown, info, order, target)
-        except BaseException:
-            if not _has_progress(work):
+        except DamagedError as error:
+            raise OSError(f"{source}: {error}") from error
+        finally:
+            if work.exists() and not _has_progress(work):
                 shutil.rmtree(work)
-            raise
         shutil.rmtree(work)
 
 
