@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -46,6 +47,12 @@ class Layout:
     def channels(self) -> int:
         """Values of a pixel, opacity included."""
         return self.shape[self.axes.index(self.together)] if self.together else 1
+
+    @property
+    def count(self) -> int:
+        """Planes that are restored one by one."""
+        height, width = self.size
+        return math.prod(self.shape) // (height * width * self.channels)
 
     def planes(self) -> Iterator[tuple[int, ...]]:
         """Index of every plane along the axes that are restored one by one."""

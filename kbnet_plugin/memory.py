@@ -32,11 +32,11 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
-    """Working memory of a forward pass for each pixel of its input, by measurement within a third.
+    """Working memory of a forward pass for each pixel of its input, measured with the native backend, and a fifth.
 
-    At full resolution, where nearly all of it is spent, a block of KBNet_s holds about 13 feature maps at
-    its peak and one of KBNet_l about 20 of the refinement's doubled width.
+    Nearly all of it is spent at full resolution: a block of KBNet_s holds about 7 feature maps at its peak
+    besides the coefficients of its bases, one of KBNet_l about 12 of the refinement's doubled width.
     """
     if isinstance(network, KBNet_s):
-        return itemsize * (13 * network.intro.out_channels + 96)
-    return itemsize * 20 * 2 * network.patch_embed.proj.out_channels
+        return itemsize * (8 * network.intro.out_channels + 80)
+    return itemsize * 14 * 2 * network.patch_embed.proj.out_channels

@@ -290,7 +290,7 @@ class Restorer:
         tile = self.tile or self._fitting_tile()
         tiles = self._tiles(arranged, tile)
         height, width = (max(t.source[i].stop - t.source[i].start for t in tiles) for i in (0, 1))
-        planes = sum(1 for _ in arranged.planes())
+        planes = arranged.count
         pixels = sum(
             (t.source[0].stop - t.source[0].start) * (t.source[1].stop - t.source[1].start) for t in tiles
         )
@@ -394,7 +394,7 @@ class Restorer:
         client: Any,
     ) -> Generator[tuple[int, int], None, None]:
         tiles = self._tiles(arranged, tile)
-        total = len(tiles) * sum(1 for _ in arranged.planes())
+        total = len(tiles) * arranged.count
         output = Layout(
             arranged.axes, tuple(int(n) for n in target.shape), arranged.together, alpha=arranged.alpha
         )

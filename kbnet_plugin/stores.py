@@ -384,6 +384,8 @@ def _open_group(
     """Open the group that a result grows in, or make it, with its full resolution only."""
     zarr = _needs("zarr")
     if (path / "0").is_dir():
+        for torn in path.rglob("*.partial"):  # zarr writes a chunk under such a name first
+            torn.unlink()
         return zarr.open_group(path, mode="r+")
     if path.exists():
         shutil.rmtree(path)

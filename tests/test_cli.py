@@ -367,6 +367,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
     code = (
         "import sys, kbnet_plugin\n"
         "heavy = {'basicsr', 'basicsr_ext', 'napari', 'torchvision', 'matplotlib', 'PIL', 'cv2', 'skimage'}\n"
+        "heavy |= {'zarr', 'dask', 'distributed', 'tifffile'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )
     ended = python("-c", code, cwd=tmp_path)
