@@ -32,7 +32,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
-    """Working memory of a forward pass for each pixel of its input, measured with the native backend, and a fifth.
+    """Working memory of a forward pass for each pixel of its input: as measured, and a fifth.
 
     Nearly all of it is spent at full resolution: a block of KBNet_s holds about 7 feature maps at its peak
     besides the coefficients of its bases, one of KBNet_l about 12 of the refinement's doubled width.

@@ -621,8 +621,13 @@ def _filled(colour: NDArray[Any], scale: Range, finite: NDArray[np.bool_] | None
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator has no exception of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # The CPU's and MPS's allocators have no exception of their own.
+    said = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in said
+        or "out of memory" in said
+    )
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -457,8 +457,9 @@ def _finish_zarr(data: Path, group: Any, info: Info, order: str, target: Path) -
         group.attrs.put({k: v for k, v in attributes.items() if k != "ome"} | {"ome": ome})
     else:
         group.attrs.put(ome | {"multiscales": [image | {"version": "0.4"}]})
-    if target.exists():
+    if target.is_dir():
         shutil.rmtree(target)
+    target.unlink(missing_ok=True)
     data.rename(target)
 
 
