@@ -469,9 +469,10 @@ class Restorer:
             raise ValueError(
                 f"the target must be {source.dtype} {shape}, not {target.dtype} {tuple(target.shape)}"
             )
-        same = getattr(source, "store_path", source) == getattr(target, "store_path", None)
+        paths = [getattr(array, "store_path", None) for array in (source, target)]  # of zarr arrays
+        same = paths[0] is not None and paths[0] == paths[1]
         arrays = isinstance(source, np.ndarray) and isinstance(target, np.ndarray)
-        if source is target or same is True or (arrays and np.may_share_memory(source, target)):
+        if source is target or same or (arrays and np.may_share_memory(source, target)):
             raise ValueError("the target is the source; tiles would read what others wrote: use another")
         flags = getattr(target, "flags", None)
         if getattr(target, "read_only", False) or (flags is not None and not flags.writeable):
