@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -233,6 +233,12 @@ class KBNet_l(nn.Module):
     def size_multiple(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
         return int(2 ** (LEVELS - 1))
+
+    def stages(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each row of blocks, with the number of times that its input was halved."""
+        yield from enumerate((self.encoder_level1, self.encoder_level2, self.encoder_level3, self.latent))
+        yield from enumerate((self.decoder_level1, self.decoder_level2, self.decoder_level3))
+        yield 0, self.refinement
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, inp_channels, H, W), nominally in 0..1, any H and W from 1; not clamped."""

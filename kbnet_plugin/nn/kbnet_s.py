@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,13 @@ class KBNet_s(nn.Module):
     def size_multiple(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
         return int(2 ** len(self.encoders))
+
+    def stages(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each row of blocks, with the number of times that its input was halved."""
+        depth = len(self.encoders)
+        yield from enumerate(self.encoders)
+        yield depth, self.middle_blks
+        yield from ((depth - 1 - i, decoder) for i, decoder in enumerate(self.decoders))
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; not clamped."""
