@@ -79,9 +79,11 @@ def small(channels: int) -> nn.Parameter:
 def again(function: Callable[..., Any], *maps: Tensor) -> Any:
     """Call a function so that training keeps its arguments alone and calls it again in the backward pass.
 
-    For what is cheap beside kernel basis attention but makes most of what a block would have to keep.
+    For what is cheap beside kernel basis attention but makes most of what a block would have to keep. With
+    fewer pixels than channels the weights, not the maps, fill the memory, and everything is kept.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    few = maps[0].numel() < maps[0].shape[1] ** 2
+    if few or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*maps)
     return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
 
