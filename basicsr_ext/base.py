@@ -86,6 +86,11 @@ class Mended:
     ) -> None:
         """Load weights in any of the known layouts; `param_key` None picks the first layout that is there."""
         net = bare(net)
+        if not os.path.exists(load_path):
+            raise BadInput(
+                f"pretrained weights: {load_path} does not exist; mend path.pretrain_network_*, "
+                "or set it to null to start from random weights"
+            )
         try:
             tensors = read_weights(load_path, param_key)
         except BadInput:

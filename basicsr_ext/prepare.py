@@ -27,7 +27,8 @@ def prepare(task: str, source: str, target: str, *, crop: int, step: int | None,
     task : str
         One of `basicsr_ext.tasks.TASKS`.
     source, target : str
-        The dataset, and the folder that gets ``<role>_crops`` and, with `lmdb`, ``<role>_crops.lmdb``.
+        The dataset, and the folder that gets ``<role>_crops`` and, with `lmdb`, ``<role>_crops.lmdb``; for
+        SIDD in its folders train and val.
     crop, step : int
         Side of a crop and distance between two, in pixels; the last ones touch the edge, and a picture
         smaller than a crop is taken whole.
@@ -51,7 +52,8 @@ def prepare(task: str, source: str, target: str, *, crop: int, step: int | None,
         raise BadInput(f"{source} is not a folder")
     pairs = {"sidd": _sidd, "gaussian": _gaussian, "derain": _derain, "defocus": _defocus}[task](source)
     roles = list(next(iter(pairs.values())))
-    folders = {role: Path(target, f"{role}_crops") for role in roles}
+    part = "train" if task == "sidd" else "."  # its validation blocks go beside
+    folders = {role: Path(target, part, f"{role}_crops") for role in roles}
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)

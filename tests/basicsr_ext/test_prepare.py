@@ -92,6 +92,7 @@ def test_sidd_is_found_in_its_scenes_with_the_validation_blocks(tmp_path, pictur
     assert small("sidd", tmp_path / "sidd", tmp_path / "out") == 0
     assert "8 crops of 2 pictures" in (said := capsys.readouterr().out)
     assert "6 validation blocks" in said
+    assert len(list((tmp_path / "out/train/target_crops").glob("*.png"))) == 8
     assert np.array_equal(read(tmp_path / "out/val/input_crops/0002.png"), blocks[0, 1])
 
 
