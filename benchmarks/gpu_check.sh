@@ -23,12 +23,12 @@ print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton
     exit 2
 fi
 
-part "accuracy" 150 "$python" benchmarks/accuracy.py --device cuda --backends triton tiled --json "$out/accuracy.json"
-part "operator" 180 "$python" benchmarks/ops.py --device cuda --json "$out/ops.json"
+part "accuracy" 130 "$python" benchmarks/accuracy.py --device cuda --backends triton tiled --json "$out/accuracy.json"
+part "operator" 240 "$python" benchmarks/ops.py --device cuda --batch 8 --json "$out/ops.json"
 part "networks, 720p" 150 "$python" benchmarks/speed.py --device cuda --part inference --only bf16 \
     --size 720 1280 --json "$out/speed.json"
 if "$python" -c 'import pytest' 2>/dev/null; then
-    part "tests" 100 "$python" -m pytest -q tests/ops/test_triton.py
+    part "tests" 60 "$python" -m pytest -q tests/ops/test_triton.py
 else
     echo "left out: tests (pip install pytest)"
 fi

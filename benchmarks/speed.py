@@ -101,15 +101,14 @@ CANDIDATES = {
     "NAFNet-w64 with care bf16": Candidate(nafnet, torch.bfloat16, care=True, needs="spandrel"),
     "Restormer as released": Candidate(restormer, needs="spandrel_extra_arches"),
     "Restormer with care": Candidate(restormer, care=True, needs="spandrel_extra_arches"),
+    "Restormer with care bf16": Candidate(
+        restormer, torch.bfloat16, care=True, needs="spandrel_extra_arches"
+    ),
     "KBNet_l as released": Candidate(released_l, needs="spandrel"),
     "KBNet_l": Candidate(KBNet_l),
     "KBNet_l bf16": Candidate(KBNet_l, torch.bfloat16),
 }
-PEERS = {
-    "KBNet_s": "NAFNet-w64 as released",
-    "KBNet_l": "Restormer as released",
-    "NAFNet": "NAFNet-w64 as released",
-}
+PEERS = {"KBNet_s": "NAFNet-w64", "KBNet_l": "Restormer"}
 TRAINING = {"KBNet_s as released": released_s, "KBNet_s": CANDIDATES["KBNet_s"].build}
 TRAINING_BATCH, TRAINING_CROP = 8, 128
 
@@ -160,11 +159,12 @@ def available(names: list[str], wanted: list[str] | None) -> list[str]:
     return found
 
 
-def ratio_to_peer(name: str, timings: dict[str, measure.Timing]) -> str:
-    peer = next((p for prefix, p in PEERS.items() if name.startswith(prefix)), None)
-    if peer is None or peer == name or peer not in timings:
-        return "-"
-    return f"{timings[name].median / timings[peer].median:.2f}x {peer.split()[0]}"
+def ratio_to_peer(name: str, peer_suffix: str, timings: dict[str, measure.Timing]) -> str:
+    """Time beside the peer of a KBNet: "as released", or "with care" in the same precision."""
+    network = name.split()[0]
+    precision = " bf16" if peer_suffix == "with care" and name.endswith("bf16") else ""
+    peer = f"{PEERS.get(network)} {peer_suffix}{precision}"
+    return f"{timings[name].median / timings[peer].median:.2f}x" if peer in timings else "-"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,27 +211,27 @@ def main(argv: list[str] | None = None) -> int:
             n: None if args.no_memory else measure.in_fresh_process(__file__, "--peak", part, n, *shape)
             for n in names
         }
+        header = ["network", "median (quartiles)", "beside released", "peak extra"]
+        if part == "inference":
+            header[3:3] = ["beside peer as released", "beside peer with care"]
         rows = []
         for name in names:
-            ratio = ratio_to_peer(name, timings) if part == "inference" else ""
-            released = next(
-                (r for r in timings if r.endswith("as released") and r.split()[0] == name.split()[0]), name
-            )
-            faster = timings[released].median / timings[name].median
-            mebibytes = "not measured" if memory[name] is None else f"{memory[name] / 2**20:.0f} MiB"
-            rows.append([name, str(timings[name]), f"{faster:.2f}x", ratio, mebibytes])
+            released = f"{name.split()[0]} as released"
+            row = [
+                name,
+                str(timings[name]),
+                f"{timings[name].median / timings[released].median:.2f}x" if released in timings else "-",
+                "not measured" if memory[name] is None else f"{memory[name] / 2**20:.0f} MiB",
+            ]
+            if part == "inference":
+                row[3:3] = [ratio_to_peer(name, suffix, timings) for suffix in ("as released", "with care")]
+            rows.append(row)
         what = (
-            f"inference, 1x3x{size[0]}x{size[1]}"
+            f"Inference, 1x3x{size[0]}x{size[1]}; times beside others are ratios, below 1 is faster"
             if part == "inference"
-            else f"training step, {TRAINING_BATCH}x3x{TRAINING_CROP}x{TRAINING_CROP}, AdamW"
+            else f"Training step, {TRAINING_BATCH}x3x{TRAINING_CROP}x{TRAINING_CROP}, AdamW"
         )
-        print(f"\n{what}\n")
-        print(
-            measure.table(
-                ["network", "median (quartiles)", "speed-up over released", "time beside peer", "peak extra"],
-                rows,
-            )
-        )
+        print(f"\n{what}\n\n{measure.table(header, rows)}")
         result[part] = {n: {"seconds": timings[n], "peak_extra_bytes": memory[n]} for n in names}
     p = result["provenance"]
     print(f"\n{p['command']}\n{p['date']}, {p['device']}, {p['threads']} threads, torch {p['torch']}")

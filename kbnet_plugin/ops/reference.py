@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,11 +17,13 @@ def forward(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
 ) -> Tensor:
     batch, channels, height, width = x.shape
+    dtype = x.dtype
+    x, coefficients, weight, bias = _wide(x, coefficients, weight, bias)
     mix = coefficients.flatten(2).transpose(1, 2)  # (B, HW, N)
     kernels = _kernels(mix, weight, groups, channels)
     patches = _patches(x, groups, kernel_size)
     out = (kernels @ patches[..., None]).reshape(batch, height * width, channels) + mix @ bias
-    return out.transpose(1, 2).reshape(batch, channels, height, width)
+    return out.transpose(1, 2).reshape(batch, channels, height, width).to(dtype)
 
 
 def backward(
@@ -34,6 +37,8 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
     batch, channels, height, width = x.shape
+    dtype = x.dtype
+    grad, x, coefficients, weight, bias = _wide(grad, x, coefficients, weight, bias)
     mix = coefficients.flatten(2).transpose(1, 2)
     flat = grad.flatten(2).transpose(1, 2)  # (B, HW, C)
     per_output = flat.reshape(batch, height * width, groups, channels // groups, 1)
@@ -50,7 +55,12 @@ def backward(
     if needs[0]:
         spread = (_kernels(mix, weight, groups, channels).mT @ per_output).flatten(2).transpose(1, 2)
         dx = F.fold(spread, (height, width), kernel_size, padding=kernel_size // 2)
-    return dx, da, dw, db
+    return tuple(None if g is None else g.to(dtype) for g in (dx, da, dw, db))
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """At least float32: sums over many taps and pixels lose too much in the halves."""
+    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
 
 
 def _kernels(mix: Tensor, weight: Tensor, groups: int, channels: int) -> Tensor:
