@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Hashable, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
 
     The working directory is the root of relative paths, as BasicSR's users expect.
     """
-    as_given = deepcopy(options)
+    as_given = json.loads(json.dumps(options, default=str))  # what a training state can hold
     options = schema.check(options, source)
     options["as_given"] = as_given
     if train and options["train"] is None:

@@ -72,6 +72,8 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
         open_experiment(options, option_file, keep=state is not None)
     dist.wait()
     logs.to_file(options, "train")
+    if keep := options["logger"]["keep_checkpoints"]:
+        logger.info("keeping the last %d checkpoints and the best (logger.keep_checkpoints)", keep)
     for note in options["notes"]:
         logger.info("note: %s", note)
     logger.info("%s, torch %s, %s, %d process(es)", version(), torch.__version__, model.device, world)
