@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import glob
 import importlib
 import importlib.util
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,7 +23,9 @@ from ._files import one_line
 from ._version import __version__
 from .cost import count
 from .images import FORMATS, check_format, read_image, write_image
-from .restore import Restorer, find_device
+from .lazy import connect
+from .restore import HALO, TILE, WINDOW, Restorer, find_device
+from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
 from .weights import identify, load_network
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -42,6 +48,8 @@ _RESTORE_EXAMPLES = """\
 examples:
   kbnet restore noisy.png -o clean.png --model sidd.pth
   kbnet restore a.tif b.jpg photos/ -o restored/ --model gau_color_25.pth --overwrite
+  kbnet restore stack.ome.tif -o clean.zarr --model sidd.pth --range percentile
+  kbnet restore big.zarr -o clean.zarr --model sidd.pth --resume
 
 exit status: 0 all done, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
 """
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help or an error
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted; finished pictures are kept", INTERRUPTED)
+        return _fail("interrupted; finished pictures are kept, and stacks go on with --resume", INTERRUPTED)
     except (MemoryError, torch.OutOfMemoryError):
         return _fail("out of memory; free some, or name another --device", BAD_INPUT)
     except (ValueError, OSError) as error:
@@ -95,11 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     restore = commands.add_parser(
         "restore",
         help="restore pictures",
-        description="Restore PNG, JPEG and TIFF pictures; dtype, range, alpha and metadata are kept.",
+        description="Restore pictures (PNG, JPEG, TIFF) and stacks (TIFF, OME-TIFF, OME-Zarr); axes, dtype, "
+        "range, alpha and metadata are kept.",
         epilog=_RESTORE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    restore.add_argument("inputs", metavar="IN", nargs="+", type=Path, help="a picture, or a folder of them")
+    restore.add_argument(
+        "inputs", metavar="IN", nargs="+", type=Path, help="a picture, a stack, a folder of them or a pattern"
+    )
     restore.add_argument(
         "-o",
         "--output",
@@ -111,6 +122,34 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--model", metavar="FILE", type=Path, help="a checkpoint, .pth or .safetensors")
     restore.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     restore.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    restore.add_argument("--resume", action="store_true", help="go on with stacks that were interrupted")
+    restore.add_argument("--plan", action="store_true", help="print tiles, memory and time, and stop")
+    restore.add_argument("--axes", help="what the axes of the input are: letters of T Z C S Y X")
+    restore.add_argument(
+        "--range",
+        type=_range,
+        default="dtype",
+        help="dtype (default), percentile, or LOW,HIGH: what spans 0..1",
+    )
+    restore.add_argument("--strength", type=float, default=1.0, help="0 (the input) to 1 (default)")
+    restore.add_argument(
+        "--self-ensemble", action="store_true", help="mean of eight turns, eight times the time"
+    )
+    restore.add_argument(
+        "--tile", type=int, help=f"largest side of a tile; {TILE}, less where memory is short"
+    )
+    restore.add_argument("--halo", type=int, default=HALO, help=f"overlap of tiles, {HALO} pixels by default")
+    restore.add_argument("--batch", type=int, default=1, help="tiles that are computed together")
+    restore.add_argument("--pooling", choices=("local", "global"), default="local", help="local by default")
+    restore.add_argument(
+        "--window", type=int, default=WINDOW, help="of local pooling, in pixels; 1.5 x the training patches"
+    )
+    restore.add_argument(
+        "--dtype",
+        default="auto",
+        help="what is computed in: float32, float16, bfloat16; auto is float16 on CUDA, else float32",
+    )
+    restore.add_argument("--scheduler", metavar="ADDRESS", help="compute on a dask cluster: tcp://host:port")
 
     info = commands.add_parser(
         "info",
@@ -140,8 +179,27 @@ def _restore(options: argparse.Namespace) -> int:
         raise ValueError(
             "no weights ship with this version; name a checkpoint: --model FILE (.pth or .safetensors)"
         )
-    jobs = _jobs(options.inputs, options.output)
-    restorer = Restorer.from_pretrained(options.model, device=options.device)
+    jobs = _jobs(options.inputs, options.output, make=not options.plan)
+    restorer = Restorer.from_pretrained(
+        options.model,
+        **{
+            name: getattr(options, name)
+            for name in (
+                *("device", "tile", "halo", "batch", "pooling", "window", "dtype"),
+                *("range", "strength", "self_ensemble"),
+            )
+        },
+    )
+    if options.plan:
+        return _plan(restorer, jobs, options.axes)
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(connect(options.scheduler)) if options.scheduler else None
+        return _restore_jobs(restorer, jobs, options, client)
+
+
+def _restore_jobs(
+    restorer: Restorer, jobs: Sequence[tuple[Path, Path]], options: argparse.Namespace, client: Any
+) -> int:
     done = kept = failed = 0
     for number, (source, target) in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
@@ -150,7 +208,10 @@ def _restore(options: argparse.Namespace) -> int:
             kept += 1
             continue
         try:
-            _restore_file(restorer, source, target, label)
+            if is_stack(source) or is_zarr(target):
+                _restore_stack(restorer, source, target, label, options, client)
+            else:
+                _restore_file(restorer, source, target, label, options.axes, client)
             done += 1
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
@@ -162,20 +223,37 @@ def _restore(options: argparse.Namespace) -> int:
     return SOME_FAILED if failed else GOOD
 
 
-def _jobs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+def _plan(restorer: Restorer, jobs: Sequence[tuple[Path, Path]], axes: str | None) -> int:
+    for source, target in jobs:
+        if is_stack(source) or is_zarr(target):
+            with open_stack(source) as (array, info):
+                plan = restorer.plan(array.shape, axes or info.axes)
+        else:
+            plan = restorer.plan(read_image(source)[0].shape, axes)
+        print(f"{source}\n{plan}")
+    return GOOD
+
+
+def _range(text: str) -> Any:
+    return tuple(text.split(",")) if "," in text else text
+
+
+def _jobs(inputs: Sequence[Path], output: Path, make: bool) -> list[tuple[Path, Path]]:
     """Pair every picture with the file that its restored self goes to."""
-    sources = []
+    sources: list[Path] = []
+    inputs = [found for path in inputs for found in _expand(path)]
     for path in inputs:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.is_file() and _is_picture(p))
+        if path.is_dir() and not is_zarr(path):
+            found = sorted(p for p in path.iterdir() if _is_picture(p) and (p.is_file() or is_zarr(p)))
             if not found:
                 raise ValueError(f"{path}: no pictures in this folder ({', '.join(FORMATS)})")
             sources += found
-        elif path.is_file():
+        elif path.exists():
             sources.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-    one_file = len(inputs) == 1 and inputs[0].is_file() and bool(output.suffix) and not output.is_dir()
+    file_like = bool(output.suffix) and (is_zarr(output) or not output.is_dir())
+    one_file = sources == inputs and len(inputs) == 1 and file_like
     if not one_file and not output.is_dir() and (output.exists() or _is_picture(output)):
         raise ValueError(f"{output}: not a folder, and several pictures need one; name a folder")
     jobs = [(source, output if one_file else output / source.name) for source in sources]
@@ -188,33 +266,58 @@ def _jobs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
             raise ValueError(f"{other} and {source} would both go to {target}; restore them one by one")
     if one_file and not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent}: no such folder to write {output.name} to; create it first")
-    if not one_file:
+    if not one_file and make:
         output.mkdir(parents=True, exist_ok=True)
     return jobs
 
 
+def _expand(path: Path) -> list[Path]:
+    """What a pattern matches, where the shell left it to us."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] or [path]
+
+
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in FORMATS and not path.name.startswith(".")
+    return path.suffix.lower() in (*FORMATS, ".zarr") and not path.name.startswith(".")
 
 
-def _restore_file(restorer: Restorer, source: Path, target: Path, label: str) -> None:
+def _restore_stack(
+    restorer: Restorer, source: Path, target: Path, label: str, options: argparse.Namespace, client: Any
+) -> None:
+    began = time.perf_counter()
+    if options.overwrite and not options.resume:
+        shutil.rmtree(working_folder(target), ignore_errors=True)
+    steps = restore_stack(restorer, source, target, axes=options.axes, resume=options.resume, client=client)
+    total = _run(steps, f"{label}{source.name}")
+    print(f"{label}{target}  {total:,} tiles, {time.perf_counter() - began:.1f} s")
+
+
+def _run(steps: Generator[tuple[int, int], None, None], name: str) -> int:
+    """Go through the tiles behind a bar; returns their number."""
+    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
+    delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
+    with (
+        contextlib.closing(steps),
+        tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar,
+    ):
+        for done, total in steps:
+            bar.total = total
+            bar.update(done - bar.n)
+        return int(bar.n)
+
+
+def _restore_file(
+    restorer: Restorer, source: Path, target: Path, label: str, axes: str | None, client: Any
+) -> None:
     began = time.perf_counter()
     image, metadata = read_image(source)
     check_format(target, image.dtype, image.shape)  # before the work, not after it
-    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
-    delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
-    with tqdm(
-        desc=f"{label}{source.name}", unit="tile", leave=False, delay=delay, mininterval=interval
-    ) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            restored = restorer(image, progress)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+    try:
+        restored = np.empty(restorer.output_shape(image, axes), image.dtype)
+        _run(restorer.restore_into(image, restored, axes, client=client), f"{label}{source.name}")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     write_image(target, restored, metadata)
     height, width = image.shape[:2]
     print(f"{label}{target}  {width} x {height}, {time.perf_counter() - began:.1f} s")

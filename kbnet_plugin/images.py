@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -234,8 +237,34 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
+@contextmanager
+def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    """Open a TIFF, and raise ValueError where pages point beyond its end.
+
+    tifffile only logs that and leaves the pages out: a stack that was cut short would pass for a shorter one.
+    """
+    logger, complaints = logging.getLogger("tifffile"), _Complaints()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(complaints)
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            if tiff.series and complaints.cut_short:
+                raise ValueError("pages are missing at its end")
+            yield tiff
+    finally:
+        logger.removeHandler(complaints)
+        logger.propagate = propagate
+
+
+class _Complaints(logging.Handler):
+    cut_short = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.cut_short |= record.levelno >= logging.ERROR and "offset" in record.getMessage()
+
+
 def _read_tiff(path: Path) -> tuple[NDArray[Any], Metadata]:
-    with tifffile.TiffFile(path) as tiff:
+    with open_tiff(path) as tiff:
         series = tiff.series[0]
         page = tiff.pages.first
         if series.axes not in ("YX", "YXS", "SYX"):

@@ -31,6 +31,21 @@ def tiny_l():
 
 
 @pytest.fixture
+def lively(tiny_s):
+    """Build a small KBNet_s that changes its input, by a part that depends on all of its blocks."""
+
+    def build(**arguments):
+        network = tiny_s(**arguments)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.rsplit(".", 1)[-1] in ("beta", "gamma"):
+                    parameter.fill_(0.3)
+        return network
+
+    return build
+
+
+@pytest.fixture
 def checkpoint(tmp_path, tiny_s):
     """Path of a small colour network's weights."""
     path = tmp_path / "tiny.pth"

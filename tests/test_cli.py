@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import kbnet_plugin
@@ -145,6 +146,15 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
         ("restore a.png deep.tif -o b.png --model tiny.pth", "b.png: not a folder, and several pictures"),
         ("restore sub -o a.png --model tiny.pth", "a.png: not a folder, and several pictures need one"),
         ("restore deep.tif -o b.jpg --model tiny.pth", "b.jpg: JPEG cannot hold uint16"),
+        ("restore a.png -o b.png --model tiny.pth --tile 9", "tile must exceed twice the halo"),
+        ("restore a.png -o b.png --model tiny.pth --range 9,1", "range must run from a lower to a higher"),
+        (
+            "restore a.png -o b.png --model tiny.pth --range wide",
+            "range must be 'dtype', 'percentile' or two",
+        ),
+        ("restore a.png -o b.png --model tiny.pth --axes YX", "a.png: axes 'YX' are 2, the array has 3"),
+        ("restore a.png -o b.png --model tiny.pth --dtype int8", "dtype must be auto, float32, float16"),
+        ("restore jpeg.tif -o b.zarr --model tiny.pth", "jpeg.tif: damaged or incomplete TIFF"),
         ("info nowhere.pth", "nowhere.pth: no such file"),
         ("info half.pth", "half.pth: truncated"),
     ],
@@ -169,6 +179,83 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(run, tmp_path
     assert named in err
     after = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*") if p.name != "out"}
     assert after == before
+
+
+def stack(path, shape=(3, 40, 50)):
+    array = np.random.default_rng(0).integers(0, 65535, shape, np.uint16)
+    tifffile.imwrite(path, array, metadata={"axes": "ZYX"}, photometric="minisblack")
+    return array
+
+
+def test_a_stack_is_restored_and_every_option_reaches_the_restorer(run, checkpoint):
+    pytest.importorskip("zarr")
+    array = stack("a.tif")
+    options = "--tile 40 --halo 8 --batch 2 --range 10,60000 --strength 0.5 --self-ensemble --window 16"
+    options += " --pooling local --dtype float32"
+    status, out, err = run("restore", "a.tif", "-o", "b.tif", "--model", "tiny.pth", *options.split())
+    assert (status, err) == (0, "")
+    assert "b.tif  6 tiles, " in out
+    settings = {
+        "tile": 40,
+        "halo": 8,
+        "batch": 2,
+        "range": (10, 60000),
+        "strength": 0.5,
+        "self_ensemble": True,
+    }
+    restorer = Restorer.from_pretrained(checkpoint, **settings, window=16)
+    assert np.array_equal(tifffile.imread("b.tif"), restorer(array, "ZYX"))
+
+
+def test_axes_named_by_the_user_replace_those_of_the_file(run, checkpoint):
+    pytest.importorskip("zarr")
+    array = stack("a.tif")
+    assert run("restore", "a.tif", "-o", "b.tif", "--model", "tiny.pth", "--axes", "SYX")[0] == 0
+    expected = Restorer.from_pretrained(checkpoint)(array, "SYX")
+    assert np.array_equal(np.moveaxis(tifffile.imread("b.tif"), -1, 0), expected)
+
+
+def test_patterns_are_expanded(run):
+    for name in ("a1.png", "a2.png", "b.png"):
+        picture(name)
+    assert run("restore", "a*.png", "-o", "out", "--model", "tiny.pth")[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a1.png", "a2.png"]
+    assert "x*.png: no such file" in run("restore", "x*.png", "-o", "out", "--model", "tiny.pth")[2]
+
+
+def test_a_plan_is_printed_and_nothing_written(run, tmp_path):
+    pytest.importorskip("zarr")
+    stack("a.tif")
+    picture("b.png")
+    before = sorted(tmp_path.iterdir())
+    status, out, err = run("restore", "a.tif", "b.png", "-o", "out", "--model", "tiny.pth", "--plan")
+    assert (status, err) == (0, "")
+    assert "axes    ZYX (3, 40, 50)" in out
+    assert "tiles   3 of at most 40 x 50, halo 32, in 3 planes" in out
+    assert "axes    YXS (20, 30, 3)" in out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_stack_in_a_folder_does_not_stop_the_others(run, tmp_path):
+    pytest.importorskip("zarr")
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        stack(f"in/{name}.tif")
+    array = tifffile.imread("in/b.tif")
+    tifffile.imwrite(
+        "in/b.tif", array, metadata={"axes": "ZYX"}, compression="zlib", photometric="minisblack"
+    )
+    with tifffile.TiffFile("in/b.tif") as tiff:
+        start, length = tiff.pages[1].dataoffsets[0], tiff.pages[1].databytecounts[0]
+    content = bytearray(Path("in/b.tif").read_bytes())
+    content[start : start + length] = bytes(length)
+    Path("in/b.tif").write_bytes(content)
+    status, out, err = run("restore", "in", "-o", "out", "--model", "tiny.pth")
+    assert status == 1
+    assert one_line(err)
+    assert "in/b.tif: cannot read [1, 0:40, 0:50]: damaged data" in err
+    assert out.endswith("2 restored, 0 kept, 1 failed\n")
+    assert sorted(p.name for p in Path("out").iterdir() if p.suffix == ".tif") == ["a.tif", "c.tif"]
 
 
 def test_info_says_what_a_checkpoint_is_and_costs(run):
@@ -280,6 +367,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
     code = (
         "import sys, kbnet_plugin\n"
         "heavy = {'basicsr', 'basicsr_ext', 'napari', 'torchvision', 'matplotlib', 'PIL', 'cv2', 'skimage'}\n"
+        "heavy |= {'zarr', 'dask', 'distributed', 'tifffile'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )
     ended = python("-c", code, cwd=tmp_path)

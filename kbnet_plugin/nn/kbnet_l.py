@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import GlobalMean, KBAMixin, LayerNorm2d, by_strips, check_image, check_positive, pad_to_multiple
+from ..ops import kernel_basis_attention
+from .layers import (
+    GlobalMean,
+    KBAMixin,
+    LayerNorm2d,
+    again,
+    by_strips,
+    check_image,
+    check_positive,
+    pad_to_multiple,
+)
 
 GROUP = 2  # channels a group in the pixel-adaptive branch
 BASES = 32
@@ -35,8 +45,12 @@ class MFF(KBAMixin):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.conv1(x)
-        return by_strips(self._combine, x, self._kba(features, x), features, self.dwconv(x), self.sca(x))
+        features, coefficients, spatial = again(self._branches, x)
+        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return by_strips(self._combine, x, mixed, features, spatial, self.sca(x))
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.conv1(x), self._coefficients(x), self.dwconv(x)
 
     def _combine(
         self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor
@@ -219,6 +233,12 @@ class KBNet_l(nn.Module):
     def size_multiple(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
         return int(2 ** (LEVELS - 1))
+
+    def stages(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each row of blocks, with the number of times that its input was halved."""
+        yield from enumerate((self.encoder_level1, self.encoder_level2, self.encoder_level3, self.latent))
+        yield from enumerate((self.decoder_level1, self.decoder_level2, self.decoder_level3))
+        yield 0, self.refinement
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, inp_channels, H, W), nominally in 0..1, any H and W from 1; not clamped."""

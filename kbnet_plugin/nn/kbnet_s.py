@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..ops import kernel_basis_attention
 from .layers import (
     GlobalMean,
     KBAMixin,
     LayerNorm2d,
     SimpleGate,
+    again,
     by_strips,
     check_image,
     check_positive,
@@ -49,10 +51,13 @@ class KBBlock_s(KBAMixin):
         self.gamma = small(c)
 
     def forward(self, x: Tensor) -> Tensor:
+        features, coefficients, spatial, channel = again(self._branches, x)
+        mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return by_strips(self._combine, x, mixed, features, spatial, channel)
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = self.norm1(x)
-        features = self.conv21(self.conv1(t))
-        mixed = self._kba(features, t)
-        return by_strips(self._combine, x, mixed, features, self.conv11(t), self.sca(t))
+        return self.conv21(self.conv1(t)), self._coefficients(t), self.conv11(t), self.sca(t)
 
     def _combine(
         self, x: Tensor, mixed: Tensor, features: Tensor, spatial: Tensor, channel: Tensor
@@ -139,6 +144,13 @@ class KBNet_s(nn.Module):
     def size_multiple(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
         return int(2 ** len(self.encoders))
+
+    def stages(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each row of blocks, with the number of times that its input was halved."""
+        depth = len(self.encoders)
+        yield from enumerate(self.encoders)
+        yield depth, self.middle_blks
+        yield from ((depth - 1 - i, decoder) for i, decoder in enumerate(self.decoders))
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; not clamped."""

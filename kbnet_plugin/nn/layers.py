@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ..ops import kernel_basis_attention
+from torch.utils.checkpoint import checkpoint
 
 
 class LayerNorm2d(nn.Module):
@@ -66,16 +66,24 @@ class KBAMixin(nn.Module):
         )
         self.conv211 = nn.Conv2d(inputs, bases, 1)
 
-    def _kba(self, features: Tensor, t: Tensor) -> Tensor:
-        """Kernel basis attention on `features`, its coefficients made from `t`; to be scaled by `ga1`."""
+    def _coefficients(self, t: Tensor) -> Tensor:
         # addcmul: one pass over memory where a product and a sum take two.
-        coefficients = torch.addcmul(self.conv211(t), self.conv2(t), self.attgamma)
-        return kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
+        return torch.addcmul(self.conv211(t), self.conv2(t), self.attgamma)
 
 
 def small(channels: int) -> nn.Parameter:
     """A learned scale per channel that starts at 0.01."""
     return nn.Parameter(torch.full((1, channels, 1, 1), 1e-2))
+
+
+def again(function: Callable[..., Any], *maps: Tensor) -> Any:
+    """Call a function so that training keeps its arguments alone and calls it again in the backward pass.
+
+    For what is cheap beside kernel basis attention but makes most of what a block would have to keep.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*maps)
+    return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
 
 
 STRIP = 1 << 18
@@ -87,13 +95,16 @@ def by_strips(pixelwise: Callable[..., Tensor], *maps: Tensor) -> Tensor:
 
     What the function makes on the way then stays in cache; on whole maps it would go to memory and back at
     every step. `maps` are (B, C, H, W), or (B, C, 1, 1) for what all pixels share. The result has the shape
-    of the first. Gradients, compilers and accelerators get one call on whole maps.
+    of the first. Training, accelerators and compilers get one call on whole maps.
     """
+    if torch.compiler.is_compiling():
+        return pixelwise(*maps)
+    if torch.is_grad_enabled():
+        return again(pixelwise, *maps)
     first = maps[0]
     batch, channels, height, width = first.shape
     rows = max(1, STRIP // (channels * width))
-    whole = first.numel() <= 2 * STRIP or first.device.type != "cpu"
-    if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if first.numel() <= 2 * STRIP or first.device.type != "cpu":
         return pixelwise(*maps)
     out = torch.empty_like(first)
     for image in range(batch):

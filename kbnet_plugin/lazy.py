@@ -1,0 +1,157 @@
+"""The same tiles as dask tasks: lazy arrays, and clusters that compute for a job that runs here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import one_line
+from .axes import Layout
+from .ranges import Range, find_range, float_range, percentile_range, percentile_step
+
+if TYPE_CHECKING:
+    from .restore import Restorer
+
+_TIMEOUT = "10s"  # for a cluster to answer
+_LOST = ("KilledWorker", "CommClosedError", "CancelledError", "FutureCancelledError", "FuturesCancelledError")
+
+
+def connect(address: str) -> Any:
+    """Client of a running dask scheduler.
+
+    Raises
+    ------
+    ValueError
+        If distributed is not installed.
+    ConnectionError
+        If there is no scheduler at the address.
+    """
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError:
+        raise ValueError("clusters need dask: pip install 'kbnet[arrays]'") from None
+    try:
+        return distributed.Client(address, timeout=_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConnectionError(f"{address}: no dask scheduler answers ({one_line(error)})") from None
+
+
+def remote(restorer: Restorer, client: Any) -> tuple[Callable[..., Any], int]:
+    """How a cluster computes a step, and how many steps may be under way."""
+    try:
+        # A task, not a scattered value: when its worker dies the scheduler makes it again.
+        held = client.submit(_itself, restorer, pure=False)
+        ahead = 2 * max(1, sum(client.nthreads().values()))
+    except Exception as error:
+        raise _gone(client, error) from None
+
+    def submit(*step: Any) -> _Awaited:
+        return _Awaited(client, client.submit(_solve, held, *step, pure=False, retries=2))
+
+    return submit, ahead
+
+
+class _Awaited:
+    """A future whose cluster may vanish."""
+
+    def __init__(self, client: Any, future: Any) -> None:
+        self.client, self.future = client, future
+
+    def result(self) -> Any:
+        try:
+            return self.future.result()
+        except Exception as error:
+            if type(error).__name__ in _LOST or isinstance(error, OSError):
+                raise _gone(self.client, error) from None
+            raise
+
+
+def _gone(client: Any, error: BaseException) -> ConnectionError:
+    return ConnectionError(
+        f"the cluster at {client.scheduler.address if client.scheduler else 'its address'} is gone "
+        f"({type(error).__name__}); finished tiles are kept, and resuming goes on with the others"
+    )
+
+
+def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
+    """Lazy dask array of the restored `array`, one chunk a tile."""
+    da = importlib.import_module("dask.array")
+    delayed = importlib.import_module("dask").delayed
+    # By name, or every use would hash the weights again.
+    held = delayed(restorer, name=f"kbnet-restorer-{restorer.token}", traverse=False)
+    solve = delayed(_solve_one, pure=False)
+    tiles = restorer.tiles(arranged)
+    inner = [a for a in arranged.axes if a in "YX" + arranged.together]
+    takes, gives = restorer.channels
+    channels = arranged.channels if takes == gives else gives
+
+    def restore_plane(plane: tuple[int, ...]) -> Any:
+        scale = _range(restorer, array, arranged, plane)
+        rows: dict[int, list[Any]] = {}
+        for tile in tiles:
+            window = array[arranged.key(plane, tile.source)]
+            size = {a: s.stop - s.start for a, s in zip("YX", tile.target, strict=True)}
+            shape = tuple(size.get(a, channels) for a in inner)
+            part = solve(held, window, scale, tile.crop, arranged)
+            rows.setdefault(tile.target[0].start, []).append(da.from_delayed(part, shape, array.dtype))
+        joined = [da.concatenate(row, axis=inner.index("X")) for row in rows.values()]
+        return da.concatenate(joined, axis=inner.index("Y"))
+
+    outer = [a for a in arranged.axes if a not in inner]
+    stacked = da.stack([restore_plane(plane) for plane in arranged.planes()])
+    counts = tuple(arranged.shape[arranged.axes.index(a)] for a in outer)
+    # Planes come in the order of the outer axes; splitting the first axis copies nothing.
+    split = stacked.reshape(counts + stacked.shape[1:])
+    order = [*outer, *inner]
+    return split.transpose([order.index(a) for a in arranged.axes])
+
+
+def _range(restorer: Restorer, array: Any, arranged: Layout, plane: tuple[int, ...]) -> Any:
+    """The plane's range; a task where it depends on the values. The same as `find_range` finds."""
+    delayed = importlib.import_module("dask").delayed
+    da = importlib.import_module("dask.array")
+    rule, dtype = restorer.range, np.dtype(array.dtype)
+    if rule != "percentile" and not (rule == "dtype" and dtype.kind == "f"):
+        return find_range(rule, dtype, arranged.size, _unread)
+    whole = slice(0, arranged.size[0]), slice(0, arranged.size[1])
+    values = array[arranged.key(plane, whole)]
+    inner = [a for a in arranged.axes if a in "YX" + arranged.together]
+    if arranged.alpha:
+        values = values[tuple(slice(-1) if a == arranged.together else slice(None) for a in inner)]
+    if rule == "percentile" and dtype.kind != "b":
+        step = percentile_step(arranged.size)
+        sample = values[tuple(slice(None, None, step) if a in "YX" else slice(None) for a in inner)]
+        return delayed(percentile_range, pure=False)(sample)
+    if dtype.kind == "b":
+        return find_range("dtype", dtype, arranged.size, _unread)
+    finite = da.isfinite(values)
+    low, high = da.where(finite, values, np.inf).min(), da.where(finite, values, -np.inf).max()
+    return delayed(_float_range, pure=False)(low, high)
+
+
+def _float_range(low: Any, high: Any) -> Range:
+    return float_range(float(low), float(high))
+
+
+def _unread(window: tuple[slice, slice]) -> NDArray[Any]:
+    raise AssertionError("a range that needs no values")
+
+
+def _solve_one(
+    restorer: Restorer, window: NDArray[Any], scale: Range, crop: tuple[slice, slice], arranged: Layout
+) -> NDArray[Any]:
+    picture = arranged.to_picture(np.asarray(window))
+    (result,) = restorer.solve([picture], [Range(*scale)], [crop], arranged.alpha)
+    return arranged.from_picture(result)
+
+
+def _solve(restorer: Restorer, *step: Any) -> list[NDArray[Any]]:
+    return restorer.solve(*step)
+
+
+def _itself(restorer: Restorer) -> Restorer:
+    return restorer

@@ -1,0 +1,42 @@
+"""How much memory there is, and how much a network takes for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from .nn import KBNet_l, KBNet_s
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new job may take on a device; of a container its own limit counts."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        return free if limit == "max" else min(free, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        return free
+
+
+def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
+    """Working memory of a forward pass for each pixel of its input: as measured, and a fifth.
+
+    Nearly all of it is spent at full resolution: a block of KBNet_s holds about 7 feature maps at its peak
+    besides the coefficients of its bases, one of KBNet_l about 12 of the refinement's doubled width.
+    """
+    if isinstance(network, KBNet_s):
+        return itemsize * (8 * network.intro.out_channels + 80)
+    return itemsize * 14 * 2 * network.patch_embed.proj.out_channels
