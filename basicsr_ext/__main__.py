@@ -8,12 +8,14 @@ import sys
 from typing import NoReturn
 
 from .errors import BadInput, one_line
+from .tasks import TASKS
 
 EXAMPLES = """examples:
   basicsr train -opt options/kbnet_quickstart.yml
   basicsr train -opt options/kbnet_sidd.yml --auto_resume
   basicsr train -opt my.yml --force_yml train:total_iter=1000 network_g:width=32
   basicsr test -opt options/kbnet_quickstart.yml
+  basicsr options
   torchrun --nproc_per_node=8 --no-python basicsr train -opt my.yml --launcher pytorch
 """
 
@@ -31,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|test")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|test|options|prepare")
     for name, text in (("train", "train, validate and save"), ("test", "measure trained weights")):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("-opt", required=True, metavar="FILE", help="option file")
@@ -50,6 +52,24 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
         if name == "train":
             command.add_argument("--auto_resume", action="store_true", help="go on from the last checkpoint")
+    listing = commands.add_parser(
+        "options", help="list every key of an option file", description="Print every key and its default."
+    )
+    listing.add_argument("--json", action="store_true", help="as a JSON schema, for editors")
+    cutting = commands.add_parser(
+        "prepare",
+        help="cut a dataset into crops for training",
+        description="Cut the pictures of a dataset into overlapping crops, which load much faster.",
+        epilog="\n".join(f"{task:9} {text}" for task, text in TASKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cutting.add_argument("task", choices=sorted(TASKS))
+    cutting.add_argument("source", metavar="SRC", help="the dataset as it was unpacked")
+    cutting.add_argument("target", metavar="DST", help="where the folders of crops go")
+    cutting.add_argument("--crop", type=int, default=512, help="side of a crop in pixels (default: 512)")
+    cutting.add_argument("--step", type=int, help="from crop to crop (default: three quarters of the side)")
+    cutting.add_argument("--lmdb", action="store_true", help="put the crops into lmdb databases as well")
     return parser
 
 
@@ -78,6 +98,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "options":
+        from . import schema
+
+        print(schema.json_text() if args.json else schema.describe(), end="")
+        return 0
+    if args.command == "prepare":
+        from .prepare import prepare
+
+        print(prepare(args.task, args.source, args.target, crop=args.crop, step=args.step, lmdb=args.lmdb))
+        return 0
     from .options import prepare_options, read_options
 
     # Everything that can be said without torch is said before the seconds that its import takes.

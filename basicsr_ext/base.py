@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.models import lr_scheduler as basicsr_schedulers
 from torch import Tensor, nn
@@ -85,6 +86,11 @@ class Mended:
     ) -> None:
         """Load weights in any of the known layouts; `param_key` None picks the first layout that is there."""
         net = bare(net)
+        if not os.path.exists(load_path):
+            raise BadInput(
+                f"pretrained weights: {load_path} does not exist; mend path.pretrain_network_*, "
+                "or set it to null to start from random weights"
+            )
         try:
             tensors = read_weights(load_path, param_key)
         except BadInput:
@@ -121,7 +127,11 @@ class Mended:
             "samples": self.samples,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
-            "best": getattr(self, "best_metric_results", {}),
+            "best": _plain(getattr(self, "best_metric_results", {})),
+            "scaler": scaler.state_dict() if (scaler := getattr(self, "scaler", None)) else {},
+            # Every generator is seeded from these and the number of the step or sample: they are the state.
+            "seed": self.opt["manual_seed"],
+            "options": self.opt.get("as_given", {}),
         }
         _save(state, self.opt["path"]["training_states"], f"{current_iter}.state")
 
@@ -138,6 +148,8 @@ class Mended:
                 vars(scheduler).update(place)
             else:
                 scheduler.load_state_dict(state)
+        if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
+            self.scaler.load_state_dict(resume_state["scaler"])  # type: ignore[attr-defined]
         self.samples = resume_state.get("samples", 0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
@@ -197,6 +209,13 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         problem = one_line(error)[:200]
     raise BadInput(f"{path} is not a training state: {problem}")
+
+
+def _plain(best: Any) -> Any:
+    """BasicSR's models keep NumPy's numbers there, which a safe load refuses."""
+    if isinstance(best, dict):
+        return {key: _plain(value) for key, value in best.items()}
+    return best.item() if isinstance(best, np.generic) else best
 
 
 def _save(content: Any, folder: str, name: str) -> None:

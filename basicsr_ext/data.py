@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from typing import Any
@@ -271,6 +272,79 @@ class Dataset_GaussianDenoising(ImageDataset):
         if self.kind == "random":
             return float(np.random.uniform(*self.sigmas))
         return self.sigmas[np.random.randint(len(self.sigmas))]
+
+
+class Dataset_PoissonGaussianDenoising(ImageDataset):
+    """Clean images (``dataroot_gt``) with the noise of a sensor added on the fly.
+
+    Parameters
+    ----------
+    opt : dict
+        Keys of `ImageDataset`, and
+        domain : 'camera': the images are sRGB, the noise arises in linear light and is clipped where the
+            sensor saturates; 'microscope': the intensities are the signal, nothing is clipped.
+        gain_range : variance per intensity of 0..1, i.e. the inverse of the photons that white stands for: a
+            number, or two bounds between which it is drawn log-uniformly.
+        read_noise_range : standard deviation in the dark, in 0..1: likewise.
+        gain_test, read_noise_test : those of validation and test; by default the ranges' geometric mean.
+
+    Notes
+    -----
+    A signal x becomes ``gain * Poisson(x / gain) + read_noise * N(0, 1)`` (Foi et al., "Practical
+    Poissonian-Gaussian Noise Modeling and Fitting for Single-Image Raw-Data", IEEE TIP 2008). The i-th
+    validation image gets the noise of ``numpy.random.default_rng([0, i])``.
+    """
+
+    roles = ("gt",)
+
+    def __init__(self, opt: Options) -> None:
+        super().__init__(opt)
+        self.camera = (opt.get("domain") or "camera") == "camera"
+        self.ranges: list[tuple[float, float]] = []
+        self.test: list[float] = []
+        for name in ("gain", "read_noise"):
+            given = opt.get(f"{name}_range")
+            bounds = [float(v) for v in (given if isinstance(given, list) else [given]) if v is not None]
+            fixed = opt.get(f"{name}_test")
+            if len(bounds) not in (1, 2) and (self.train or fixed is None):
+                raise BadInput(f"{name}_range is missing or no pair: one number, or two bounds, in 0..1")
+            if bounds != sorted(bounds) or (len(bounds) == 2 and bounds[0] == 0 < bounds[1]):
+                raise BadInput(
+                    f"{name}_range {given!r}: the bounds must rise, and the lower must be above 0, "
+                    "because it is drawn log-uniformly"
+                )
+            low, high = (bounds[0], bounds[-1]) if bounds else (0.0, 0.0)
+            self.ranges.append((low, high))
+            self.test.append(math.sqrt(low * high) if fixed is None else float(fixed))
+
+    def __getitem__(self, index: int) -> Sample:
+        clean = to_unit(self._read(index)["gt"])
+        if self.train:
+            # Seeded per sample from the global generator, which the sampler seeds.
+            generator = np.random.default_rng(np.random.randint(2**63, size=4, dtype=np.int64))
+            gain, read_noise = (
+                low if low == high else math.exp(generator.uniform(math.log(low), math.log(high)))
+                for low, high in self.ranges
+            )
+        else:
+            generator = np.random.default_rng([0, index])
+            gain, read_noise = self.test
+        signal = _linear(clean) if self.camera else clean
+        noisy = signal if gain == 0 else generator.poisson(signal.clip(min=0) / gain) * gain
+        noisy = noisy + generator.standard_normal(signal.shape) * read_noise
+        noisy = (_srgb(noisy.clip(0, 1)) if self.camera else noisy).astype(np.float32)
+        path = self.paths[index]["gt"]
+        return {"lq": to_tensor(noisy), "gt": to_tensor(clean), "lq_path": path, "gt_path": path}
+
+
+def _linear(image: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1 (sRGB) to linear light, 0..1."""
+    return np.where(image <= 0.04045, image / 12.92, ((image.clip(min=0) + 0.055) / 1.055) ** 2.4)
+
+
+def _srgb(image: np.ndarray) -> np.ndarray:
+    """Linear light to IEC 61966-2-1 (sRGB), 0..1."""
+    return np.where(image <= 0.0031308, image * 12.92, 1.055 * image.clip(min=0) ** (1 / 2.4) - 0.055)
 
 
 class Dataset_DefocusDeblur_DualPixel_16bit(ImageDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -37,25 +38,34 @@ def start(launcher: str) -> tuple[int, int]:
     try:
         dist.init_process_group("nccl" if cuda else "gloo")
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise BadInput(f"the processes cannot reach each other: {one_line(error)}") from error
+        said = one_line(error)
+        if "EADDRINUSE" in said or "address already in use" in said.lower():
+            raise BadInput(
+                f"port {os.environ.get('MASTER_PORT')} is in use by another program; "
+                "name a free one: torchrun --master_port=..."
+            ) from error
+        raise BadInput(f"the processes cannot reach each other: {said}") from error
     # Small agreements go over gloo, because on NCCL each would wait for the GPU.
     _control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     return dist.get_rank(), dist.get_world_size()
 
 
+class Lost(RuntimeError):  # noqa: N818 - reads as the state of the job
+    """Another process of the job has ended."""
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    if not dist.is_initialized():
-        return flag
-    votes = torch.tensor([int(flag)])
-    dist.all_reduce(votes, group=_control)
-    return bool(votes.item())
+    return bool(total(torch.tensor([int(flag)])).item())
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a CPU tensor over the processes."""
+    """Sum of a CPU tensor over the processes; raises `Lost` when one of them is gone."""
     if dist.is_initialized():
-        dist.all_reduce(values, group=_control)
+        try:
+            dist.all_reduce(values, group=_control)
+        except RuntimeError as error:
+            raise Lost(one_line(error)) from error
     return values
 
 
@@ -69,4 +79,5 @@ def stop() -> None:
     global _control
     _control = None
     if dist.is_initialized():
-        dist.destroy_process_group()
+        with suppress(RuntimeError):  # the others may be gone
+            dist.destroy_process_group()

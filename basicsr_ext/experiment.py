@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .base import read_training_state
+from .base import read_training_state, read_weights
 from .errors import BadInput, one_line
 from .options import Options
 
@@ -32,6 +32,9 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
     for candidate in candidates:
         try:
             state = read_training_state(candidate)
+            for key in [k for k in options if k.startswith("network_")]:
+                weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
+                read_weights(str(weights), "params")  # whole, too?
         except BadInput as error:
             if not auto_resume:
                 raise
@@ -43,6 +46,8 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
             path[f"param_key_{key.removeprefix('network_')}"] = "params"
             path[f"strict_load_{key.removeprefix('network_')}"] = True
         logger.warning("resuming from %s", candidate)
+        if changed := differences(state.get("options"), options["as_given"]):
+            logger.warning("options changed since: %s", "; ".join(changed))
         return state
     if candidates:
         raise BadInput(
@@ -70,10 +75,51 @@ def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
         raise BadInput(f"cannot write to {root}: {error.strerror}") from error
 
 
-def link_latest(models: Path, iteration: int) -> None:
-    """Give the last weights their second name without writing them twice."""
+def differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """What changed between two trees of options, as 'train.total_iter 10 -> 20'."""
+    if before is None and not where:
+        return []  # a state of stock BasicSR does not know its options
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [f"{where} {_short(before)} -> {_short(now)}"]
+    found = []
+    for key in [*now, *(k for k in before if k not in now)]:
+        place = f"{where}.{key}" if where else str(key)
+        if key not in before or key not in now:
+            found.append(
+                f"{place} {_short(before[key])} taken out"
+                if key in before
+                else f"{place} {_short(now[key])} new"
+            )
+        else:
+            found += differences(before[key], now[key], place)
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def prune(options: Options, keep: int | None, best: int | None) -> None:
+    """Remove all checkpoints but the last `keep` and that of iteration `best`, states first."""
+    if not keep:
+        return
+    states = {
+        int(p.stem): p for p in Path(options["path"]["training_states"]).glob("*.state") if p.stem.isdigit()
+    }
+    models = Path(options["path"]["models"])
+    for iteration in sorted(states)[:-keep]:
+        if iteration == best:
+            continue
+        states[iteration].unlink(missing_ok=True)
+        for path in models.glob(f"net_*_{iteration}.pth"):
+            path.unlink(missing_ok=True)
+
+
+def link(models: Path, iteration: int, name: str) -> None:
+    """Give weights a second name, ``net_g_<name>.pth``, without writing them twice."""
     for path in models.glob(f"net_*_{iteration}.pth"):
-        latest = path.with_name(path.name.replace(f"_{iteration}.pth", "_latest.pth"))
+        latest = path.with_name(path.name.replace(f"_{iteration}.pth", f"_{name}.pth"))
         temporary = latest.with_name(f".{latest.name}")
         temporary.unlink(missing_ok=True)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,3 +37,31 @@ class PSNRLoss(nn.Module):
         square = error.square() if weight is None else error.square() * weight
         # 1e-8 bounds the gradient of a perfect match.
         return self.loss_weight * 10 / math.log(10) * (square.mean((1, 2, 3)) + 1e-8).log().mean()
+
+
+class FrequencyLoss(nn.Module):
+    """Mean absolute difference of the discrete Fourier transforms, real and imaginary parts apart.
+
+    Parameters
+    ----------
+    loss_weight : float
+        Factor.
+    reduction : str
+        Only ``"mean"``, as in the option files that carry the key.
+
+    References
+    ----------
+    Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", arXiv 2108.05054, equation 5.
+    """
+
+    def __init__(self, loss_weight: float = 0.1, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction != "mean":
+            raise ValueError(f"FrequencyLoss: reduction must be 'mean', not {reduction!r}")
+        self.loss_weight = loss_weight
+
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
+        """Loss of (B, C, H, W) against the same; `weight` multiplies the images' difference before."""
+        difference = pred - target if weight is None else (pred - target) * weight
+        spectrum = torch.view_as_real(torch.fft.rfft2(difference.float()))
+        return self.loss_weight * spectrum.abs().mean()

@@ -6,11 +6,19 @@ Restormer and KBNet ship guess the range from the largest value, so one pixel ab
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
-from torch import Tensor
+from torch import Tensor, nn
+
+from kbnet_plugin.weights import read_state_dict
+
+from .errors import BadInput, one_line
 
 Image = np.ndarray | Tensor
 
@@ -39,6 +47,72 @@ def calculate_ssim_clamped(
     """Structural similarity after clamping to the range, mean over channels; as `calculate_psnr_clamped`."""
     images = (_clamped(img), _clamped(img2))
     return float(calculate_ssim(*images, crop_border=crop_border, test_y_channel=test_y_channel))
+
+
+def calculate_lpips(
+    img: Image, img2: Image, crop_border: int = 0, net: str = "alex", weights: str | None = None, **_: Any
+) -> float:
+    """Learned perceptual distance, version 0.1; lower is better.
+
+    Parameters
+    ----------
+    img, img2 : ndarray or Tensor
+        As for `calculate_psnr_clamped`, three channels.
+    crop_border : int
+        Pixels left out at every edge.
+    net : str
+        'alex', 'vgg' or 'squeeze', the network that it compares in.
+    weights : str, optional
+        File of that network's ImageNet weights; by default the one in torch hub's folder. Nothing is
+        downloaded, and without the file there is no figure.
+
+    References
+    ----------
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924.
+    """
+    pair = []
+    for image in (_clamped(img), _clamped(img2)):
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise BadInput("calculate_lpips needs images of three channels")
+        inner = image[crop_border : image.shape[0] - crop_border, crop_border : image.shape[1] - crop_border]
+        rgb = np.ascontiguousarray(inner[..., ::-1].transpose(2, 0, 1), np.float32)
+        pair.append(torch.from_numpy(rgb)[None] / 127.5 - 1)
+    with torch.no_grad():
+        return float(lpips_network(net, weights)(*pair))
+
+
+@cache
+def lpips_network(net: str, weights: str | None) -> nn.Module:
+    """LPIPS with trained weights; raises `BadInput` when they are not there."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise BadInput("the metric calculate_lpips needs the package lpips: pip install lpips") from error
+    if weights:
+        path = Path(weights).expanduser()
+    else:
+        found = sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{_LPIPS_FILES[net]}-*.pth"))
+        path = found[0] if found else Path(torch.hub.get_dir(), "checkpoints", f"{_LPIPS_FILES[net]}-*.pth")
+    if not path.is_file():
+        raise BadInput(
+            f"the metric calculate_lpips needs the trained weights of {net}, and there is no {path}; "
+            "get them from torchvision, name the file with weights:, or take the metric out"
+        )
+    try:
+        tensors = read_state_dict(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips builds torchvision's network the old way
+            network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+        # lpips cuts torchvision's `features` into slices, whose layers keep their numbers.
+        own = network.net.state_dict()
+        network.net.load_state_dict({k: tensors[f"features.{k.split('.', 1)[1]}"] for k in own})
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BadInput(f"{path} holds no weights of {net}: {one_line(error)}") from error
+    return network
+
+
+_LPIPS_FILES = {"alex": "alexnet-owt", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+"""Heads of torchvision's file names; a hash follows."""
 
 
 def _clamped(image: Image) -> np.ndarray:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
+from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,15 @@ from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import imwrite
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from kbnet_plugin.nn.kbnet_l import KBBlock_l
+from kbnet_plugin.nn.kbnet_s import KBBlock_s
+from kbnet_plugin.restore import HALO
+from kbnet_plugin.tiling import plan
 
 from . import dist
 from .base import Mended, bare, read_weights
@@ -28,18 +38,19 @@ from .options import Options
 
 logger = logging.getLogger("basicsr")
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+MANY_SKIPPED = 20
+"""After so many batches without a finite loss in a row, skipping does not help."""
+
 GRAD_CLIP = 0.01
 """Norm that ``use_grad_clip: true`` clips to, unless ``grad_clip`` says otherwise."""
 
 
 class ImageCleanModel(Mended, BaseModel):
-    """Supervised restoration.
+    """Supervised restoration; `basicsr_ext.schema` describes the keys."""
 
-    Reads from the options: network_g; path.pretrain_network_g, param_key_g, strict_load_g; train.pixel_opt,
-    optim_g, scheduler, ema_decay, mixing_augs {mixup, mixup_beta, use_identity}, use_grad_clip, grad_clip;
-    val.metrics, save_img, suffix, use_image (metrics on rounded 8-bit images, the default, or on floats;
-    clamped in either case), window_size (reflect to a multiple of it).
-    """
+    net_g_ema: nn.Module | None = None
 
     def __init__(self, opt: Options) -> None:
         super().__init__(opt)
@@ -47,9 +58,11 @@ class ImageCleanModel(Mended, BaseModel):
             net = build_network(opt["network_g"])
         except (TypeError, ValueError) as error:
             raise BadInput(f"network_g ({opt['network_g']['type']}): {one_line(error)}") from error
-        self.net_g = self.model_to_device(net)
+        self.layout = torch.preserve_format
+        if self.is_train and opt["train"].get("channels_last"):
+            self.layout = torch.channels_last
+        self.net_g = net.to(self.device, memory_format=self.layout)
         self._load(self.net_g, opt["path"].get("param_key_g"))
-        self.net_g_ema: nn.Module | None = None
         if self.is_train:
             self.init_training_settings()
 
@@ -64,18 +77,35 @@ class ImageCleanModel(Mended, BaseModel):
         self.net_g.train()
         self.ema_decay = float(train.get("ema_decay") or 0)
         if self.ema_decay > 0:
-            self.net_g_ema = deepcopy(bare(self.net_g)).eval().requires_grad_(False)
+            self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
             weights = self.opt["path"].get("pretrain_network_g")
             if weights and _has_ema(weights):
                 self._load(self.net_g_ema, "params_ema")
+        if train.get("activation_checkpointing"):
+            _checkpoint_blocks(self.net_g)
+        if train.get("compile"):
+            self.net_g.compile()
+        self.net_g = self.model_to_device(self.net_g)
         if not train.get("pixel_opt"):
             raise BadInput("train.pixel_opt is missing: ImageCleanModel needs a loss, e.g. {type: L1Loss}")
-        try:
-            self.cri_pix = build_loss(train["pixel_opt"]).to(self.device)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"train.pixel_opt: {one_line(error)}") from error
-        clip = train.get("grad_clip", GRAD_CLIP if train.get("use_grad_clip") else None)
-        self.grad_clip = None if clip is None or train.get("use_grad_clip") is False else float(clip)
+        self.losses: dict[str, nn.Module] = {}
+        for key, label in (("pixel_opt", "l_pix"), ("frequency_opt", "l_freq")):
+            if not train.get(key):
+                continue
+            try:
+                self.losses[label] = build_loss(train[key]).to(self.device)
+            except (TypeError, ValueError) as error:
+                raise BadInput(f"train.{key}: {one_line(error)}") from error
+        self.accumulate = int(train.get("accumulate") or 1)
+        self.dtype = PRECISIONS[train.get("precision") or "fp32"]
+        if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise BadInput("train.precision: this GPU cannot compute in bf16; use fp16 or fp32")
+        # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        self.skip = train.get("on_nan") == "skip"
+        self.skipped = 0
+        clip = train.get("grad_clip") or (GRAD_CLIP if train.get("use_grad_clip") else None)
+        self.grad_clip = None if train.get("use_grad_clip") is False else clip
         self.mixup = train.get("mixing_augs") or {}
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
         if not train.get("optim_g"):
@@ -91,7 +121,8 @@ class ImageCleanModel(Mended, BaseModel):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch; in training, mix it."""
-        self.lq = data["lq"].to(self.device, non_blocking=True)
+        self.images = data.get("lq_path") or data.get("gt_path") or []
+        self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.layout)
         self.gt = data["gt"].to(self.device, non_blocking=True) if "gt" in data else None
         if self.is_train and self.gt is not None and self.net_g.training and self.mixup.get("mixup"):
             self._mix(float(self.mixup.get("mixup_beta", 1.2)), bool(self.mixup.get("use_identity")))
@@ -107,19 +138,59 @@ class ImageCleanModel(Mended, BaseModel):
         self.gt = share * self.gt + (1 - share) * self.gt[other]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step. A network that returns several images, as multi-stage ones do, is trained on all."""
+        """One step. A network that returns several images, as multi-stage ones do, is trained on all.
+
+        Raises
+        ------
+        NotFiniteError
+            If the loss or the gradient is NaN or infinite in any process; the weights are as before the step.
+        """
+        assert self.gt is not None
         self.optimizer_g.zero_grad(set_to_none=True)
-        output = self.net_g(self.lq)
-        outputs = output if isinstance(output, (list, tuple)) else [output]
-        self.output = outputs[-1]
-        loss = sum(self.cri_pix(o, self.gt) for o in outputs)
-        loss.backward()
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict({"l_pix": loss})
-        if self.ema_decay > 0:
+        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        log: dict[str, Tensor] = {}
+        for number, (lq, gt) in enumerate(parts, 1):
+            # DDP need not exchange the gradients before the last part.
+            alone = number < len(parts) and isinstance(self.net_g, DistributedDataParallel)
+            with self.net_g.no_sync() if alone else nullcontext():
+                with self.autocast():
+                    output = self.net_g(lq)
+                outputs = [o.float() for o in (output if isinstance(output, (list, tuple)) else [output])]
+                values = {k: sum(loss(o, gt) for o in outputs) for k, loss in self.losses.items()}
+                share = len(lq) / len(self.lq)
+                self.scaler.scale(sum(values.values()) * share).backward()
+            for key, value in values.items():
+                log[key] = log.get(key, 0) + value.detach() * share
+        self.log_dict = self.reduce_loss_dict(log)
+        self.scaler.unscale_(self.optimizer_g)
+        limit = math.inf if self.grad_clip is None else self.grad_clip
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        # fp16 overflows now and then, which is what the scaler is for; the loss itself must stay finite.
+        mine = not math.isfinite(sum(float(v) for v in log.values()))
+        theirs = not self.scaler.is_enabled() and not math.isfinite(float(norm))
+        if dist.any_rank(mine or theirs):
+            self._not_finite(mine or theirs, current_iter)
+            return
+        self.skipped = 0
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        if self.net_g_ema is not None:
             self.model_ema(self.ema_decay)
+
+    def autocast(self) -> Any:
+        """Context of the asked precision."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _not_finite(self, mine: bool, current_iter: int) -> None:
+        self.optimizer_g.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.skipped += 1
+        batch = f"images {', '.join(self.images)}" if mine else "images of another process"
+        if self.skip and self.skipped < MANY_SKIPPED:
+            logger.warning("iter %d: the loss is not finite; batch skipped (%s)", current_iter, batch)
+            return
+        raise NotFiniteError(f"the loss is not finite at iter {current_iter} ({batch})")
 
     @torch.no_grad()
     def test(self) -> None:
@@ -127,12 +198,34 @@ class ImageCleanModel(Mended, BaseModel):
         net = bare(self.net_g) if self.net_g_ema is None else self.net_g_ema
         training = net.training
         net.eval()
-        size = self.lq.shape[-2:]
-        output = net(_pad(self.lq, int(self.opt["val"].get("window_size") or 1)))
-        output = output[-1] if isinstance(output, (list, tuple)) else output
-        scale = int(self.opt.get("scale") or 1)
-        self.output = output[..., : size[0] * scale, : size[1] * scale]
-        net.train(training)
+        try:
+            self.output = self._restore(net, self.lq)
+        finally:
+            net.train(training)
+
+    def _restore(self, net: nn.Module, image: Tensor) -> Tensor:
+        """Restore (B, C, H, W), in overlapping tiles where it is larger than ``val.tile``."""
+        val, scale = self.opt["val"], int(self.opt.get("scale") or 1)
+        window = int(val.get("window_size") or 1)
+        size = (image.shape[-2], image.shape[-1])
+
+        def run(part: Tensor) -> Tensor:
+            rows, columns = part.shape[-2:]
+            output = net(_pad(part, window))  # in float32, as tests and users run it
+            output = output[-1] if isinstance(output, (list, tuple)) else output
+            return output[..., : rows * scale, : columns * scale].float()
+
+        if not val.get("tile") or max(size) <= val["tile"]:
+            return run(image)
+        result = None
+        for tile in plan(size, tile=val["tile"], halo=val.get("tile_overlap", HALO)):
+            output = run(image[(..., *tile.source)])
+            if result is None:
+                result = output.new_zeros(*output.shape[:-2], size[0] * scale, size[1] * scale)
+            crop, target = ([_times(s, scale) for s in at] for at in (tile.crop, tile.target))
+            result[(..., *target)] = output[(..., *crop)]
+        assert result is not None
+        return result
 
     def validation(
         self, dataloader: DataLoader[Any], current_iter: int | str, tb_logger: Any, save_img: bool = False
@@ -144,10 +237,16 @@ class ImageCleanModel(Mended, BaseModel):
         rank, world = self.opt["rank"], self.opt["world_size"]
         mine = DataLoader(dataset, sampler=range(rank, len(dataset), world))  # type: ignore[arg-type]
         sums = torch.zeros(len(metrics) + 1, dtype=torch.float64)
-        for data in tqdm(mine, name, leave=False, delay=1, disable=None if rank == 0 else True):
+        bar = tqdm(mine, name, leave=False, delay=1, disable=None if rank == 0 else True)
+        for data, number in zip(bar, range(rank, len(dataset), world), strict=True):  # type: ignore[arg-type]
             self.feed_data(data)
             try:
                 self.test()
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise BadInput(
+                    f"datasets {name}: {data['lq_path'][0]}: out of memory for "
+                    f"{self.lq.shape[-1]}x{self.lq.shape[-2]} pixels; set or lower val.tile"
+                ) from error
             except (RuntimeError, ValueError) as error:
                 raise BadInput(f"datasets {name}: {data['lq_path'][0]}: {one_line(error)}") from error
             rounded = bool(self.opt["val"].get("use_image", True))
@@ -156,14 +255,30 @@ class ImageCleanModel(Mended, BaseModel):
                 imwrite(
                     to_image(self.output, rounded=True), self._picture(name, data["lq_path"][0], current_iter)
                 )
+            if self.is_train and number < int(self.opt["val"].get("samples") or 0):
+                self._sample(name, data["lq_path"][0])
             if self.gt is not None:
                 images["img2"] = to_image(self.gt, rounded=rounded)
-                values = [float(calculate_metric(images, options)) for options in metrics.values()]
+                try:
+                    values = [float(calculate_metric(images, options)) for options in metrics.values()]
+                except (TypeError, AssertionError) as error:
+                    raise BadInput(f"val.metrics: {one_line(error)}") from error
                 sums += torch.tensor([*values, 1.0], dtype=torch.float64)
         *sums_list, images_done = dist.total(sums).tolist()
         results = {m: s / max(images_done, 1) for m, s in zip(metrics, sums_list, strict=True)}
         self._report(name, results, int(images_done), current_iter, tb_logger)
         return results
+
+    def _sample(self, name: str, path: str) -> None:
+        """Keep input, output and target side by side, each validation over the last."""
+        shown = [self.lq[:, :3], self.output, *([] if self.gt is None else [self.gt])]
+        size = self.output.shape[-2:]
+        shown = [i if i.shape[-2:] == size else F.interpolate(i, size) for i in shown]
+        channels = max(i.shape[1] for i in shown)
+        row = torch.cat([i.float().expand(-1, channels, -1, -1) for i in shown], -1)
+        stem = os.path.splitext(os.path.basename(path))[0]
+        target = os.path.join(self.opt["path"]["visualization"], "samples", f"{name}_{stem}.png")
+        imwrite(to_image(row, rounded=True), target)
 
     def _picture(self, name: str, path: str, current_iter: int | str) -> str:
         stem = os.path.splitext(os.path.basename(path))[0]
@@ -183,7 +298,7 @@ class ImageCleanModel(Mended, BaseModel):
                 del known[name]  # resumed with other metrics
             self._initialize_best_metric_results(name)
         for metric, value in results.items():
-            entry = f"{metric} {value:.4f}"
+            entry = f"{metric} {value:.4f}{self._protocol(metric)}"
             if self.is_train:
                 self._update_best_metric_result(name, metric, value, current_iter)
                 best = self.best_metric_results[name][metric]
@@ -191,7 +306,18 @@ class ImageCleanModel(Mended, BaseModel):
             text.append(entry)
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{name}/{metric}", value, current_iter)
+        self.results = {**getattr(self, "results", {}), name: results}
         logger.info("%s, %d image(s): %s", name, images, ", ".join(text) or "no metrics asked for")
+
+    def _protocol(self, metric: str) -> str:
+        """What a PSNR or SSIM was taken of, as figures of different protocols cannot be compared."""
+        val = self.opt["val"]
+        options = val["metrics"][metric]
+        if "lpips" in options["type"]:
+            return f" [{options.get('net', 'alex')}]"
+        channels = "Y" if options.get("test_y_channel") else "RGB" if self.output.shape[1] == 3 else "gray"
+        border = f", border {options['crop_border']}" if options.get("crop_border") else ""
+        return f" [{channels}, {'uint8' if val.get('use_image', True) else 'float'}{border}]"
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Weights first, then the state: a state on the disk has its weights beside it."""
@@ -200,6 +326,23 @@ class ImageCleanModel(Mended, BaseModel):
         else:
             self.save_network([self.net_g, self.net_g_ema], "net_g", current_iter, ["params", "params_ema"])
         self.save_training_state(epoch, current_iter)
+
+
+class NotFiniteError(Exception):
+    """The loss became NaN or infinite."""
+
+
+def _checkpoint_blocks(net: nn.Module) -> None:
+    """Keep only the blocks' inputs for the backward pass, and compute the rest again."""
+    blocks = [m for m in net.modules() if isinstance(m, (KBBlock_s, KBBlock_l))]
+    if not blocks:
+        raise BadInput(f"train.activation_checkpointing: {type(net).__name__} has no blocks that are known")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def _times(span: slice, scale: int) -> slice:
+    return slice(span.start * scale, span.stop * scale)
 
 
 def _has_ema(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Hashable, Sequence
@@ -11,13 +12,12 @@ from typing import Any
 
 import yaml
 
+from . import schema
 from .errors import BadInput, nearest
 
 Options = dict[str, Any]
 
 PHASES = ("train", "val", "test")
-LOGGER = {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False}
-VAL = {"val_freq": 5000, "save_img": False, "suffix": None, "metrics": None}
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,40 +89,26 @@ def _override(options: Options, entry: str) -> None:
 
 
 def prepare_options(options: Options, source: str | Path, *, train: bool) -> Options:
-    """Check what every run needs, fill in defaults and make the paths absolute; changes `options`.
+    """Check the options against the schema, fill in defaults and make the paths absolute.
 
     The working directory is the root of relative paths, as BasicSR's users expect.
     """
-    for key in ("name", "model_type", "network_g", "datasets", *(("train",) if train else ())):
-        if options.get(key) is None:
-            raise BadInput(f"{source}: the key {key!r} is missing")
-    for key in ("network_g", "datasets", "train", "val", "logger", "path"):
-        _section(options.get(key), f"{source}: {key}")
-    for label, dataset in options["datasets"].items():
-        _section(dataset, f"{source}: datasets.{label}")
-    options["name"] = str(options["name"])
+    as_given = json.loads(json.dumps(options, default=str))  # what a training state can hold
+    options = schema.check(options, source)
+    options["as_given"] = as_given
+    if train and options["train"] is None:
+        raise BadInput(f"{source}: the key 'train' is missing")
     if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", options["name"]):
         raise BadInput(f"{source}: name {options['name']!r} must be usable as a folder name")
     options["is_train"] = train
     options["root_path"] = os.getcwd()
-    options.setdefault("scale", 1)
-    options["manual_seed"] = int(options.get("manual_seed") or 0)
-    options["logger"] = LOGGER | (options.get("logger") or {})
-    for key in ("print_freq", "save_checkpoint_freq"):
-        options["logger"][key] = count(options["logger"], key, f"{source}: logger")
-    if options.get("val") is not None or not train:
-        options["val"] = VAL | (options.get("val") or {})
-        options["val"]["val_freq"] = count(options["val"], "val_freq", f"{source}: val")
-    if train:
-        options["train"]["total_iter"] = count(options["train"], "total_iter", f"{source}: train")
+    options["manual_seed"] = options["manual_seed"] or 0
+    if options["val"] is None and not train:
+        options["val"] = schema.Val().model_dump()
+    options["notes"] = schema.notes(options)
     _prepare_datasets(options, source)
     _prepare_paths(options)
     return options
-
-
-def _section(value: Any, where: str) -> None:
-    if value is not None and not isinstance(value, dict):
-        raise BadInput(f"{where} must be a section of keys and values, not {value!r}")
 
 
 def count(section: Options, key: str, where: str) -> int:
@@ -146,6 +132,9 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
             dataset.update(phase=phase, scale=options["scale"])
             dataset.setdefault("name", label)
             dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
+            if dataset["io_backend"].get("type") == "petrel":
+                stored = all(str(v).endswith(".lmdb") for k, v in dataset.items() if k.startswith("dataroot"))
+                dataset["io_backend"] = {"type": "lmdb" if stored else "disk"}
             kept[label] = dataset
     if not options["is_train"] and any(d["phase"] == "test" for d in kept.values()):
         kept = {label: d for label, d in kept.items() if d["phase"] == "test"}
@@ -165,6 +154,11 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
 
 
 def _existing(value: str, where: str, source: str | Path) -> str:
+    if "://" in value:
+        raise BadInput(
+            f"{where}: {value} is the authors' private storage, which nobody else can read; "
+            "give a folder (io_backend: {type: disk}) or an lmdb"
+        )
     path = os.path.expanduser(os.path.expandvars(value))
     if unset := re.search(r"\$\{?(\w+)", path):
         raise BadInput(

@@ -28,6 +28,7 @@ from .base import ALIASES, Mended, scheduler_classes
 from .errors import BadInput, nearest, one_line
 from .files import use_shared_lmdb
 from .options import Options
+from .schema import OURS_ONLY
 
 logger = logging.getLogger("basicsr")
 
@@ -39,11 +40,16 @@ OURS: dict[str, tuple[Any, ...]] = {
     "DATASET_REGISTRY": (
         data.Dataset_PairedImage,
         data.Dataset_GaussianDenoising,
+        data.Dataset_PoissonGaussianDenoising,
         data.Dataset_DefocusDeblur_DualPixel_16bit,
     ),
     "MODEL_REGISTRY": (model.ImageCleanModel,),
-    "LOSS_REGISTRY": (losses.PSNRLoss,),
-    "METRIC_REGISTRY": (metrics.calculate_psnr_clamped, metrics.calculate_ssim_clamped),
+    "LOSS_REGISTRY": (losses.PSNRLoss, losses.FrequencyLoss),
+    "METRIC_REGISTRY": (
+        metrics.calculate_psnr_clamped,
+        metrics.calculate_ssim_clamped,
+        metrics.calculate_lpips,
+    ),
 }
 
 
@@ -70,6 +76,14 @@ def register() -> None:
 def check_names(options: Options, source: object) -> None:
     """Raise `BadInput` with the nearest known name when the options ask for a type that nobody registered."""
     _known("MODEL_REGISTRY", options, "model_type", f"{source}: model_type")
+    mine = issubclass(registries.MODEL_REGISTRY.get(options["model_type"]), model.ImageCleanModel)
+    for section, keys in ({} if mine else OURS_ONLY).items():
+        given = [k for k, v in (options["as_given"].get(section) or {}).items() if k in keys and v]
+        if given:
+            raise BadInput(
+                f"{source}: {section}.{given[0]}: {options['model_type']} would ignore it; take it out, "
+                "or use model_type: ImageCleanModel"
+            )
     for key, network in options.items():
         if key.startswith("network_") and isinstance(network, dict):
             _known("ARCH_REGISTRY", network, "type", f"{source}: {key}.type")
@@ -80,6 +94,9 @@ def check_names(options: Options, source: object) -> None:
             _known("LOSS_REGISTRY", loss, "type", f"{source}: train.{key}.type")
     for key, metric in ((options.get("val") or {}).get("metrics") or {}).items():
         _known("METRIC_REGISTRY", metric, "type", f"{source}: val.metrics.{key}.type")
+    for metric in ((options.get("val") or {}).get("metrics") or {}).values():
+        if metric["type"] == "calculate_lpips":
+            metrics.lpips_network(metric.get("net", "alex"), metric.get("weights"))  # there at all?
     if options["is_train"] and (scheduler := options["train"].get("scheduler")):
         known = {*scheduler_classes(), *ALIASES}
         if scheduler.get("type") not in known:

@@ -10,7 +10,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate as running_sum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,13 +38,16 @@ class Stages:
     crops: tuple[int | None, ...]
 
     @classmethod
-    def from_options(cls, dataset: Options, where: str = "datasets.train") -> Stages:
-        """Read ``mini_batch_sizes``, ``iters``, ``gt_sizes``, or ``batch_size_per_gpu`` and ``gt_size``."""
+    def from_options(cls, dataset: Options, where: str = "datasets.train", accumulate: int = 1) -> Stages:
+        """Read ``mini_batch_sizes``, ``iters``, ``gt_sizes``, or ``batch_size_per_gpu`` and ``gt_size``.
+
+        The batch of a step is `accumulate` times as large.
+        """
         keys = ("iters", "mini_batch_sizes", "gt_sizes")
         given = [key for key in keys if dataset.get(key) is not None]
         if not given:
             crop = count(dataset, "gt_size", where) if dataset.get("gt_size") is not None else None
-            return cls((1,), (count(dataset, "batch_size_per_gpu", where),), (crop,))
+            return cls((1,), (accumulate * count(dataset, "batch_size_per_gpu", where),), (crop,))
         if missing := [key for key in keys if key not in given]:
             raise BadInput(f"{where}: {given[0]} needs {' and '.join(missing)} beside it, equally long")
         columns = []
@@ -55,7 +58,7 @@ class Stages:
             lengths = ", ".join(f"{key} {len(column)}" for key, column in zip(keys, columns, strict=True))
             raise BadInput(f"{where}: {', '.join(keys)} must be equally long, one value a stage: {lengths}")
         iters, batches, crops = columns
-        return cls(tuple(accumulate(iters)), tuple(batches), tuple(crops))
+        return cls(tuple(running_sum(iters)), tuple(b * accumulate for b in batches), tuple(crops))
 
     def at(self, iteration: int) -> tuple[int, int | None]:
         """Batch and crop of an iteration, counted from 1; after the last end the last stage goes on."""

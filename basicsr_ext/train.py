@@ -7,10 +7,13 @@ CPU, and repeats the same crops every epoch; registries, folder layout and optio
 from __future__ import annotations
 
 import logging
+import os
+import re
 import signal
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,20 @@ from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import dist, logs
+from . import dist, logs, report
 from .base import bare
 from .errors import BadInput, one_line
-from .experiment import link_latest, open_experiment, resume_state
+from .experiment import link, open_experiment, prune, resume_state
+from .history import History
+from .model import NotFiniteError
 from .options import Options
 from .registry import build_model, version
 from .sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, collate, seed_everything
 
 logger = logging.getLogger("basicsr")
+
+WARM = 5
+"""Steps after which their time says something about the rest."""
 
 
 def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
@@ -45,8 +53,11 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
         If the options, the data or the weights cannot work; nothing has been written then.
     """
     rank, world, seed = options["rank"], options["world_size"], options["manual_seed"]
+    # A first step that is skipped (see on_nan, and fp16) leaves the order that torch warns about.
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
     choose_device(options)
-    stages = Stages.from_options(options["datasets"]["train"])
+    accumulate = options["train"]["accumulate"]
+    stages = Stages.from_options(options["datasets"]["train"], accumulate=accumulate)
     train_set, val_sets = _datasets(options)
     state = resume_state(options, auto_resume=auto_resume)
     seed_everything(seed)
@@ -55,15 +66,19 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
         model.resume_training(state)
     start = int(state["iter"]) if state is not None else 0
     total = options["train"]["total_iter"]
-    _check_network(model, train_set, stages)
+    activations = _check_network(model, train_set, stages)
     dist.wait()  # all have read what opening the experiment may move away
     if rank == 0:
         open_experiment(options, option_file, keep=state is not None)
     dist.wait()
     logs.to_file(options, "train")
+    if keep := options["logger"]["keep_checkpoints"]:
+        logger.info("keeping the last %d checkpoints and the best (logger.keep_checkpoints)", keep)
+    for note in options["notes"]:
+        logger.info("note: %s", note)
     logger.info("%s, torch %s, %s, %d process(es)", version(), torch.__version__, model.device, world)
-    if hasattr(model, "net_g"):
-        model.print_network(model.net_g)
+    report.network(model, stages, activations)
+    report.plan(model, stages, world, accumulate)
     logger.info("%d training images, iterations %s..%s", len(train_set), f"{start:,}", f"{total:,}")
     dataset = options["datasets"]["train"]
     sampler = StageBatchSampler(
@@ -87,7 +102,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
     )
     run = _Run(options, model, val_sets, stages, len(train_set), start)
     try:
-        with _signals() as received:
+        with _signals() as received, run.mishaps(received):
             for batch in loader:
                 if isinstance(batch, Failure):
                     raise BadInput(batch.message)
@@ -95,7 +110,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
                 if dist.any_rank(bool(received)):
                     run.finish(interrupted=True)
                     return 128 + (received[0] if received else signal.SIGTERM)
-        run.finish()
+            run.finish()
         return 0
     finally:
         run.bar.close()
@@ -121,8 +136,11 @@ class _Run:
             dynamic_ncols=True,
         )
         self.clock = time.monotonic()
-        self.clock_at = start
-        self.speed = 0.0
+        self.clock_at, self.seen = start, model.samples
+        self.speed = self.images_per_second = 0.0
+        self.history = None
+        if self.rank == 0:
+            self.history = History(Path(options["path"]["experiments_root"]), start)
 
     def step(self, batch: Any) -> None:
         """One iteration and what is due after it."""
@@ -135,45 +153,130 @@ class _Run:
         model.optimize_parameters(i)
         model.samples += self.stages.at(i)[0] * self.world
         self.bar.update()
-        if i % every["print_freq"] == 0 or i in (self.start + 1, self.total):
+        if i == self.start + WARM:
+            self._print(record=False)
+        elif i % every["print_freq"] == 0 or i in (self.start + 1, self.total):
             self._print()
         if i % every["save_checkpoint_freq"] == 0:
             self._save()
         if self.options.get("val") and i % self.options["val"]["val_freq"] == 0:
             self._validate()
 
-    def _print(self) -> None:
+    def _print(self, *, record: bool = True) -> None:
         i, log, now = self.iteration, self.model.get_current_log(), time.monotonic()
         if i > self.clock_at:
             self.speed = (i - self.clock_at) / max(now - self.clock, 1e-9)
+            self.images_per_second = (self.model.samples - self.seen) / max(now - self.clock, 1e-9)
         if i > self.start + 1:  # the first step also starts the workers; it says nothing about the rest
-            left = f"{self.speed:.3g} it/s, ETA {_duration((self.total - i) / max(self.speed, 1e-9))}"
+            left = f"{1 / max(self.speed, 1e-9):.3g} s/it, {self.images_per_second:.3g} images/s, "
+            left += f"ETA {_duration((self.total - i) / max(self.speed, 1e-9))}, "
+            left += report.memory(self.model.device)
         else:
             left = "first step"
-        self.clock, self.clock_at = now, i
+        self.clock, self.clock_at, self.seen = now, i, self.model.samples
         rate = self.model.get_current_learning_rate()[0]
         losses = " ".join(f"{name} {value:.4e}" for name, value in log.items())
         epoch = self.model.samples // self.images
         logger.info(
             "iter %s/%s  epoch %d  lr %.3e  %s  %s", f"{i:,}", f"{self.total:,}", epoch, rate, losses, left
         )
-        self.bar.set_postfix({k: f"{v:.3e}" for k, v in log.items()} | {"lr": f"{rate:.2e}"}, refresh=False)
+        shown = {k: f"{v:.3e}" for k, v in log.items()} | {"lr": f"{rate:.2e}"}
+        if i > self.start + 1:
+            shown |= {"img/s": f"{self.images_per_second:.3g}", "mem": report.memory(self.model.device)}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.history and record:
+            self.history.add(i, {**log, "lr": rate})
         if self.tensorboard:
             for name, value in {**log, "lr": rate}.items():
                 self.tensorboard.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, i)
 
     def _save(self) -> None:
-        if self.saved != self.iteration:
-            self.model.save(self.model.samples // self.images, self.iteration)
-            self.saved = self.iteration
+        if self.saved == self.iteration:
+            return
+        self.model.save(self.model.samples // self.images, self.iteration)
+        self.saved = self.iteration
+        if self.rank == 0:
+            prune(self.options, self.options["logger"]["keep_checkpoints"], self._best())
+            if self.history:
+                self.history.plot()
+
+    def _best(self) -> int | None:
+        """Iteration of the best value so far: of the first metric of the first set."""
+        first = next(iter(getattr(self.model, "best_metric_results", {}).values()), {})
+        return next((entry.get("iter") for entry in first.values()), None)
 
     def _validate(self) -> None:
         if self.validated == self.iteration or not self.options.get("val"):
             return
         for loader in self.val_sets:
-            self.model.validation(loader, self.iteration, self.tensorboard, self.options["val"]["save_img"])
+            results = self.model.validation(
+                loader, self.iteration, self.tensorboard, self.options["val"]["save_img"]
+            )
+            if self.history and results:
+                name = loader.dataset.opt["name"]
+                self.history.add(self.iteration, {f"{name} {k}": v for k, v in results.items()})
         self.validated = self.iteration
+        best = torch.tensor([self._best() == self.iteration if self.rank == 0 else False])
+        if dist.any_rank(bool(best)):
+            self.saved = None  # again, if need be: the state now knows the best
+            self._save()
+            if self.rank == 0:
+                link(Path(self.options["path"]["models"]), self.iteration, "best")
+        if self.history:
+            self.history.plot()
         self.clock, self.clock_at = time.monotonic(), self.iteration  # validation is no training time
+        self.seen = self.model.samples
+
+    @contextmanager
+    def mishaps(self, received: list[int]) -> Iterator[None]:
+        """Say in one line what ended the training, what is kept and what may help."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise BadInput(
+                f"{one_line(error)}; {self._kept()}; look at these images, lower train.optim_g.lr, "
+                "use train.precision: fp32, or leave such batches out with train.on_nan: skip"
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if (message := self._explain(error, bool(received))) is None:
+                raise
+            raise BadInput(message) from error
+
+    def _explain(self, error: BaseException, stopping: bool) -> str | None:
+        said = one_line(error)
+        # DDP finds a process gone in the backward pass, the loop where it agrees with the others.
+        if self.world > 1 and (isinstance(error, dist.Lost) or re.search(r"gloo|NCCL|[Cc]onnection", said)):
+            if stopping:
+                return f"ended at iter {self.iteration:,}; {self._kept()}"
+            return (
+                f"another process of the job has ended at iter {self.iteration:,}, its own message says why; "
+                f"{self._kept()} ({said})"
+            )
+        if "DataLoader worker" in said:
+            return (
+                f"a data worker has ended ({said}); memory may be short: lower "
+                f"datasets.train.num_worker_per_gpu; {self._kept()}"
+            )
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in said
+        if short:
+            i = max(self.iteration, 1)
+            batch, crop = self.stages.at(i)
+            staged = self.options["datasets"]["train"].get("mini_batch_sizes")
+            keys = ("mini_batch_sizes", "gt_sizes") if staged else ("batch_size_per_gpu", "gt_size")
+            asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", said)
+            size = f", {asked[1]} more were asked for" if asked else ""
+            return (
+                f"out of memory on {self.model.device} at iter {i:,}, a step of {batch} images "
+                f"with a crop of {crop}{size}; lower datasets.train.{keys[0]} (raise train.accumulate "
+                f"as much) or {keys[1]}, set train.activation_checkpointing: true "
+                f"or train.precision: bf16; {self._kept()}"
+            )
+        return None
+
+    def _kept(self) -> str:
+        if self.saved is None:
+            return "no checkpoint has been saved yet"
+        return f"the checkpoint of iter {self.saved:,} is kept, --auto_resume goes on from there"
 
     def finish(self, *, interrupted: bool = False) -> None:
         """Save; at the regular end validate too and name the last weights ``net_*_latest.pth``."""
@@ -185,7 +288,7 @@ class _Run:
         else:
             self._validate()
             if self.rank == 0:
-                link_latest(Path(self.options["path"]["models"]), self.iteration)
+                link(Path(self.options["path"]["models"]), self.iteration, "latest")
             logger.info("done: %s", self.options["path"]["models"])
         if self.tensorboard:
             self.tensorboard.close()
@@ -194,10 +297,12 @@ class _Run:
 
 def choose_device(options: Options) -> None:
     """One process drives one device; more GPUs are for torchrun."""
+    if options["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(options["deterministic"])
+    torch.backends.cudnn.benchmark = not options["deterministic"]
     asked = options.get("num_gpu", "auto")
     available = torch.cuda.device_count()
-    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
-        raise BadInput(f"num_gpu must be 'auto' or a whole number from 0, not {asked!r}")
     wanted = 1 if asked == "auto" else asked
     options["num_gpu"] = min(1, available, wanted)
     if asked != "auto" and wanted > available:
@@ -235,8 +340,14 @@ def _datasets(options: Options) -> tuple[Reproducible, list[Any]]:
     return train_set, val_sets
 
 
-def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
-    """Send one crop through, so that a misfit of network and data shows before anything is written."""
+def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float | None:
+    """Send one crop through, so that a misfit of network and data shows before anything is written.
+
+    Returns
+    -------
+    float or None
+        Bytes that a training step keeps per pixel of input, where the model tells.
+    """
     sample = train_set[Ticket(0, stages.at(1)[1], (0, 0))]
     if isinstance(sample, Failure):
         raise BadInput(sample.message)
@@ -246,11 +357,28 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
         or "lq" not in sample
         or sample["lq"].ndim != 3
     ):
-        return
-    name = type(bare(model.net_g)).__name__
+        return None
+    network = bare(model.net_g)
+    name = type(network).__name__
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    mixed = model.autocast() if hasattr(model, "autocast") else nullcontext()
     try:
-        with torch.no_grad():
-            output = bare(model.net_g)(sample["lq"][None].to(model.device))
+        # Not through __call__: that would compile for a batch that never comes.
+        with mixed, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            output = network.forward(sample["lq"][None].to(model.device))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise BadInput(
+            f"out of memory on {model.device} for one crop of {sample['lq'].shape[-1]}; "
+            "lower datasets.train.gt_size"
+        ) from error
     except (RuntimeError, ValueError, TypeError) as error:
         channels = sample["lq"].shape[0]
         raise BadInput(
@@ -263,6 +391,7 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> None:
             f"network_g ({name}) makes {tuple(output.shape[1:])} of {tuple(sample['lq'].shape)}, "
             f"but the targets of {train_set.label} are {tuple(sample['gt'].shape)} (channels, height, width)"
         )
+    return sum(kept.values()) / sample["lq"][0].numel()
 
 
 @contextmanager

@@ -30,6 +30,13 @@ from .weights import identify, load_network
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+_BASICSR = {
+    "train": "train through BasicSR",
+    "test": "test through BasicSR",
+    "options": "list the keys of option files",
+    "prepare": "cut a dataset into crops for training",
+}
+
 _EXAMPLES = """\
 examples:
   kbnet restore noisy.png -o clean.png --model sidd.pth
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in ("train", "test"):
+        if arguments and arguments[0] in _BASICSR:
             return _delegate(arguments)
         options = _parser().parse_args(arguments)
         if options.command == "info":
@@ -154,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("file", metavar="FILE", nargs="?", type=Path)
 
     # Only for the list of commands: main() hands them on before anything is parsed.
-    commands.add_parser("train", help="train through BasicSR; see kbnet train --help")
-    commands.add_parser("test", help="test through BasicSR; see kbnet test --help")
+    for name, text in _BASICSR.items():
+        commands.add_parser(name, help=f"{text}; see kbnet {name} --help")
     return parser
 
 

@@ -80,7 +80,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(fails, options, where, nam
     ("network", "said"),
     [
         ({"width": 6}, "width must be a multiple of 4"),
-        ({"witdh": 4}, "witdh"),
         ({"img_channel": 1}, "3-channel"),
     ],
 )
@@ -89,6 +88,47 @@ def test_network_arguments_that_cannot_work(fails, options, network, said):
     line = fails(options)
     assert "network_g (KBNet_s)" in line
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("network_g:witdh=4", "unknown key network_g.witdh; did you mean 'width'?"),
+        ("trian={}", "unknown key trian; did you mean 'train'?"),
+        ("train:total_itre=4", "unknown key train.total_itre; did you mean 'total_iter'?"),
+        ("train:mixing_augs:mixpu=true", "unknown key train.mixing_augs.mixpu; did you mean 'mixup'?"),
+        ("datasets:train:gt_sise=8", "unknown key datasets.train.gt_sise; did you mean 'gt_size'?"),
+        ("val:metrics:psnr:crop_boarder=4", "unknown key val.metrics.psnr.crop_boarder; did you mean 'crop_"),
+        ("path={pretrain_network: a}", "unknown key path.pretrain_network; did you mean 'pretrain_"),
+        ("train:use_grad_clip=1", "train.use_grad_clip must be true or false, not 1"),
+        ("train:precision=fp8", "train.precision must be 'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        ("network_g:width=wide", "network_g.width must be a whole number from 1, not 'wide'"),
+        ("network_g:enc_blk_nums=[1, x]", "network_g.enc_blk_nums[1] must be a whole number from 0, not 'x'"),
+        ("train:total_iter=2.5", "train.total_iter must be a whole number from 1, not 2.5"),
+        ("train:total_iter=.nan", "train.total_iter must be a whole number from 1, not nan"),
+        ("train=[]", "train must be a section of keys and values, not []"),
+        ("num_gpu=-1", "num_gpu must be 'auto' or a whole number from 0, not -1"),
+        ("val:tile=0", "val.tile must be a whole number from 1, not 0"),
+    ],
+)
+def test_a_key_or_value_that_is_not_in_the_schema_is_named(fails, options, entry, said):
+    assert f"options.yml: {said}" in fails(options, "--force_yml", entry)
+
+
+def test_a_misspelt_required_key_is_told_with_the_right_one(fails, options):
+    options["train"]["total_itre"] = options["train"].pop("total_iter")
+    assert "unknown key train.total_itre; did you mean 'total_iter'?" in fails(options)
+
+
+def test_keys_that_another_model_would_ignore_are_refused(fails, options):
+    options["model_type"] = "SRModel"
+    del options["train"]["mixing_augs"], options["train"]["use_grad_clip"]
+    assert "train.precision: SRModel would ignore it" in fails(options, "--force_yml", "train:precision=bf16")
+
+
+def test_storage_of_the_authors_is_called_what_it_is(fails, options):
+    options["datasets"]["train"]["dataroot_gt"] = "s3://bucket/images"
+    assert "s3://bucket/images is the authors' private storage" in fails(options)
 
 
 def test_a_network_that_makes_another_size_than_the_targets(fails, options):

@@ -74,6 +74,32 @@ def test_a_signal_to_the_whole_group_saves_too(pairs, options, write):
     assert Path(f"experiments/tiny/training_states/{saved[1].replace(',', '')}.state").is_file()
 
 
+def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(pairs, options, write):
+    options["datasets"]["train"].update(mini_batch_sizes=[2, 3], iters=[7, 99], gt_sizes=[8, 16])
+    options["datasets"]["train"]["num_worker_per_gpu"] = 2
+    options["train"]["total_iter"] = 60
+    options["train"]["scheduler"]["periods"] = [20, 40]
+    options["logger"] = {"print_freq": 1, "save_checkpoint_freq": 5}
+    option_file = write(options)
+    command = [sys.executable, "-u", "-m", "basicsr_ext", "train", "-opt", option_file]
+    env = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "iter 17/" in line)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert main(["train", "-opt", option_file, "--auto_resume"]) == 0
+    options["name"] = "whole"
+    assert main(["train", "-opt", write(options)]) == 0
+    for key in ("params", "params_ema"):
+        killed, whole = (
+            read_state_dict(f"experiments/{n}/models/net_g_60.pth", key=key) for n in ("tiny", "whole")
+        )
+        assert all(torch.equal(killed[k], whole[k]) for k in whole)
+
+
 def test_overrides_are_yaml_and_are_never_run(tmp_path):
     path = tmp_path / "o.yml"
     path.write_text("train: {lr: 1e-4, betas: [0.9]}\nname: a\n")

@@ -1,0 +1,77 @@
+"""What a run costs, said before its first step."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import torch
+
+from kbnet_plugin.cost import count
+
+from .base import bare
+from .sampler import Stages
+
+logger = logging.getLogger("basicsr")
+
+
+def network(model: Any, stages: Stages, activations: float | None) -> None:
+    """Log parameters, multiply-accumulates and an estimate of a step's memory.
+
+    Parameters
+    ----------
+    model : Mended
+    stages : Stages
+    activations : float or None
+        Bytes that a step keeps per pixel of input.
+    """
+    if not hasattr(model, "net_g"):
+        return
+    net = bare(model.net_g)
+    weights = sum(p.numel() for p in net.parameters())
+    size = stages.crops[0] or 256
+    text = f"{type(net).__name__}: {weights:,} parameters"
+    try:
+        cost = count(net, (size, size))
+    except Exception as error:  # a network of somebody else's, which the counter may not manage
+        logger.debug("multiply-accumulates cannot be counted: %s", error)
+    else:
+        text += (
+            f", {cost.macs_total / 1e9:.3g} GMACs at {size} x {size} with kernel basis attention "
+            f"({cost.macs_published / 1e9:.3g} as papers count, convolutions only)"
+        )
+    logger.info(text)
+    if activations is None or None in stages.crops:
+        return
+    parts = getattr(model, "accumulate", 1)
+    pixels = max(b // parts * c * c for b, c in zip(stages.batches, stages.crops, strict=True) if c)
+    scale = int(model.opt.get("scale") or 1)
+    moments = 4 + (getattr(model, "net_g_ema", None) is not None)  # weights, gradients, AdamW's two, EMA
+    needed = activations * pixels / scale**2 + 4 * moments * weights
+    logger.info("a step of the largest stage keeps about %s (estimate)", _bytes(needed))
+
+
+def plan(model: Any, stages: Stages, world: int, accumulate: int) -> None:
+    """Log the effective batch and the learning rate."""
+    rate = model.get_current_learning_rate()[0]
+    batches = " then ".join(str(b * world) for b in stages.batches)
+    parts = [f"{world} process(es)", f"{accumulate} accumulated"] if world * accumulate > 1 else []
+    how = f" = {' x '.join([str(stages.batches[0] // accumulate), *parts])}" if parts else ""
+    logger.info("effective batch %s%s, learning rate %.3e", batches, how, rate)
+
+
+def memory(device: torch.device) -> str:
+    """Memory in use at most so far, as '1.2 GB'."""
+    if device.type == "cuda":
+        return _bytes(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "memory unknown"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _bytes(used * (1 if sys.platform == "darwin" else 1024))
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.2g} GB" if number >= 2**29 else f"{number / 2**20:.3g} MB"
