@@ -82,8 +82,10 @@ def again(function: Callable[..., Any], *maps: Tensor) -> Any:
     For what is cheap beside kernel basis attention but makes most of what a block would have to keep. With
     fewer pixels than channels the weights, not the maps, fill the memory, and everything is kept.
     """
-    few = maps[0].numel() < maps[0].shape[1] ** 2
-    if few or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    # Compilers first: what is asked of sizes would bind their graph to them.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*maps)
+    if maps[0].numel() < maps[0].shape[1] ** 2:
         return function(*maps)
     return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
 
