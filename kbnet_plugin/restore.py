@@ -280,15 +280,12 @@ class Restorer:
 
     def output_shape(self, source: Any, axes: str | None = None) -> tuple[int, ...]:
         """Shape of what `source` becomes: its own, or with as many channels as the network gives."""
-        arranged = self._arrange(source, axes)
-        takes, gives = self.channels
-        return arranged.shape if takes == gives else arranged.with_channels(gives)
+        return self._shape_of_result(self._arrange(source, axes))
 
     def plan(self, shape: tuple[int, ...], axes: str | None = None) -> Plan:
         """Say what restoring an array of some shape will take; one small tile is restored to time it."""
         arranged = layout(shape, axes, self.channels[0])
-        tile = self.tile or self._fitting_tile()
-        tiles = self._tiles(arranged, tile)
+        tiles = self.tiles(arranged)
         height, width = (max(t.source[i].stop - t.source[i].start for t in tiles) for i in (0, 1))
         planes = arranged.count
         pixels = sum(
@@ -462,9 +459,12 @@ class Restorer:
             raise ValueError(f"pixels must be bool, integer or float, not {dtype}")
         return layout(tuple(int(n) for n in source.shape), axes, self.channels[0])
 
-    def _check_target(self, source: Any, target: Any, arranged: Layout) -> None:
+    def _shape_of_result(self, arranged: Layout) -> tuple[int, ...]:
         takes, gives = self.channels
-        shape = arranged.shape if takes == gives else arranged.with_channels(gives)
+        return arranged.shape if takes == gives else arranged.with_channels(gives)
+
+    def _check_target(self, source: Any, target: Any, arranged: Layout) -> None:
+        shape = self._shape_of_result(arranged)
         if tuple(target.shape) != shape or target.dtype != source.dtype:
             raise ValueError(
                 f"the target must be {source.dtype} {shape}, not {target.dtype} {tuple(target.shape)}"

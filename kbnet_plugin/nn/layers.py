@@ -101,9 +101,7 @@ def by_strips(pixelwise: Callable[..., Tensor], *maps: Tensor) -> Tensor:
     every step. `maps` are (B, C, H, W), or (B, C, 1, 1) for what all pixels share. The result has the shape
     of the first. Training, accelerators and compilers get one call on whole maps.
     """
-    if torch.compiler.is_compiling():
-        return pixelwise(*maps)
-    if torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return again(pixelwise, *maps)
     first = maps[0]
     batch, channels, height, width = first.shape

@@ -168,7 +168,8 @@ def _resolve(backend: str, *args: Any) -> ModuleType:
     return module
 
 
-def _format(like: Tensor) -> torch.memory_format:
+def memory_format(like: Tensor) -> torch.memory_format:
+    """Format of a result shaped like `like`: channels-last where that is unambiguous."""
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
@@ -181,14 +182,14 @@ def _kba(
 ) -> Tensor:
     args = (x, coefficients, weight, bias, groups, kernel_size)
     out: Tensor = _resolve(backend, *args).forward(*args)
-    return out.contiguous(memory_format=_format(x))
+    return out.contiguous(memory_format=memory_format(x))
 
 
 @_kba.register_fake
 def _(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=_format(x))
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 @torch.library.custom_op("kbnet::kernel_basis_attention_backward", mutates_args=())
@@ -206,7 +207,7 @@ def _kba_backward(
     args = (x, coefficients, weight, bias, groups, kernel_size)
     found = _resolve(backend, *args).backward(grad, *args, tuple(needs))
     return [
-        x.new_empty(0) if g is None else g.contiguous(memory_format=_format(t))
+        x.new_empty(0) if g is None else g.contiguous(memory_format=memory_format(t))
         for g, t in zip(found, args[:4], strict=True)
     ]
 
@@ -224,7 +225,7 @@ def _(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     return [
-        torch.empty_like(t, memory_format=_format(t)) if n else x.new_empty(0)
+        torch.empty_like(t, memory_format=memory_format(t)) if n else x.new_empty(0)
         for t, n in zip((x, coefficients, weight, bias), needs, strict=True)
     ]
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import memory_format
+
 LIBRARY = Path(__file__).with_name("_kba_native.so")
 ISAS = ("amx", "avx512", "avx2", "plain")
 
@@ -127,8 +129,7 @@ def _run(
 
 
 def _like(t: Tensor) -> Tensor:
-    last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.empty_like(t, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return torch.empty_like(t, memory_format=memory_format(t))
 
 
 def forward(
