@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 from skimage.metrics import peak_signal_noise_ratio
+from skimage.transform import downscale_local_mean
 from torch import Tensor, nn
 
 from benchmarks.results import Column, Row, Table
@@ -46,7 +47,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels under one title, which the page wraps to its width; `table` is the name of the one they belong to."""
+    """Panels under one title, which the page wraps to its width; `table` names the one they stand beside."""
 
     title: str
     caption: str
@@ -58,9 +59,16 @@ class Picture:
 
 
 def busiest(truth: NDArray, size: int) -> tuple[int, int]:
-    """Top and left of the square with the largest variance: chosen by the truth alone, in favour of nobody."""
+    """Top and left of the square with the largest variance: chosen by the truth, in favour of nobody.
+
+    Raises
+    ------
+    ValueError
+        If the picture is smaller than the square.
+    """
     gray = _unit(truth).mean(axis=-1)
-    size = min(size, *gray.shape)
+    if size > min(gray.shape):
+        raise ValueError(f"no square of {size} pixels in a picture of {gray.shape[0]}x{gray.shape[1]}")
     variance = uniform_filter(gray**2, size) - uniform_filter(gray, size) ** 2
     half = size // 2
     inside = variance[half : gray.shape[0] - size + half + 1, half : gray.shape[1] - size + half + 1]
@@ -80,33 +88,39 @@ def crops(
     images : mapping of str to array like `truth`
         In the order of the page, the noisy one first.
     """
-    top, left = busiest(truth, size)
-    square = np.s_[top : top + size, left : left + size]
+    square, where = _square(truth, size)
     panels = [
         Panel(_png(_bytes(image)[square]), f"{name}\n{_psnr(truth, image):.2f} dB")
         for name, image in images.items()
     ]
     panels.append(Panel(_png(_bytes(truth)[square]), "truth"))
-    caption = (
-        f"The {size}x{size} pixels of the largest variance in the truth, from row {top} and column {left}. "
-        "PSNR is that of the whole picture in 8 bits."
-    )
+    caption = f"{where} PSNR is that of the whole picture in 8 bits."
     return Picture(title, caption, tuple(panels), table)
 
 
-def errors(title: str, truth: NDArray, images: Mapping[str, NDArray], *, table: str = "") -> Picture:
+def errors(
+    title: str, truth: NDArray, images: Mapping[str, NDArray], *, size: int = 96, table: str = ""
+) -> Picture:
     """Absolute errors, mean over the channels, on one scale for all; arguments as for `crops`."""
-    maps = {name: np.abs(_unit(image) - _unit(truth)).mean(axis=-1) for name, image in images.items()}
-    limit = max(1, round(255 * max(float(np.quantile(m, 0.99)) for m in maps.values()))) / 255
+    square, where = _square(truth, size)
+    target = _unit(truth)[square]
+    maps = {name: 255 * np.abs(_unit(im)[square] - target).mean(axis=-1) for name, im in images.items()}
+    limit = max(1, round(max(float(np.quantile(m, 0.99)) for m in maps.values())))
     panels = tuple(
-        Panel(_png(_colored(m / limit, "cividis")), f"{name}\nmean {255 * m.mean():.2f} of 255")
+        Panel(_png(_colored(m / limit, "cividis")), f"{name}\nmean {m.mean():.2f} of 255")
         for name, m in maps.items()
     )
     caption = (
-        "Absolute error, mean over the channels, one scale for all: dark blue is none, yellow is "
-        f"{255 * limit:.0f} of 255 or more."
+        f"{where} Absolute error, mean over the channels, one scale for all: dark blue is none, yellow is "
+        f"{limit} of 255 or more."
     )
     return Picture(title, caption, panels, table)
+
+
+def _square(truth: NDArray, size: int) -> tuple[tuple[slice, slice], str]:
+    top, left = busiest(truth, size)
+    where = f"The {size}x{size} pixels of the largest variance in the truth, from row {top}, column {left}."
+    return np.s_[top : top + size, left : left + size], where
 
 
 def _unit(image: NDArray) -> NDArray[np.float32]:
@@ -164,10 +178,10 @@ def bases(network: nn.Module, block: str, *, table: str = "") -> Picture:
     gap = np.pad(shown, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     sheet = gap.transpose(0, 2, 1, 3).reshape(len(w) * (side + 1), -1)[:-1, :-1]
     image = _colored(sheet / (2 * limit) + 0.5, "PuOr_r")
-    image[np.isnan(sheet)] = 255
+    image[np.isnan(sheet)] = 150  # white would read as zero
     caption = (
         f"Block {block}: {len(w)} bases, a row for each, with the {side}x{side} kernels of the first of "
-        f"{module.groups} groups ({inputs} outputs from {inputs} inputs each). Purple is {limit:.2g}, white 0, "
+        f"{module.groups} groups ({inputs} outputs from {inputs} inputs). Purple is {limit:.2g}, white 0, "
         f"orange -{limit:.2g}."
     )
     return Picture(
@@ -189,14 +203,22 @@ def coefficients(
     maps = _coefficients(network, module, _unit(image))
     chosen = sorted(np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:most].tolist())
     limit = float(np.quantile(np.abs(maps[chosen]), 0.995)) or 1.0
-    panels = [Panel(_png(_bytes(image)), "input")]
-    panels += [Panel(_png(_colored(maps[i] / (2 * limit) + 0.5, "PuOr_r")), f"basis {i + 1}") for i in chosen]
+    panels = [Panel(_png(_bytes(_small(_unit(image)))), "input")]
+    panels += [
+        Panel(_png(_colored(_small(maps[i]) / (2 * limit) + 0.5, "PuOr_r")), f"basis {i + 1}") for i in chosen
+    ]
     caption = (
-        f"Block {block}: how much of each basis a pixel's kernel takes, for the {len(chosen)} of {len(maps)} bases "
-        f"whose maps vary the most. One scale for all: purple is {limit:.2g} or more, white 0, "
+        f"Block {block}: how much of each basis a pixel's kernel takes, for the {len(chosen)} of {len(maps)} "
+        f"bases whose maps vary the most. One scale for all: purple is {limit:.2g} or more, white 0, "
         f"orange \N{MINUS SIGN}{limit:.2g} or less."
     )
     return Picture("Coefficient maps", caption, tuple(panels), table)
+
+
+def _small(image: NDArray, most: int = 160) -> NDArray:
+    """Shrunk by a whole factor to what a page shows."""
+    factor = -(-max(image.shape[:2]) // most)
+    return downscale_local_mean(image, (factor, factor, 1)[: image.ndim])
 
 
 def _block(network: nn.Module, name: str) -> KBAMixin:
@@ -302,7 +324,7 @@ def seeds(
     caption: str = "",
     table: str = "",
 ) -> Picture:
-    """A row a label: a dot for each run's value, their mean as a bar, and one standard deviation either side."""
+    """A row a label: a dot a run, their mean as a bar, and one standard deviation either side."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 0.7 + 0.3 * len(runs))
         for i, (name, values) in enumerate(runs):

@@ -208,8 +208,7 @@ def _shown(cell: Cell, column: Column, entry: _Entry | None) -> _Shown:
             small = 0 < measured.spread < 0.5 * 10**-column.digits
             shown["spread"] = f"{measured.spread:.1g}" if small else f"{measured.spread:.{column.digits}f}"
     if cell.differs and published and measured:
-        assert published.value is not None and measured.value is not None
-        difference = measured.value - published.value
+        difference = (measured.value or 0) - (published.value or 0)
         shown["difference"] = ("+" if difference > 0 else "") + _number(difference, column.digits)
     return _Shown(**shown)
 

@@ -30,11 +30,11 @@ def gaussian() -> Table:
         for sigma in (15, 25, 50)
     ]
     keys = [c.key for c in columns]
-    peer = {key: Cell(Published(30.1 + i / 8, "IMG SwinIR")) for i, key in enumerate(keys[1:])}
+    peer = {key: Cell(Published(30.1 + i / 4, "IMG SwinIR")) for i, key in enumerate(keys[1:])}
     small = {
         key: Cell(
-            Published(33.9 - i / 8, "IMG GRL"),
-            measured(33.891 - i / 8, seconds=3.25, date=f"2000-01-{i + 1:02}"),
+            Published(33.9 - i / 4, "IMG GRL"),
+            measured(33.891 - i / 4, seconds=3.25, date=f"2000-01-{i + 1:02}"),
             0.02,
         )
         for i, key in enumerate(keys[1:])
