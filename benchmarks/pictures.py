@@ -32,6 +32,7 @@ STYLE = {
     "axes.labelcolor": "#333",
     "xtick.color": "#555",
     "ytick.color": "#555",
+    "text.parse_math": False,  # a name is a name
     "svg.hashsalt": "kbnet",  # the same numbers give the same file
 }
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -221,8 +222,8 @@ def _printed(value: float, column: Column) -> str:
     """A published number with the digits that were printed: not more for 69 G, not fewer for 0.9614."""
     if isinstance(value, int):
         return str(value)
-    decimals = len(repr(value).partition(".")[2])
-    return _number(value, max(decimals, column.digits))
+    exponent = Decimal(repr(value)).as_tuple().exponent
+    return _number(value, max(-int(exponent), column.digits))
 
 
 def _counts(tables: Sequence[Table]) -> Counter[str]:
