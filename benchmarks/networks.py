@@ -135,13 +135,14 @@ def build(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                module = _architecture(name)(**PEERS.get(name, {}) | dict(arguments))
+                module = architecture(name)(**PEERS.get(name, {}) | dict(arguments))
     except (TypeError, ValueError) as error:
         raise BadInput(f"{name} cannot be built: {one_line(error)}") from error
     return module.eval(), next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
-def _architecture(name: str) -> Callable[..., nn.Module]:
+def architecture(name: str) -> Callable[..., nn.Module]:
+    """The class of a network of spandrel's; errors as of `build`."""
     missing = None
     for package in ("spandrel", "spandrel_extra_arches"):
         if importlib.util.find_spec(package) is None:

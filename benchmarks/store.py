@@ -44,26 +44,23 @@ class Store:
         with atomic_path(self._file(key)) as temporary:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         self._parts(key).unlink(missing_ok=True)
+        self._failure(key).unlink(missing_ok=True)
 
     def parts(self, key: str) -> list[Any]:
-        """The parts of an unfinished measurement, in order."""
+        """The parts of an unfinished measurement, in order; for who holds its lock."""
         found = []
+        path = self._parts(key)
         with contextlib.suppress(FileNotFoundError):
-            for line in self._parts(key).read_text(encoding="utf-8").splitlines():
-                try:
-                    found.append(json.loads(line))
-                except json.JSONDecodeError:  # torn when the process was killed
-                    break
+            text = path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # the process was killed within a line
+                with atomic_path(path) as temporary:
+                    temporary.write_text(whole, encoding="utf-8")
+            found = [json.loads(line) for line in whole.splitlines()]
         return found
 
-    def add_part(self, key: str, number: int, part: Any) -> None:
-        """Keep the part of that number; whatever a killed process left from there on goes."""
-        if number == 0:
-            self._parts(key).unlink(missing_ok=True)
-        lines = [json.dumps(p) for p in self.parts(key)[:number]] if number else []
-        text = self._parts(key).read_text(encoding="utf-8") if lines else ""
-        if text != "".join(f"{line}\n" for line in lines):
-            self._parts(key).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    def add_part(self, key: str, part: Any) -> None:
+        """Keep one more part of an unfinished measurement."""
         with self._parts(key).open("a", encoding="utf-8") as file:
             file.write(json.dumps(part, allow_nan=False) + "\n")
 
@@ -122,8 +119,8 @@ class Store:
         except FileNotFoundError:
             return True
         host, _, rest = (holder or "").partition(" ")
-        if host == socket.gethostname() and rest:
-            return not _alive(int(rest.split()[0]))
+        if host == socket.gethostname() and rest and not _alive(int(rest.split()[0])):
+            return True
         now = time.monotonic()
         last = self._seen.get(path)
         if last is None or last[:2] != (holder, touched):

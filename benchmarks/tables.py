@@ -76,6 +76,7 @@ class Column(_Strict):
     size: tuple[int, int] = (256, 256)
     size_of: str | None = None
     speed: Literal["seconds", "memory"] | None = None
+    quick: bool = True
 
     @model_validator(mode="after")
     def _one_thing(self) -> Column:
@@ -102,6 +103,8 @@ class Measure(_Strict):
     candidate: str | None = None
     where: str = ""
     columns: tuple[str, ...] = ()
+    multiple: int = 16  # of the sizes that the network takes
+    square: bool = False
 
     @model_validator(mode="after")
     def _one_thing(self) -> Measure:
