@@ -14,12 +14,11 @@ from torch.utils._pytree import tree_leaves
 from kbnet_plugin import cost
 
 
-def count(network: nn.Module, size: tuple[int, int], channels: int) -> dict[str, float]:
+def count(
+    network: nn.Module, size: tuple[int, int], channels: int, *, memory: bool = True
+) -> dict[str, float]:
     """Parameters in millions, multiply-accumulates in G by operator, memory in MiB; one image of `size`."""
     found = cost.count(network, size, channels)
-    with torch.no_grad():
-        inference, _ = activations(network, size, channels)
-    _, training = activations(network, size, channels)
     giga = {
         "macs_published": found.macs_published,
         "macs_full": found.macs_total,
@@ -28,12 +27,13 @@ def count(network: nn.Module, size: tuple[int, int], channels: int) -> dict[str,
         "kba": found.kba,
         "attention": found.attention,
     }
-    return {
-        "parameters": found.parameters / 1e6,
-        **{name: macs / 1e9 for name, macs in giga.items()},
-        "memory_inference": inference / 2**20,
-        "memory_training": training / 2**20,
-    }
+    values = {"parameters": found.parameters / 1e6, **{name: macs / 1e9 for name, macs in giga.items()}}
+    if memory:
+        with torch.no_grad():
+            inference, _ = activations(network, size, channels)
+        _, training = activations(network, size, channels)
+        values |= {"memory_inference": inference / 2**20, "memory_training": training / 2**20}
+    return values
 
 
 def activations(network: nn.Module, size: tuple[int, int], channels: int) -> tuple[int, int]:
