@@ -479,6 +479,7 @@ def _latex(view: _View) -> str:
         name = rf"\textbf{{{_tex(row.name)}}}" if row.ours else _tex(row.name)
         for i, cells in enumerate(lines):
             out.append(" & ".join([name if i == 0 else "", *cells]) + r" \\")
+        out.append(r"\addlinespace[2pt]")
     out += [r"\bottomrule", r"\end{tabular}"]
     notes = [
         rf"\textsuperscript{{{b}}}\,{_tex(tag)}: {_tex(table.sources.get(tag, ''))}"
