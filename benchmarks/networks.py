@@ -148,7 +148,9 @@ def architecture(name: str) -> Callable[..., nn.Module]:
         if importlib.util.find_spec(package) is None:
             missing = missing or package
         elif importlib.util.find_spec(f"{package}.architectures.{name}") is not None:
-            return getattr(importlib.import_module(f"{package}.architectures.{name}"), name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what it uses of torch
+                return getattr(importlib.import_module(f"{package}.architectures.{name}"), name)
     if missing:
         raise ModuleNotFoundError(missing)
     raise BadInput(f"no network {name!r}: neither KBNet_s, KBNet_l, DnCNN, FFDNet nor one of spandrel's")
@@ -219,12 +221,14 @@ def _stack(path: Path, device: str) -> Network:
 def _spandrel(path: Path, tensors: dict[str, Tensor], device: str) -> Network:
     if importlib.util.find_spec("spandrel") is None:
         raise BadInput(f"{path} holds no KBNet; pip install spandrel, which knows other networks")
-    import spandrel
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it uses of torch
+        import spandrel
 
-    if importlib.util.find_spec("spandrel_extra_arches") is not None:
-        import spandrel_extra_arches
+        if importlib.util.find_spec("spandrel_extra_arches") is not None:
+            import spandrel_extra_arches
 
-        spandrel_extra_arches.install(ignore_duplicates=True)
+            spandrel_extra_arches.install(ignore_duplicates=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -48,7 +48,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--list", action="store_true", help="say what is there and what is missing, and end")
     what.add_argument(
-        "--only", action="append", default=[], metavar="TABLE[/ROW]", help="may be given several times"
+        "--only",
+        action="append",
+        default=[],
+        metavar="TABLE[/ROW[/COLUMN]]",
+        help="may be given several times",
     )
     what.add_argument(
         "--quick", action="store_true", help="cost, short timings and shipped models alone: 3 minutes"
@@ -93,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
     import torch
 
+    from benchmarks import illustrate
     from benchmarks import tables as specifications
     from benchmarks.store import Store
     from benchmarks.suite import Planner, measured
@@ -109,18 +114,22 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.list:
         return _list(suite, planner)
     store = Store(_writable(args.out) / "cells")
-    quick = args.quick or not (args.data or args.weights or only or args.model)
+    quick = args.quick or not (args.data or args.weights or args.only or args.model)
     chosen = []
+    plan: dict[Any, Any] = {}
     for table in suite.tables:
-        if (only and table.name not in only) or (quick and not only and not table.quick):
+        if not only.has(table) or (quick and not args.only and not table.quick):
             continue
-        rows = [r for r in table.rows if (only.get(table.name) is None or r.name in (only[table.name] or ()))]
-        rows = [r for r in rows if r.quick or not quick]
+        rows = [r for r in table.rows if only.has(table, r) and (r.quick or not quick)]
         rows += _models(table, args.model)
         chosen.append((table, rows))
-    plan: dict[Any, Any] = {}
-    for table, rows in chosen:
-        plan |= planner.plan(table, rows, quick=quick)
+        plan |= planner.plan(
+            table,
+            rows,
+            lambda row, column, table=table: (
+                (column.quick or not quick) and (row not in table.rows or only.has(table, row, column))
+            ),
+        )
     jobs = list({cell[0].key: cell[0] for cell in plan.values() if isinstance(cell, tuple)}.values())
 
     with _helpers(args.jobs if rank == 0 and args.worker is None else 1, argv):
@@ -133,7 +142,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         from benchmarks import compare
 
         found += compare.tables(args.compare or args.out / "compare")
-    page = _report(found, args.out, quick)
+    pictures = illustrate.draw(chosen, found, plan, planner, store)
+    page = _report(found, pictures, args.out, quick)
     _say(found)
     reasons: dict[str, list[str]] = {}
     for (table_name, row, column), cell in cells.items():
@@ -339,13 +349,21 @@ def _table(table: Any, rows: Sequence[Any], cells: Mapping[Any, Any]) -> Any:
     return results.Table(table.name, table.title, table.text, columns, tuple(made), dict(table.sources))
 
 
-def _report(found: Sequence[Any], folder: Path, quick: bool) -> Path:
+def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: bool) -> Path:
     from benchmarks import report
+    from kbnet_plugin import __version__
 
     cells = [c.measured for t in found for r in t.rows for c in r.cells.values() if c.measured]
     dates = [m.provenance["date"] for m in cells if m.status == "measured" and "date" in m.provenance]
-    about = {"date": max(dates, default=""), "quick": quick, "measured": len(dates)}
-    return report.write(found, folder, about=about)
+    about = {
+        "version": f"kbnet {__version__}",
+        "last measured": max(dates, default="never"),
+        "cells measured": len(dates),
+        "kind of run": "quick: what can be measured without data"
+        if quick
+        else "all that data and weights allow",
+    }
+    return report.write(found, folder, pictures=pictures, about=about)
 
 
 def _say(found: Sequence[Any]) -> None:

@@ -9,9 +9,13 @@ import secrets
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kbnet_plugin._files import atomic_path
 
@@ -63,6 +67,22 @@ class Store:
         """Keep one more part of an unfinished measurement."""
         with self._parts(key).open("a", encoding="utf-8") as file:
             file.write(json.dumps(part, allow_nan=False) + "\n")
+
+    def keep_picture(self, key: str, **images: NDArray[np.float32]) -> None:
+        """Keep images ((H, W, C) in 0..1) as 8-bit ones, for the report."""
+        with atomic_path(self.folder / f"{key}.npz") as temporary:
+            small = {
+                n: np.round(i[:1024, :1024].clip(0, 1) * 255).astype(np.uint8) for n, i in images.items()
+            }
+            np.savez_compressed(temporary, **small)
+
+    def picture(self, key: str) -> dict[str, NDArray[np.uint8]] | None:
+        """The images of `keep_picture`, where there are any."""
+        try:
+            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
+                return dict(file)
+        except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+            return None
 
     def fail(self, key: str, reason: str) -> None:
         """Tell the others that a measurement failed, so that they leave it alone."""

@@ -71,15 +71,23 @@ class Planner:
         self.suite, self.data, self.device = suite, data, device
         self.folders = [f for f in (weights, data / "peers" if data else None) if f is not None]
         self._jobs: dict[str, Job] = {}
+        # Files may change between two plans of one process, so what is known of them is this plan's.
         self.dataset = cache(self._dataset)
+        self.sha256 = cache(_sha256)
+        self.load = lru_cache(maxsize=1)(networks.load)  # the next job often has the same network
 
-    def plan(self, table: Table, rows: Sequence[Row], *, quick: bool = False) -> Plan:
-        """What each cell of these rows takes."""
+    def plan(
+        self,
+        table: Table,
+        rows: Sequence[Row],
+        wanted: Callable[[Row, Column], bool] = lambda row, column: True,
+    ) -> Plan:
+        """What each wanted cell of these rows takes."""
         found: Plan = {}
         timed = [r for r in rows if r.measure and r.measure.candidate]
         for row in rows:
             for column in table.chosen(row):
-                if row.measure is None or (quick and not column.quick):
+                if row.measure is None or not wanted(row, column):
                     continue
                 try:
                     cell = self._cell(table, row, row.measure, column, timed)
@@ -96,7 +104,7 @@ class Planner:
     ) -> results.Measured | tuple[Job, str] | None:
         where = f"{table.name}/{row.name}"
         if column.metric and not how.candidate and (how.input or how.weights or how.zoo):
-            return self._quality(table, where, how, column), column.metric
+            return self._quality(table, row, how, column), column.metric
         if column.cost and (how.network or how.zoo or how.weights):
             size = self._size(column, how)
             return self._cost(table, where, how, size, column.cost in _MEMORY), column.cost
@@ -129,14 +137,14 @@ class Planner:
                 return folder / name
         raise NotThereError(f"needs weights: {name}{f' ({how.where})' if how.where else ''}")
 
-    def _quality(self, table: Table, where: str, how: Measure, column: Column) -> Job:
+    def _quality(self, table: Table, row: Row, how: Measure, column: Column) -> Job:
         protocol_name = column.protocol or table.protocol or ""
         protocol = protocols.PROTOCOLS[protocol_name]
         assert column.dataset is not None
         dataset = self.dataset(column.dataset)
         alike = [
             c.metric
-            for c in table.chosen(_row(table, where))
+            for c in table.chosen(row)
             if (c.dataset, c.sigma, c.protocol) == (column.dataset, column.sigma, column.protocol)
         ]
         metrics = tuple(m for m in protocols.METRICS if m in alike and (m != "lpips" or not _no_lpips()))
@@ -147,7 +155,7 @@ class Planner:
         depends = {
             "measurement": "quality",
             "code": _code("protocols.py", "sets.py", "networks.py", function=_evaluate),
-            "weights": None if path is None else _sha256(path),
+            "weights": None if path is None else self.sha256(path),
             "expected": how.network,
             "data": dataset.sha256,
             "order": [i.name for i in dataset.items],
@@ -169,10 +177,11 @@ class Planner:
             network = networks.untouched() if path is None else self._network(path, how.network)
             return _evaluate(network, dataset, sigma, protocol, metrics, store, key, tick)
 
+        where = f"{table.name}/{row.name}/{column.key}"
         return self._job(where, f"{dataset.name}{level}", depends, len(dataset.items), work, provenance)
 
     def _network(self, path: Path, expected: str | None) -> networks.Network:
-        network = _load(path, self.device)
+        network = self.load(path, self.device)
         if expected not in (None, network.name):
             raise BadInput(
                 f"{path} holds a {network.name}, and the row is of {expected}; take its own weights"
@@ -197,7 +206,7 @@ class Planner:
         depends = {
             "measurement": "cost",
             "code": _code("costs.py", "networks.py", "../kbnet_plugin/cost.py"),
-            "network": how.network or _sha256(path or Path()),
+            "network": how.network or self.sha256(path or Path()),
             "arguments": how.arguments,
             "size": size,
             "memory": memory,
@@ -210,7 +219,7 @@ class Planner:
 
         def work(store: Store, key: str, tick: Tick) -> dict[str, Any]:
             if path is not None:
-                found = _load(path, "cpu")
+                found = self.load(path, "cpu")
                 module, channels = found.module, found.channels
             else:
                 module, channels = networks.build(how.network or "", how.arguments)
@@ -283,7 +292,8 @@ class Planner:
         alone: bool = False,
     ) -> Job:
         command = f"python benchmarks/run_all.py --only {_quoted(where)}"
-        job = Job(f"{where}: {what}", depends, units, alone, work, {"command": command, **provenance})
+        label = "/".join(where.split("/")[:2])
+        job = Job(f"{label}: {what}", depends, units, alone, work, {"command": command, **provenance})
         return self._jobs.setdefault(job.key, job)  # cells that depend on the same share a job
 
 
@@ -358,6 +368,8 @@ def _evaluate(
         values = protocols.compare(restored, truth, metrics, protocol)
         part = {"image": item.name, **values, "seconds": time.perf_counter() - began}
         parts.append(part)
+        if index == 0:
+            store.keep_picture(key, given=given, restored=restored, truth=truth)
         store.add_part(key, part)
         tick(1)
     return {
@@ -367,16 +379,6 @@ def _evaluate(
     }
 
 
-def _row(table: Table, where: str) -> Row:
-    return next(r for r in table.rows if f"{table.name}/{r.name}" == where)
-
-
-@lru_cache(maxsize=1)  # the next job often has the same network
-def _load(path: Path, device: str) -> networks.Network:
-    return networks.load(path, device)
-
-
-@cache
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

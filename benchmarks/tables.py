@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -221,22 +222,41 @@ class Suite:
         """Of the tables."""
         return tuple(t.name for t in self.tables)
 
-    def select(self, wanted: Iterable[str]) -> dict[str, set[str] | None]:
-        """Rows by table from words like TABLE or TABLE/ROW; None stands for all."""
-        found: dict[str, set[str] | None] = {}
-        for word in wanted:
-            name, _, row = word.partition("/")
+    def select(self, words: Iterable[str]) -> Selection:
+        """What words like TABLE, TABLE/ROW or TABLE/ROW/COLUMN choose; a group stands for its columns."""
+        found = []
+        for word in words:
+            name, *rest = word.split("/", 2)
             if name not in self.names:
                 raise BadInput(f"--only {word}: no table {name!r}{nearest(name, self.names)}")
             table = next(t for t in self.tables if t.name == name)
-            rows = {r.name.lower(): r.name for r in table.rows}
-            if row and row.lower() not in rows:
-                raise BadInput(f"--only {word}: no row {row!r} in {name}{nearest(row, rows.values())}")
-            if not row or found.get(name, set()) is None:
-                found[name] = None
-            else:
-                found[name] = (found.get(name) or set()) | {rows[row.lower()]}
-        return found
+            rows = [r.name for r in table.rows]
+            columns = [*(c.key for c in table.columns), *(c.group for c in table.columns if c.group)]
+            chosen: list[str | None] = [None, None]
+            for place, (what, wanted, known) in enumerate(
+                zip(("row", "column"), rest, (rows, columns), strict=False)
+            ):
+                chosen[place] = next((k for k in known if k.lower() == wanted.lower()), None)
+                if chosen[place] is None:
+                    raise BadInput(f"--only {word}: no {what} {wanted!r} in {name}{nearest(wanted, known)}")
+            found.append((name, *chosen))
+        return Selection(tuple(found))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was asked for by --only; everything where that is nothing."""
+
+    parts: tuple[tuple[str, str | None, str | None], ...] = ()
+
+    def has(self, table: Table, row: Row | None = None, column: Column | None = None) -> bool:
+        """Whether a table, a row of it or a cell of that is chosen."""
+        return not self.parts or any(
+            name == table.name
+            and (row is None or wanted is None or wanted == row.name)
+            and (column is None or place is None or place in (column.key, column.group))
+            for name, wanted, place in self.parts
+        )
 
 
 def read_datasets(file: Path) -> dict[str, Description]:
