@@ -58,7 +58,9 @@ class ConvStack(nn.Module):
     of the noise level; batch normalisation is folded into the weights.
     """
 
-    def __init__(self, kind: Literal["DnCNN", "FFDNet"], channels: int, features: int, layers: int) -> None:
+    def __init__(
+        self, kind: Literal["DnCNN", "FFDNet"], channels: int, features: int = 64, layers: int = 17
+    ) -> None:
         super().__init__()
         self.kind = kind
         first, last = (channels, channels) if kind == "DnCNN" else (4 * channels + 1, 4 * channels)
@@ -144,12 +146,12 @@ def build(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
 def architecture(name: str) -> Callable[..., nn.Module]:
     """The class of a network of spandrel's; errors as of `build`."""
     missing = None
-    for package in ("spandrel", "spandrel_extra_arches"):
-        if importlib.util.find_spec(package) is None:
-            missing = missing or package
-        elif importlib.util.find_spec(f"{package}.architectures.{name}") is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what it uses of torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what they use of torch
+        for package in ("spandrel", "spandrel_extra_arches"):
+            if importlib.util.find_spec(package) is None:
+                missing = missing or package
+            elif importlib.util.find_spec(f"{package}.architectures.{name}") is not None:
                 return getattr(importlib.import_module(f"{package}.architectures.{name}"), name)
     if missing:
         raise ModuleNotFoundError(missing)
