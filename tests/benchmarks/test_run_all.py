@@ -212,6 +212,13 @@ def test_two_processes_share_a_folder_and_each_cell_is_computed_once(place):
     assert not list((place / "out" / "cells").glob("*.lock"))
 
 
+def test_helpers_do_a_part_and_end_with_the_run(place, capfd):
+    assert run_all.main(command(place, "--jobs", "2")) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if ": psnr" in line]
+    assert len(said) == 4  # by whichever process
+    assert {k for k, m in measured(place).items() if m and m["status"] == "measured"} >= {("KBNet", "c25")}
+
+
 def test_ctrl_c_ends_with_130_and_a_line(place, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
