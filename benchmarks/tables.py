@@ -51,12 +51,12 @@ class _Strict(BaseModel):
 class PublishedCell(_Strict):
     """A published number that has a source or a note of its own."""
 
-    value: float | None = None
+    value: int | float | None = None  # 69 was not printed as 69.0
     source: str | None = None
     note: str = ""
 
 
-Number = float | None | PublishedCell
+Number = int | float | None | PublishedCell
 
 
 class Column(_Strict):

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import report
 from benchmarks.pictures import Panel, Picture
 from benchmarks.results import Cell, Column, Measured, Published, Row, Table, from_json
+from benchmarks.tables import Suite
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 PROVENANCE = {
@@ -331,6 +332,12 @@ def test_csv_holds_every_cell_unrounded_with_its_whole_provenance(folder):
 )
 def test_a_published_number_keeps_the_digits_that_were_printed(value, digits, shown):
     assert report._printed(value, Column("c", "c", digits=digits)) == shown
+
+
+def test_a_whole_number_of_a_yaml_file_gets_no_decimals():
+    table = next(t for t in Suite().tables if t.name == "complexity")
+    row = next(r for r in table.rows if r.name == "KBNet_s")
+    assert report._printed(table.published(row)["macs"].value, Column("macs", "MACs", digits=1)) == "69"
 
 
 def test_a_spread_is_never_rounded_to_nothing():
