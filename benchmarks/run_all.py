@@ -310,7 +310,11 @@ def _helpers(jobs: int, argv: list[str]) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
         for process in running:
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # deep in a convolution, or told to ignore interrupts
+                process.kill()
+                process.wait()
 
 
 def _models(table: Any, files: Sequence[Path]) -> list[Any]:
