@@ -60,7 +60,9 @@ class Picture:
 
 
 def busiest(truth: NDArray, size: int) -> tuple[int, int]:
-    """Top and left of the square with the largest variance: chosen by the truth, in favour of nobody.
+    """Top and left of the square with the largest total variation: texture, which is hard to restore.
+
+    The truth alone decides, in favour of nobody.
 
     Raises
     ------
@@ -70,9 +72,12 @@ def busiest(truth: NDArray, size: int) -> tuple[int, int]:
     gray = _unit(truth).mean(axis=-1)
     if size > min(gray.shape):
         raise ValueError(f"no square of {size} pixels in a picture of {gray.shape[0]}x{gray.shape[1]}")
-    variance = uniform_filter(gray**2, size) - uniform_filter(gray, size) ** 2
+    steps = np.abs(np.diff(gray, axis=0, append=gray[-1:])) + np.abs(
+        np.diff(gray, axis=1, append=gray[:, -1:])
+    )
+    variation = uniform_filter(steps, size)
     half = size // 2
-    inside = variance[half : gray.shape[0] - size + half + 1, half : gray.shape[1] - size + half + 1]
+    inside = variation[half : gray.shape[0] - size + half + 1, half : gray.shape[1] - size + half + 1]
     top, left = np.unravel_index(int(inside.argmax()), inside.shape)
     return int(top), int(left)
 
@@ -120,7 +125,7 @@ def errors(
 
 def _square(truth: NDArray, size: int) -> tuple[tuple[slice, slice], str]:
     top, left = busiest(truth, size)
-    where = f"The {size}x{size} pixels of the largest variance in the truth, from row {top}, column {left}."
+    where = f"The {size}x{size} pixels of the largest variation in the truth, from row {top}, column {left}."
     return np.s_[top : top + size, left : left + size], where
 
 

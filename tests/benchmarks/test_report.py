@@ -255,6 +255,7 @@ def test_a_failure_and_a_difference_are_named_at_the_top_with_their_reason(folde
     page = page_of(folder)
     top = page.text[: page.text.index("printed by the source")]
     assert "KBNet_s, CBSD68 σ 25: 31.66 measured, 31.80 published" in top
+    assert re.search(r"threads\s*2", top)  # what all measurements share is part of the summary
     assert "KBNet_s, CBSD68 σ 50: failed, RuntimeError: <b>out</b> of memory" in top
 
 
