@@ -232,11 +232,9 @@ def _describe(path: Path) -> Model:
 
 
 def _read(path: Path) -> Model:
-    try:
-        status = path.stat()
-    except OSError:
-        read_state_dict(path)  # says what is wrong
-        raise
+    if not path.is_file():
+        read_state_dict(path)  # raises, and says what it is instead
+    status = path.stat()
     card = path.with_suffix(".md")
     return _inspect(path, card if card.is_file() else None, status.st_mtime_ns, status.st_size)
 
@@ -267,7 +265,7 @@ def _inspect(path: Path, card: Path | None, _changed: int, _size: int) -> Model:
 
 def _shapes(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors without values, and what the file says of itself; of safetensors only the head is read."""
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
+    if path.suffix.lower() != ".safetensors":
         tensors = read_state_dict(path)
         return {name: tensor.to("meta") for name, tensor in tensors.items()}, {}
     try:
