@@ -24,6 +24,8 @@ from . import ops, zoo
 from ._files import one_line
 from ._version import __version__
 from .cost import count
+from .export import FORMATS as EXPORTS
+from .export import export
 from .images import FORMATS, check_format, read_image, write_image
 from .lazy import connect
 from .restore import HALO, TILE, WINDOW, Restorer, find_device
@@ -66,6 +68,14 @@ examples:
 .safetensors and .pth files in the folder KBNET_MODELS (by default kbnet/models in your data folder) are
 listed by their names.
 """
+_EXPORT_EXAMPLES = """\
+examples:
+  kbnet export denoise-color -o denoise-color.pth     for BasicSR, spandrel, the released code
+  kbnet export net_g_latest.pth -o mine.onnx          for ONNX Runtime and what builds on it
+
+In ONNX batch, height and width are free, from one pixel on; values are 0..1 in float32. The network's means
+are taken over the whole input: cut large pictures into tiles of about the pooling window (kbnet info MODEL).
+"""
 _INFO_EXAMPLES = """\
 examples:
   kbnet info denoise-color    what a model is and what it costs
@@ -83,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         if options.command == "info":
             return _info(options.model)
+        if options.command == "export":
+            return _export(options)
         if options.command == "models":
             return _models(options.name, options.json)
         return _restore(options)
@@ -190,6 +202,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument("name", metavar="MODEL", nargs="?", help="print its card")
     models.add_argument("--json", action="store_true", help="as JSON")
+
+    exporting = commands.add_parser(
+        "export",
+        help="write a model for other programs",
+        description="Write a model as safetensors, as BasicSR's .pth or as ONNX, checked against torch.",
+        epilog=_EXPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    exporting.add_argument("model", metavar="MODEL", help="a name or a checkpoint")
+    exporting.add_argument("-o", "--output", metavar="FILE", required=True, type=Path, help="what to write")
+    exporting.add_argument("--format", choices=EXPORTS, help="by default what FILE ends in")
+    exporting.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     # Only for the list of commands: main() hands them on before anything is parsed.
     for name, text in _BASICSR.items():
@@ -412,6 +436,22 @@ def _info(name: str | None) -> int:
         }
         | _backends(find_device().type),
     )
+
+
+def _export(options: argparse.Namespace) -> int:
+    output, wanted = options.output, options.format
+    if wanted and output.suffix.lower() != f".{wanted}":
+        raise ValueError(f"{output}: {wanted} goes into a file that ends in .{wanted}; rename it")
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"{output}: exists; --overwrite replaces it")
+    model = zoo.find(options.model)
+    if output.suffix.lower() == ".onnx" and sys.stderr.isatty():
+        print("building the ONNX graph; this takes a minute or more ...", file=sys.stderr)
+    differences = export(model, output)
+    print(f"{output}  {output.stat().st_size / 1e6:.2f} MB")
+    for size, difference in differences.items():
+        print(f"  {size}: largest difference from torch {difference:.1e} of 0..1")
+    return GOOD
 
 
 def _models(name: str | None, as_json: bool) -> int:
