@@ -7,6 +7,7 @@ import os
 from abc import abstractmethod
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from basicsr.utils.file_client import FileClient
@@ -41,6 +42,9 @@ class ImageDataset(Dataset[Sample]):
         in_ch : channels to read, 3 (default) or 1.
         gt_size : side of the training crop.
         pad_small : reflect images that are smaller than the crop up to it, instead of refusing them.
+        reduce : largest whole factor by which large clean images are reduced (box mean) before cropping; the
+            factor is drawn anew each time from those that leave room for four crops side by side. Photographs
+            then also show the fine structure of small pictures, and the traces of JPEG average out.
         geometric_augs (or use_hflip, use_rot) : train on a random one of the 8 turns and flips.
         cache_images : keep decoded images in memory (per worker), for small sets.
         phase : 'train' crops and turns; 'val' and 'test' do not.
@@ -65,6 +69,9 @@ class ImageDataset(Dataset[Sample]):
             raise BadInput(
                 "mean and std are not supported: the networks take and give 0..1; take the keys out"
             )
+        self.reduce = int(opt.get("reduce") or 1)
+        if self.reduce > 1 and len(self.roles) > 1:
+            raise BadInput("reduce is for clean images alone: reducing pairs would change what is to be removed")
         self.turn = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
         self.folders = {role: self._folder(role) for role in self.roles}
         self.backend = dict(opt.get("io_backend") or {"type": "disk"})
@@ -153,7 +160,7 @@ class ImageDataset(Dataset[Sample]):
         """Images of a pair by role, (H, W, C), in the dtype of the files."""
         images = {role: self._decoded(role, path) for role, path in self.paths[index].items()}
         if self.train and self.opt.get("gt_size"):
-            images = self._crop(images)
+            images = self._reduced_crop(images) if self.reduce > 1 else self._crop(images)
         if self.train and self.turn:
             turns, flip = np.random.randint(4), np.random.randint(2)
             images = {
@@ -175,10 +182,20 @@ class ImageDataset(Dataset[Sample]):
             self._cache[path] = image
         return image
 
-    def _crop(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _reduced_crop(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        size = int(self.opt["gt_size"])
+        ((role, image),) = images.items()
+        largest = min(self.reduce, min(image.shape[:2]) // (4 * size))
+        factor = np.random.randint(1, largest + 1) if largest > 1 else 1
+        window = self._crop(images, size * factor)[role]
+        # cv2 drops a single channel.
+        reduced = window if factor == 1 else cv2.resize(window, (size, size), interpolation=cv2.INTER_AREA)
+        return {role: reduced.reshape(size, size, -1)}
+
+    def _crop(self, images: dict[str, np.ndarray], size: int | None = None) -> dict[str, np.ndarray]:
         """One random window of all roles; progressive training may have changed `gt_size` since the last."""
         lead = self.roles[0]
-        small = int(self.opt["gt_size"]) // self.scale
+        small = (size or int(self.opt["gt_size"])) // self.scale
         height, width = (side // self.scale for side in images[lead].shape[:2])
         if min(height, width) < small:
             if not self.opt.get("pad_small"):
@@ -286,6 +303,8 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
         gain_range : variance per intensity of 0..1, i.e. the inverse of the photons that white stands for: a
             number, or two bounds between which it is drawn log-uniformly.
         read_noise_range : standard deviation in the dark, in 0..1: likewise.
+        fluorescence : share of the training crops that are made to look like fluorescence (0, the default, to 1):
+            a dark background with sparse bright structures of any brightness.
         gain_test, read_noise_test : those of validation and test; by default the ranges' geometric mean.
 
     Notes
@@ -300,6 +319,7 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
     def __init__(self, opt: Options) -> None:
         super().__init__(opt)
         self.camera = (opt.get("domain") or "camera") == "camera"
+        self.fluorescence = float(opt.get("fluorescence") or 0)
         self.ranges: list[tuple[float, float]] = []
         self.test: list[float] = []
         for name in ("gain", "read_noise"):
@@ -326,6 +346,8 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
                 low if low == high else math.exp(generator.uniform(math.log(low), math.log(high)))
                 for low, high in self.ranges
             )
+            if generator.random() < self.fluorescence:
+                clean = _fluorescence(clean, generator)
         else:
             generator = np.random.default_rng([0, index])
             gain, read_noise = self.test
@@ -335,6 +357,15 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
         noisy = (_srgb(noisy.clip(0, 1)) if self.camera else noisy).astype(np.float32)
         path = self.paths[index]["gt"]
         return {"lq": to_tensor(noisy), "gt": to_tensor(clean), "lq_path": path, "gt_path": path}
+
+
+def _fluorescence(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What is brighter than a random share of the picture, steepened, scaled and put on a dim background."""
+    dark = np.quantile(image, generator.uniform(0.2, 0.95))
+    structure = (image - dark).clip(min=0) / max(image.max() - dark, 1e-3)
+    peak = math.exp(generator.uniform(math.log(0.05), 0))
+    background = generator.uniform(0, 0.1)
+    return background + (peak - min(peak, background)) * structure ** generator.uniform(0.7, 2)
 
 
 def _linear(image: np.ndarray) -> np.ndarray:

@@ -84,7 +84,8 @@ class ImageCleanModel(Mended, BaseModel):
         if train.get("activation_checkpointing"):
             _checkpoint_blocks(self.net_g)
         if train.get("compile"):
-            self.net_g.compile()
+            # Crops come in few sizes, those of the stages; one graph for any size is slower.
+            self.net_g.compile(dynamic=False)
         self.net_g = self.model_to_device(self.net_g)
         if not train.get("pixel_opt"):
             raise BadInput("train.pixel_opt is missing: ImageCleanModel needs a loss, e.g. {type: L1Loss}")
@@ -199,7 +200,9 @@ class ImageCleanModel(Mended, BaseModel):
         training = net.training
         net.eval()
         try:
-            self.output = self._restore(net, self.lq)
+            # Pictures come in many sizes, each of which would be compiled anew.
+            with torch.compiler.set_stance("force_eager"):
+                self.output = self._restore(net, self.lq)
         finally:
             net.train(training)
 

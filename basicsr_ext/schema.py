@@ -112,6 +112,7 @@ class _Dataset(Section):
     io_backend: Backend = _key(Backend(), "disk or lmdb")
     in_ch: Literal[1, 3] = _key(3, "channels to read: 1 gray, 3 colour")
     pad_small: bool = _key(False, "reflect images smaller than the crop, instead of refusing them")
+    reduce: Count = _key(1, "reduce large clean images by a random whole factor up to this before cropping")
     cache_images: bool = _key(False, "keep decoded images in memory")
     geometric_augs: bool | None = _key(None, "train on a random one of the 8 flips and turns")
     use_hflip: bool = _key(False, "stock BasicSR's name for half of geometric_augs; does the same")
@@ -148,6 +149,7 @@ class PoissonGaussian(_Dataset):
     domain: Literal["camera", "microscope"] = _key("camera", "camera: in linear light of sRGB; or directly")
     gain_range: Numbers | None = _key(None, "variance per intensity (0..1): one, or two bounds (log-uniform)")
     read_noise_range: Numbers | None = _key(None, "standard deviation at zero (0..1): one, or two bounds")
+    fluorescence: Share = _key(0.0, "share of training crops made dark with sparse bright structures")
     gain_test: Annotated[float, Field(ge=0)] | None = _key(None, "gain in validation and test")
     read_noise_test: Annotated[float, Field(ge=0)] | None = _key(None, "read noise in validation and test")
 

@@ -252,3 +252,29 @@ def test_a_failed_sample_names_the_file_instead_of_a_traceback(pairs):
     assert isinstance(failure, Failure)
     assert failure.message.startswith("datasets.train: ")
     assert str(pairs / "lq" / "1.png") in failure.message
+
+
+def test_large_images_are_also_seen_reduced_and_small_ones_never(tmp_path):
+    """A chessboard of single pixels becomes gray when reduced, whatever the factor."""
+    board = np.indices((400, 400)).sum(0) % 2 * 255
+    for name, side in (("large", 400), ("small", 60)):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "board.png"), board[:side, :side].astype(np.uint8))
+    np.random.seed(0)
+
+    def contrasts(name, **keys):
+        dataset = gaussian(tmp_path / name, phase="train", reduce=4, **keys)
+        crops = [dataset[0]["gt"] for _ in range(40)]
+        assert {tuple(crop.shape) for crop in crops} == {(keys.get("in_ch", 3), 16, 16)}
+        return [float(crop.max() - crop.min()) for crop in crops]
+
+    for channels in (1, 3):
+        seen = contrasts("large", in_ch=channels)
+        assert min(seen) < 0.2, "reduced"
+        assert max(seen) == 1, "at full scale too"
+    assert set(contrasts("small")) == {1.0}
+
+
+def test_pairs_are_not_reduced(pairs):
+    with pytest.raises(BadInput, match="reduce is for clean images alone"):
+        paired(pairs, phase="train", reduce=2)

@@ -89,7 +89,7 @@ def test_half_precision_trains_and_saves_float32(train, precision):
 
 def test_compilation_keeps_the_names_of_the_weights(train, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     train("compiled", train={"compile": True})
     assert len(compiled) == 1
     assert not any("_orig_mod" in name for name in weights("compiled"))

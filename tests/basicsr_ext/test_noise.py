@@ -141,3 +141,22 @@ def test_a_run_with_lpips_but_without_its_weights_does_not_start(pairs, options,
     options["val"]["metrics"]["lpips"] = {"type": "calculate_lpips"}
     assert main(["train", "-opt", write(options)]) == 2
     assert "take the metric out" in capsys.readouterr().err
+
+
+def test_fluorescence_darkens_the_truth_and_the_noise_follows_it(sensor, tmp_path):
+    options = {"domain": "microscope", "phase": "train", "gt_size": 64}
+    dataset = sensor(gain_range=[0.01, 0.01], read_noise_range=[0.01, 0.01], fluorescence=1.0, **options)
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
+    cv2.imwrite(str(tmp_path / "flat" / "a.png"), cv2.merge([ramp] * 3))
+    np.random.seed(0)
+    residuals, truths = [], []
+    for _ in range(50):
+        sample = dataset[0]
+        truth = sample["gt"]
+        assert 0 <= float(truth.min()) <= float(truth.max()) <= 1
+        assert float(truth.min()) <= 0.1, "the background is dim"
+        truths.append(truth.flatten())
+        residuals.append((sample["lq"] - truth).flatten())
+    truth, residual = torch.cat(truths).double(), torch.cat(residuals).double()
+    expected = 0.01 * truth.mean() + 0.01**2
+    assert float(residual.var()) == pytest.approx(float(expected), rel=0.03)
