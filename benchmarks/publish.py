@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from basicsr_ext.errors import BadInput
 from basicsr_ext.options import read_options
 from benchmarks.cards import MODELS, read_card, sha256, write_card
 from benchmarks.measure import ROOT
@@ -25,6 +26,9 @@ from kbnet_plugin.weights import identify
 
 WINDOW = 1.5
 """Of local pooling, in training patches."""
+
+OPTIONAL = ("range", "starts_from")
+"""Keys of a head that a newer checkpoint may lack."""
 
 TEXT = """
 # {title}
@@ -63,17 +67,22 @@ def newest(experiment: Path) -> tuple[Path, int]:
 
 
 def recipe(option_file: Path) -> dict[str, Any]:
-    """What an option file says of patch, seed and data."""
+    """What an option file says of patch, seed, data and the weights that training starts from."""
     options = read_options(option_file)
     dataset = options["datasets"]["train"]
-    crops = dataset.get("gt_sizes") or [dataset["gt_size"]]
-    roots = dataset["dataroot_gt"]
-    roots = roots if isinstance(roots, list) else [roots]
-    return {
-        "patch": int(max(crops)),
+    data = str(dataset["dataroot_gt"]).removeprefix("${KBNET_DATA}/")
+    if listing := dataset.get("meta_info_file"):
+        data += f" (the files that {listing} lists)"
+    facts = {
+        "option_file": str(option_file.relative_to(ROOT)),
+        "option_file_sha256": sha256(option_file),
+        "patch": int(max(dataset.get("gt_sizes") or [dataset["gt_size"]])),
         "seed": int(options.get("manual_seed") or 0),
-        "data": [str(root).removeprefix("${KBNET_DATA}/") for root in roots],
+        "data": data,
     }
+    if start := (options.get("path") or {}).get("pretrain_network_g"):
+        facts["starts_from"] = {"file": start, "sha256": sha256(ROOT / start)}
+    return facts
 
 
 def differences(experiment: Path, option_file: Path) -> bool:
@@ -81,6 +90,11 @@ def differences(experiment: Path, option_file: Path) -> bool:
     copies = list(experiment.glob("*.yml"))
     wanted = option_file.read_text(encoding="utf-8").splitlines()
     return not any(c.read_text(encoding="utf-8").splitlines()[1:] == wanted for c in copies)
+
+
+def _start(facts: dict[str, Any]) -> tuple[Any, Any]:
+    """What the first losses depend on."""
+    return facts.get("option_file_sha256"), facts.get("starts_from")
 
 
 def half(network: KBNet_s | KBNet_l) -> KBNet_s | KBNet_l:
@@ -123,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return publish(args)
-    except (ValueError, OSError) as error:
+    except (BadInput, ValueError, OSError) as error:
         print(f"publish: {one_line(error)}", file=sys.stderr)
         return 2
 
@@ -163,15 +177,13 @@ def publish(args: argparse.Namespace) -> int:
         "network": {"type": variant.__name__, **arguments},
         "parameters": cost.parameters,
         "macs_256x256": {"in_full": cost.macs_total, "as_published": cost.macs_published},
-        "patch": made["patch"],
         "window": window,
-        "option_file": str(option_file.relative_to(ROOT)),
-        "seed": made["seed"],
+        **made,
         "iterations": iterations,
-        "data": old.get("data") or made["data"],
-        "losses": old.get("losses") or {},
+        # Of another recipe they say nothing.
+        "losses": old.get("losses") or {} if _start(old) == _start(made) else {},
     }
-    facts |= {key: value for key, value in old.items() if key not in facts and key != "range"}
+    facts |= {key: value for key, value in old.items() if key not in facts and key not in OPTIONAL}
     write_card(card, facts, TEXT.format(title=said["title"]) if text is None else text)
 
     print(f"{weights.relative_to(ROOT)}  {weights.stat().st_size / 1e6:.2f} MB, iteration {iterations:,}")
@@ -180,7 +192,7 @@ def publish(args: argparse.Namespace) -> int:
     )
     if differences(args.experiment, option_file):
         print(f"note: the experiment ran with another option file than {facts['option_file']}")
-    if old.get("option_file") != facts["option_file"] or not facts["losses"]:
+    if not facts["losses"]:
         print(f"note: record the first losses: python benchmarks/recipe.py {args.name} --record")
     return 0
 

@@ -11,8 +11,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from basicsr_ext.errors import BadInput
+from basicsr_ext.options import read_options
 from benchmarks import measure
 from benchmarks.cards import MODELS, read_card, write_card
 from benchmarks.measure import ROOT
@@ -32,23 +36,23 @@ def train(option_file: Path, iterations: int) -> dict[int, float]:
     ValueError
         If training fails; its own last line.
     """
+    options = read_options(option_file)
+    for section in ("path", "datasets", "train"):
+        options[section] = dict(options.get(section) or {})
+    # Neither learning rates nor crops depend on total_iter: the start is that of the whole run.
+    options["train"] |= {"total_iter": iterations, "precision": "fp32", "compile": False}
+    options["datasets"] = {"train": options["datasets"].get("train")}
+    options |= {"name": "recipe", "num_gpu": 0, "val": None}
+    options["logger"] = {"print_freq": 1, "save_checkpoint_freq": iterations}
     with tempfile.TemporaryDirectory() as folder:
-        # Neither periods nor crops depend on total_iter: the start is that of the whole run.
-        changes = [
-            "name=recipe",
-            "num_gpu=0",
-            f"path={{experiments_root: {folder}}}",
-            f"train:total_iter={iterations}",
-            "train:precision=fp32",
-            "datasets:val=null",
-            "val=null",
-            f"logger={{print_freq: 1, save_checkpoint_freq: {iterations}}}",
-        ]
-        command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(option_file), "--force_yml"]
+        options["path"]["experiments_root"] = folder
+        shortened = Path(folder) / option_file.name
+        shortened.write_text(yaml.safe_dump(options), encoding="utf-8")
+        command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(shortened)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         # The option files' relative paths begin at the repository.
         ended = subprocess.run(
-            [*command, *changes], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         if ended.returncode:
             said = ended.stderr.decode(errors="replace").strip().splitlines()
@@ -98,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{args.iterations} iterations of {facts['option_file']}, on the CPU in float32", flush=True
             )
             found = train(ROOT / facts["option_file"], args.iterations)
-    except (ValueError, OSError) as error:
+    except (BadInput, ValueError, OSError) as error:
         print(f"recipe: {one_line(error)}", file=sys.stderr)
         return 2
     if args.record:

@@ -53,7 +53,7 @@ def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
     assert (facts["patch"], facts["window"], facts["iterations"], facts["seed"]) == (64, 96, 100, 0)
     assert facts["network"]["width"] == 16
     assert facts["option_file"] == "options/zoo/x.yml"
-    assert facts["data"] == ["package:skimage/data"]
+    assert facts["data"] == "package:skimage/data"
     assert text.startswith("\n# a test\n")
     model = zoo.find("x")
     assert (model.title, model.window, model.version, model.card) == (
@@ -68,14 +68,33 @@ def test_publishing_again_keeps_what_people_wrote(house, tiny_s):
     assert run(house, *SAID) == 0
     card = house / "models" / "x.md"
     facts, _ = read_card(card)
-    write_card(card, facts | {"data": ["mine"], "thanks": "to all", "losses": {20: 0.5}}, "\nby hand\n")
+    write_card(card, facts | {"thanks": "to all", "losses": {20: 0.5}}, "\nby hand\n")
     torch.save(tiny_s().state_dict(), house / "experiment" / "models" / "net_g_110.pth")
     assert run(house, "--version", "1.1") == 0
     again, text = read_card(card)
     assert text == "\nby hand\n"
-    assert (again["data"], again["thanks"], again["losses"]) == (["mine"], "to all", {20: 0.5})
+    assert (again["thanks"], again["losses"]) == ("to all", {20: 0.5})
     assert (again["version"], again["iterations"], again["title"]) == ("1.1", 110, "a test")
     assert again["sha256"] != facts["sha256"]
+
+
+def test_losses_of_another_recipe_are_dropped_and_the_start_is_named(house, capsys):
+    assert run(house, *SAID) == 0
+    card = house / "models" / "x.md"
+    facts, text = read_card(card)
+    assert "starts_from" not in facts
+    write_card(card, facts | {"losses": {20: 0.5}}, text)
+    path = house / "options" / "zoo" / "x.yml"
+    weights = house / "experiment" / "models" / "net_g_90.pth"
+    start = f"path:\n  pretrain_network_g: {weights.relative_to(house)}\n"
+    path.write_text(path.read_text(encoding="utf-8") + start, encoding="utf-8")
+    capsys.readouterr()
+    assert run(house) == 0
+    assert "record the first losses" in capsys.readouterr().out
+    again, _ = read_card(card)
+    assert again["losses"] == {}
+    expected = {"file": "experiment/models/net_g_90.pth", "sha256": sha256(weights)}
+    assert again["starts_from"] == expected
 
 
 def test_an_experiment_with_another_option_file_is_noted(house, capsys):
