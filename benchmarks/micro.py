@@ -72,7 +72,9 @@ def score(output: Picture, noisy: Picture, truth: Picture) -> Score:
     """How near an output is to the truth; neither is clipped."""
     o, t = output.astype(np.float64).ravel(), truth.astype(np.float64).ravel()
     psnr = -10 * np.log10(np.square(o - t).mean())
-    return Score(float(psnr), float(100 * (o.mean() / noisy.mean() - 1)), float(np.polyfit(t, o, 1)[0]))
+    return Score(
+        float(psnr), float(100 * (o.mean() / noisy.mean(dtype=np.float64) - 1)), float(np.polyfit(t, o, 1)[0])
+    )
 
 
 def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], Picture]]]:
@@ -84,20 +86,20 @@ def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], 
     return {
         "noisy frame": {"": lambda x: x},
         "Gaussian filter": {
-            f"sigma {s:g}": lambda x, s=s: gaussian_filter(x, s) for s in (0.6, 0.8, 1, 1.3, 1.6, 2, 2.5, 3)
+            f"sigma {s:g}": lambda x, s=s: gaussian_filter(x, s) for s in (0.7, 1, 1.3, 1.6, 2, 2.5, 3, 4, 5)
         },
         "non-local means": {
             f"h {h:g} x sigma": lambda x, h=h: denoise_nl_means(
                 x, 5, 6, h=h * estimate_sigma(x), sigma=estimate_sigma(x), fast_mode=True
             )
-            for h in (0.4, 0.6, 0.8, 1, 1.3)
+            for h in (0.6, 0.8, 1, 1.3, 1.7, 2.2, 3)
         },
         "wavelet": {
             f"{method}, {f:g} x sigma": lambda x, method=method, f=f: denoise_wavelet(
                 x, sigma=f * estimate_sigma(x), method=method, mode="soft", rescale_sigma=True
             )
             for method in ("BayesShrink", "VisuShrink")
-            for f in (0.5, 0.75, 1, 1.5)
+            for f in (0.7, 1, 1.5, 2, 3, 4)
         },
         model: {"": restorer},
     }
