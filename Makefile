@@ -17,6 +17,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kbnet
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/run_all.py --quick
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,42 +21,76 @@ class Cost:
     convolution: int
     kba: int
     attention: int
+    linear: int = 0
 
     @property
     def macs_published(self) -> int:
-        """Convolutions only: what hook-based counters see, and so what papers print."""
-        return self.convolution
+        """Convolutions and dense layers: what hook-based counters see, and so what papers print."""
+        return self.convolution + self.linear
 
     @property
     def macs_total(self) -> int:
         """Kernel basis attention and attention products included."""
-        return self.convolution + self.kba + self.attention
+        return self.convolution + self.linear + self.kba + self.attention
 
 
-def count(network: nn.Module, size: tuple[int, int] = (256, 256)) -> Cost:
+def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int | None = None) -> Cost:
     """Count what `network` spends on one image; nothing is computed, no memory is taken.
 
     Parameters
     ----------
     network : KBNet_s or KBNet_l
-        Or any module that takes (1, C, H, W), C being that of its first convolution.
+        Or any module that takes (1, C, H, W).
     size : (int, int)
         Height and width in pixels.
+    channels : int, optional
+        C; by default that of the first convolution.
 
     Returns
     -------
     Cost
         Multiply-accumulates of convolutions, of kernel basis attention (every basis mixed at every pixel, its
-        bias included, then applied) and of matrix products. Elementwise work is left out, as is usual.
+        bias included, then applied), of dense layers and of other matrix products. Elementwise work is left
+        out, as is usual.
     """
-    channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
-    with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        parameters = {name: torch.empty(p.shape) for name, p in network.named_parameters()}
-        torch.func.functional_call(network, parameters, (torch.empty(1, channels, *size),))
+    if channels is None:
+        channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    linear = 0
+
+    def dense(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        nonlocal linear
+        linear += inputs[0].numel() * cast(nn.Linear, layer).out_features
+
+    # To the counter a dense layer is a matrix product like any other.
+    hooks = [m.register_forward_hook(dense) for m in network.modules() if isinstance(m, nn.Linear)]
+    try:
+        with torch.no_grad(), fake(network) as (call, empty), FlopCounterMode(display=False) as counter:
+            call(empty(1, channels, *size))
+    finally:
+        for hook in hooks:
+            hook.remove()
     macs = dict.fromkeys(("convolution", "kba", "attention"), 0)
     for operator, flops in counter.get_flop_counts()["Global"].items():
         macs[_kind(str(operator))] += flops // 2
-    return Cost(sum(p.numel() for p in network.parameters()), **macs)
+    macs["attention"] -= linear
+    return Cost(sum(p.numel() for p in network.parameters()), linear=linear, **macs)
+
+
+@contextmanager
+def fake(network: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]]:
+    """Within the block, yield `network` as a function of tensors that have shapes but no content.
+
+    The second thing yielded makes such tensors, as `torch.empty` does.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):  # some networks keep index tables that are no buffers
+        stand_ins = {
+            name: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
+            for name, t in (*network.named_parameters(), *network.named_buffers())
+        }
+        yield (
+            lambda image: torch.func.functional_call(network, stand_ins, (image,)),
+            torch.empty,
+        )
 
 
 def _kind(operator: str) -> str:

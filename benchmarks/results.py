@@ -1,0 +1,116 @@
+"""What a run of the benchmark suite hands to its report: tables of published and measured numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that the literature prints; `value` None is one that was not found (n/f)."""
+
+    value: float | None
+    source: str  # tag of Table.sources
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number that was measured here, or why there is none.
+
+    Attributes
+    ----------
+    value : float or None
+        In the column's unit; None unless `status` is "measured".
+    spread : float or None
+        Standard deviation over repetitions (seeds, rounds); None where there was one.
+    reason : str
+        Why it was not measured ("needs weights: sidd.pth"), or the failure, on one line.
+    provenance : dict
+        command, date, device, threads, versions, weights, weights_sha256, data, data_sha256, protocol,
+        seconds, as far as they apply.
+    """
+
+    status: Literal["measured", "not measured", "failed"]
+    value: float | None = None
+    spread: float | None = None
+    reason: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Both numbers side by side; they are flagged where they differ by more than `tolerance`."""
+
+    published: Published | None = None
+    measured: Measured | None = None
+    tolerance: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether both numbers are there and further apart than the protocol allows."""
+        if self.published is None or self.measured is None or self.tolerance is None:
+            return False
+        printed, found = self.published.value, self.measured.value
+        # Half a unit of float rounding must not decide: 31.21 - 31.19 is 0.0199999...
+        return printed is not None and found is not None and abs(found - printed) > self.tolerance + 1e-9
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `group` is the upper of two heads ("CBSD68"), `title` the lower ("σ 25")."""
+
+    key: str
+    title: str
+    group: str = ""
+    unit: str = ""
+    digits: int = 2
+    better: Literal["higher", "lower"] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method; a key that `cells` lacks is a place that does not exist."""
+
+    name: str
+    note: str = ""
+    ours: bool = False
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `text` says what it shows and by which protocol, `sources` what the tags mean."""
+
+    name: str
+    title: str
+    text: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+def to_json(tables: Sequence[Table]) -> str:
+    """Tables as JSON text."""
+    return json.dumps([asdict(t) for t in tables], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> list[Table]:
+    """Tables as `to_json` wrote them."""
+    return [_table(t) for t in json.loads(text)]
+
+
+def _table(content: Mapping[str, Any]) -> Table:
+    columns = tuple(Column(**c) for c in content["columns"])
+    rows = tuple(
+        Row(**(r | {"cells": {key: _cell(c) for key, c in r["cells"].items()}})) for r in content["rows"]
+    )
+    return Table(**(content | {"columns": columns, "rows": rows}))
+
+
+def _cell(content: Mapping[str, Any]) -> Cell:
+    published, measured = content["published"], content["measured"]
+    return Cell(published and Published(**published), measured and Measured(**measured), content["tolerance"])

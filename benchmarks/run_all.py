@@ -1,0 +1,473 @@
+"""The paper's tables, published and measured, with what it costs; one report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """examples:
+  python benchmarks/run_all.py --list       what is there, what is missing and where it is had
+  python benchmarks/run_all.py              all that can be measured; as --quick where there is no data
+  python benchmarks/run_all.py --data DATA --weights WEIGHTS --jobs 2
+  python benchmarks/run_all.py --only gaussian_gray/DnCNN --only complexity
+  python benchmarks/run_all.py --only gaussian_color --model net_g_latest.pth
+  torchrun --nproc_per_node=8 benchmarks/run_all.py --data DATA --out /shared/folder
+
+What was measured is kept in --out and never measured twice: an interrupted run goes on with the same command,
+and several machines may work in one folder. Exit status: 0 good, 1 something failed, 2 bad input, 130
+interrupted."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES
+    )
+    folder = parser.add_argument_group("folders")
+    folder.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    folder.add_argument("--data", type=Path, help="test sets, in test/<name> (default: KBNET_DATA)")
+    folder.add_argument("--weights", type=Path, help="checkpoints (default: KBNET_WEIGHTS); also DATA/peers")
+    folder.add_argument("--tables", type=Path, help="YAML files of your own instead of benchmarks/tables")
+    folder.add_argument(
+        "--compare",
+        type=Path,
+        metavar="FOLDER",
+        help="what benchmarks/compare.py made (default: OUT/compare)",
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--list", action="store_true", help="say what is there and what is missing, and end")
+    what.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TABLE[/ROW[/COLUMN]]",
+        help="may be given several times",
+    )
+    what.add_argument(
+        "--quick", action="store_true", help="cost, short timings and shipped models alone: 3 minutes"
+    )
+    what.add_argument(
+        "--model", action="append", default=[], type=Path, metavar="FILE", help="a row for these weights too"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    how.add_argument("--jobs", type=int, default=1, help="processes on this machine (default: 1)")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be 1 at least, not {args.jobs}")
+    for name in ("data", "weights"):
+        if getattr(args, name) is None and (given := os.environ.get(f"KBNET_{name.upper()}")):
+            setattr(args, name, Path(given))
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = parse(argv)
+    # torch takes seconds to load, which a misspelt option need not wait for.
+    from basicsr_ext.errors import BadInput, one_line
+
+    try:
+        return _run(args, sys.argv[1:] if argv is None else argv)
+    except BadInput as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrun_all.py: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"run_all.py: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    import torch
+
+    from benchmarks import illustrate
+    from benchmarks import tables as specifications
+    from benchmarks.store import Store
+    from benchmarks.suite import Planner, measured
+    from benchmarks.tables import Suite
+
+    started = time.time()
+    for name in ("data", "weights"):
+        _need_folder(f"--{name}", getattr(args, name))
+    suite = Suite(args.tables or specifications.FOLDER)
+    only = suite.select(args.only)
+    rank, device = _place(args.device, args.worker)
+    torch.backends.cudnn.allow_tf32 = False
+    planner = Planner(suite, args.data, args.weights, device)
+    if args.list:
+        return _list(suite, planner)
+    store = Store(_writable(args.out) / "cells")
+    quick = args.quick or not (args.data or args.weights or args.only or args.model)
+    chosen = []
+    plan: dict[Any, Any] = {}
+    for table in suite.tables:
+        if not only.has(table) or (quick and not args.only and not table.quick):
+            continue
+        rows = [r for r in table.rows if only.has(table, r) and (r.quick or not quick)]
+        rows += _models(table, args.model)
+        chosen.append((table, rows))
+        plan |= planner.plan(
+            table,
+            rows,
+            lambda row, column, table=table: (
+                (column.quick or not quick) and (row not in table.rows or only.has(table, row, column))
+            ),
+        )
+    jobs = list({cell[0].key: cell[0] for cell in plan.values() if isinstance(cell, tuple)}.values())
+
+    with _helpers(args.jobs if rank == 0 and args.worker is None else 1, argv):
+        failures = run(jobs, store, device, rank, started)
+    if rank:
+        return 1 if failures else 0
+    cells = {place: measured(cell, store, failures) for place, cell in plan.items()}
+    found = [_table(table, rows, cells) for table, rows in chosen]
+    if (args.compare or args.out / "compare").joinpath("plan.json").is_file():
+        from benchmarks import compare
+
+        found += compare.tables(args.compare or args.out / "compare")
+    pictures = illustrate.draw(chosen, found, plan, planner, store)
+    page = _report(found, pictures, args.out, quick)
+    _say(found)
+    reasons: dict[str, list[str]] = {}
+    for (table_name, row, column), cell in cells.items():
+        if cell.status == "failed":
+            reasons.setdefault(cell.reason, []).append(f"{table_name}/{row} {column}")
+    for reason, places in reasons.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        print(f"failed: {places[0]}{more}: {reason}", file=sys.stderr)
+    print(f"\nreport: {page}")
+    return 1 if reasons else 0
+
+
+def run(jobs: Sequence[Any], store: Any, device: str, rank: int, since: float) -> dict[str, str]:
+    """Do what is not done and nobody else is doing, until all of it is done; returns failures by key."""
+    from basicsr_ext.errors import one_line
+    from benchmarks.suite import do
+
+    failures: dict[str, str] = {}
+    # Timings come last and on one process: whatever else ran meanwhile would be in them.
+    pending = [j for j in jobs if not j.alone] + [j for j in jobs if j.alone and rank == 0]
+    with Progress(pending) as progress:
+        while pending:
+            waiting = []
+            for job in pending:
+                if store.read(job.key) is not None:
+                    progress.skip(job)
+                    continue
+                if (reason := store.failure(job.key, since)) is not None:
+                    failures[job.key] = reason
+                    progress.skip(job)
+                    continue
+                if job.alone and waiting:
+                    waiting.append(job)
+                    continue
+                with store.lock(job.key) as held:
+                    if not held:
+                        waiting.append(job)
+                        continue
+                    if store.read(job.key) is not None:
+                        progress.skip(job)
+                        continue
+                    progress.start(job)
+                    try:
+                        do(job, store, device, progress.tick)
+                    except Exception as error:
+                        failures[job.key] = one_line(error) or type(error).__name__
+                        store.fail(job.key, failures[job.key])
+                        progress.end(job, f"failed: {failures[job.key]}")
+                    else:
+                        values = store.read(job.key)["values"]
+                        progress.end(job, _few(values))
+            if waiting and len(waiting) == len(pending):
+                time.sleep(0.5)
+            pending = waiting
+    return failures
+
+
+class Progress:
+    """A bar on a terminal, else a line now and then; either with the time that is left."""
+
+    def __init__(self, jobs: Sequence[Any]) -> None:
+        self._total = sum(j.units for j in jobs)
+        self._done = self._made = 0
+        self._inside = 0
+        self._began = self._said = time.monotonic()
+        self._bar: Any = None
+        self._label = ""
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, unit="step", smoothing=0.05, leave=False, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def skip(self, job: Any) -> None:
+        """What was done before, or elsewhere."""
+        self._add(job.units)
+
+    def start(self, job: Any) -> None:
+        self._inside, self._label = 0, job.label
+        if self._bar is not None:
+            self._bar.set_description(job.label[:60])
+
+    def tick(self, count: int) -> None:
+        self._inside += count
+        self._made += count
+        self._add(count)
+        if self._bar is None and time.monotonic() - self._said > 30:
+            self._line(self._label)
+
+    def end(self, job: Any, outcome: str) -> None:
+        self._add(job.units - self._inside)
+        self._made += job.units - self._inside
+        self._line(f"{job.label}: {outcome}")
+
+    def _add(self, count: int) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def _line(self, text: str) -> None:
+        self._said = time.monotonic()
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+            return
+        left = ""
+        if self._made and self._done < self._total:
+            seconds = (self._said - self._began) / self._made * (self._total - self._done)
+            left = f", {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
+        print(f"[{self._done}/{self._total}{left}] {text}", file=sys.stderr, flush=True)
+
+
+def _few(values: Mapping[str, float]) -> str:
+    shown = [f"{name} {value:.4g}" for name, value in values.items() if value]
+    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
+
+
+def _place(device: str, worker: str | None) -> tuple[int, str]:
+    """Which of several processes this is, and its device."""
+    import torch
+
+    rank = int(os.environ.get("RANK", worker or 0))
+    if device != "auto":
+        from kbnet_plugin.restore import find_device
+
+        try:
+            return rank, str(find_device(device))
+        except ValueError as error:
+            _refuse(f"--device: {error}")
+    if not torch.cuda.is_available():
+        return rank, "cpu"
+    local = int(os.environ.get("LOCAL_RANK", worker or 0))
+    index = local % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return rank, f"cuda:{index}"
+
+
+@contextlib.contextmanager
+def _helpers(jobs: int, argv: list[str]) -> Iterator[None]:
+    """Further processes of the same command for as long as the block runs."""
+    import torch
+
+    threads = max(1, torch.get_num_threads() // jobs)
+    if jobs > 1:
+        torch.set_num_threads(threads)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, *argv, "--worker", str(i)], env=environment, stdout=subprocess.DEVNULL
+        )
+        for i in range(1, jobs)
+    ]
+    try:
+        yield
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # deep in a convolution, or told to ignore interrupts
+                process.kill()
+                process.wait()
+
+
+def _models(table: Any, files: Sequence[Path]) -> list[Any]:
+    """A row for each file in tables of quality."""
+    from benchmarks.networks import load
+    from benchmarks.tables import Measure, Row
+
+    rows = []
+    for file in files:
+        if not any(c.metric for c in table.columns):
+            continue
+        load(file)  # told at once what it is not
+        how = Measure(weights=str(file.resolve()))
+        rows.append(Row(name=file.stem, note="given by --model", ours=True, measure=how))
+    return rows
+
+
+def _table(table: Any, rows: Sequence[Any], cells: Mapping[Any, Any]) -> Any:
+    from benchmarks import results
+
+    columns = tuple(
+        results.Column(c.key, c.title, c.group, c.unit, c.digits, c.better) for c in table.columns
+    )
+    made = []
+    for row in rows:
+        published = table.published(row)
+        found = {}
+        for column in table.columns:
+            measured = cells.get((table.name, row.name, column.key))
+            tolerance = table.tolerance if column.tolerance is None and column.metric else column.tolerance
+            if measured is not None or column.key in published:
+                found[column.key] = results.Cell(published.get(column.key), measured, tolerance)
+            elif row.published or (row.measure and row.measure.weights and row.ours):
+                found[column.key] = results.Cell(results.Published(None, row.source))
+        made.append(results.Row(row.name, row.note, row.ours, found))
+    return results.Table(table.name, table.title, table.text, columns, tuple(made), dict(table.sources))
+
+
+def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: bool) -> Path:
+    from benchmarks import report
+    from kbnet_plugin import __version__
+
+    cells = [c.measured for t in found for r in t.rows for c in r.cells.values() if c.measured]
+    dates = [m.provenance["date"] for m in cells if m.status == "measured" and "date" in m.provenance]
+    about = {
+        "version": f"kbnet {__version__}",
+        "last measured": max(dates, default="never"),
+        "cells measured": len(dates),
+        "kind of run": "quick: what can be measured without data"
+        if quick
+        else "all that data and weights allow",
+    }
+    return report.write(found, folder, pictures=pictures, about=about)
+
+
+def _say(found: Sequence[Any]) -> None:
+    """The measured cells, what is published in brackets."""
+    from benchmarks import measure
+
+    for table in found:
+        columns = [
+            c
+            for c in table.columns
+            if any(
+                (cell := r.cells.get(c.key)) and cell.measured and cell.measured.status != "not measured"
+                for r in table.rows
+            )
+        ]
+        lines = []
+        for row in table.rows:
+            shown = [_shown(row.cells.get(c.key), c.digits) for c in columns]
+            if any(s and not s.startswith("[") for s in shown):
+                lines.append([row.name, *shown])
+        if lines:
+            head = [
+                "",
+                *(" ".join(w for w in (c.group, c.title, c.unit and f"({c.unit})") if w) for c in columns),
+            ]
+            print(f"\n{table.title}: measured [published]\n\n{measure.table(head, lines)}")
+
+
+def _shown(cell: Any, digits: int) -> str:
+    if cell is None:
+        return ""
+    text = ""
+    if cell.measured is not None and cell.measured.status == "failed":
+        text = "failed"
+    elif cell.measured is not None and cell.measured.value is not None:
+        text = f"{cell.measured.value:.{digits}f}{'!' if cell.differs else ''}"
+    if cell.published is not None and cell.published.value is not None:
+        text += f"{' ' if text else ''}[{cell.published.value:.{digits}f}]"
+    return text
+
+
+def _list(suite: Any, planner: Any) -> int:
+    """What is there, what is missing, and where it is had."""
+    from basicsr_ext.errors import BadInput
+    from benchmarks.suite import NotThereError
+
+    print(f"data sets below {planner.data or 'nothing: name a folder with --data or KBNET_DATA'}")
+    for name, description in suite.datasets.items():
+        try:
+            found = planner.dataset(name)
+            print(f"  {name:16} there, {len(found.items)} images")
+        except NotThereError:
+            print(f"  {name:16} missing: lay out as {description.layout}; get it from {description.where}")
+        except BadInput as error:
+            print(f"  {name:16} broken: {error}")
+    print(f"weights in {' and '.join(map(str, planner.folders)) or 'nothing: name a folder with --weights'}")
+    seen = set()
+    for table in suite.tables:
+        for row in table.rows:
+            how = row.measure
+            if how is None or not (how.weights or how.zoo):
+                continue
+            sigmas = {f"{c.sigma:g}" if c.sigma else "" for c in table.chosen(row) if c.metric}
+            for sigma in sorted(sigmas, key=lambda s: (len(s), s)):
+                name = how.zoo or how.weights.format(sigma=sigma)
+                if name in seen:
+                    continue
+                seen.add(name)
+                try:
+                    planner.find_weights(how, sigma=sigma)
+                    print(f"  {name:44} there")
+                except NotThereError:
+                    print(f"  {name:44} missing{f': {how.where}' if how.where else ''}")
+    print("tables")
+    for table in suite.tables:
+        print(f"  {table.name:16} {len(table.rows)} rows: {table.title}")
+    return 0
+
+
+def _need_folder(option: str, folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        _refuse(f"{option}: no folder {folder}")
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        _refuse(f"--out {folder}: cannot be written ({error.strerror}); name another folder")
+    return folder
+
+
+def _refuse(text: str) -> NoReturn:
+    from basicsr_ext.errors import BadInput
+
+    raise BadInput(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
