@@ -71,7 +71,9 @@ class ImageDataset(Dataset[Sample]):
             )
         self.reduce = int(opt.get("reduce") or 1)
         if self.reduce > 1 and len(self.roles) > 1:
-            raise BadInput("reduce is for clean images alone: reducing pairs would change what is to be removed")
+            raise BadInput(
+                "reduce is for clean images alone: reducing pairs would change what is to be removed"
+            )
         self.turn = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
         self.folders = {role: self._folder(role) for role in self.roles}
         self.backend = dict(opt.get("io_backend") or {"type": "disk"})
@@ -303,8 +305,8 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
         gain_range : variance per intensity of 0..1, i.e. the inverse of the photons that white stands for: a
             number, or two bounds between which it is drawn log-uniformly.
         read_noise_range : standard deviation in the dark, in 0..1: likewise.
-        fluorescence : share of the training crops that are made to look like fluorescence (0, the default, to 1):
-            a dark background with sparse bright structures of any brightness.
+        fluorescence : share of the training crops (0, the default, to 1) that are made to look like
+            fluorescence: a dark background with sparse bright structures of any brightness.
         gain_test, read_noise_test : those of validation and test; by default the ranges' geometric mean.
 
     Notes

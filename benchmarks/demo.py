@@ -1,4 +1,7 @@
-"""From end to end: train a small KBNet_s, restore a noisy photograph it never saw, and say what it gained."""
+"""From end to end: train a small KBNet_s, restore a noisy photograph it never saw, and say what it gained.
+
+The model that ships restores the same photograph beside it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = "options/kbnet_quickstart.yml"
-CHECKPOINT = "experiments/kbnet_quickstart/models/net_g_latest.pth"
+MODELS = {  # by what the demonstration calls them
+    "just trained": "experiments/kbnet_quickstart/models/net_g_latest.pth",
+    "shipped": "denoise-color",
+}
 SIGMA = 25  # of 255; what the quickstart network learns
 CAPTION = 28  # pixels
 
@@ -49,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     out = parser.parse_args(argv).out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    noisy_file, restored_file, sheet_file = (out / f"{n}.png" for n in ("noisy", "restored", "side_by_side"))
+    noisy_file, sheet_file = out / "noisy.png", out / "side_by_side.png"
 
     run(f"basicsr train -opt {OPTIONS} --auto_resume")
 
@@ -57,30 +63,19 @@ def main(argv: list[str] | None = None) -> int:
     noise = np.random.default_rng(0).standard_normal(clean.shape) * SIGMA
     noisy = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
     Image.fromarray(noisy).save(noisy_file)
-    run(
-        shlex.join(
-            [
-                "kbnet",
-                "restore",
-                str(noisy_file),
-                "-o",
-                str(restored_file),
-                "--model",
-                CHECKPOINT,
-                "--overwrite",
-            ]
-        )
-    )
-
-    restored = np.asarray(Image.open(restored_file))
-    before, after = (float(peak_signal_noise_ratio(clean, p, data_range=255)) for p in (noisy, restored))
-    beside({f"noisy, {before:.2f} dB": noisy, f"restored, {after:.2f} dB": restored, "clean": clean}).save(
-        sheet_file
-    )
-    print(
-        f"\nPSNR {before:.2f} dB -> {after:.2f} dB (gain {after - before:.2f} dB), sigma {SIGMA}, 8-bit RGB"
-    )
-    print(f"noisy, restored and clean side by side: {sheet_file}")
+    pictures = {"noisy": noisy}
+    for name, model in MODELS.items():
+        file = out / f"{name.replace(' ', '_')}.png"
+        arguments = ["restore", str(noisy_file), "-o", str(file), "--model", model, "--overwrite"]
+        run(shlex.join(["kbnet", *arguments]))
+        pictures[name] = np.asarray(Image.open(file))
+    psnr = {name: float(peak_signal_noise_ratio(clean, p, data_range=255)) for name, p in pictures.items()}
+    captions = {f"{name}, {psnr[name]:.2f} dB": picture for name, picture in pictures.items()}
+    beside({**captions, "clean": clean}).save(sheet_file)
+    print(f"\nPSNR of the noisy photograph {psnr['noisy']:.2f} dB, sigma {SIGMA}, 8-bit RGB")
+    for name, model in MODELS.items():
+        print(f"{name}: {psnr[name]:.2f} dB (gain {psnr[name] - psnr['noisy']:.2f} dB), {model}")
+    print(f"noisy, just trained, shipped and clean side by side: {sheet_file}")
     return 0
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import zoo
 from .axes import Layout, layout
 from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
@@ -27,7 +28,7 @@ from .nn import KBNet_l, KBNet_s
 from .nn.pooling import with_local_pooling
 from .ranges import Range, RangeRule, cast, check_rule, find_range, working
 from .tiling import Tile, plan
-from .weights import build_network, load_network
+from .weights import build_network
 
 TILE = 512
 HALO = 32
@@ -177,9 +178,24 @@ class Restorer:
         plan((smallest + 1, smallest + 1), smallest, halo, network.size_multiple)  # told at once
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **settings: Any) -> Restorer:
-        """Build a restorer from a checkpoint; see `load_network` for the files it takes and its errors."""
-        return cls(load_network(path), **settings)
+    def from_pretrained(cls, model: str | PathLike[str] = zoo.DEFAULT, **settings: Any) -> Restorer:
+        """Build a restorer from a model's name or a checkpoint's path.
+
+        Parameters
+        ----------
+        model : str or path
+            A name that `kbnet_plugin.zoo.models` lists, or a file that `load_network` takes.
+        **settings
+            As for `Restorer`. `window` and `range` are the model's own where its file names them.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As `kbnet_plugin.zoo.find` and `load_network`.
+        """
+        found = zoo.find(model)
+        own = {"window": found.window, "range": found.range}
+        return cls(found.load(), **{k: v for k, v in own.items() if v is not None} | settings)
 
     @property
     def channels(self) -> tuple[int, int]:

@@ -87,7 +87,9 @@ def read_state_dict(path: str | PathLike[str], *, key: str | None = None) -> dic
     return tensors
 
 
-def save_network(network: KBNet_s | KBNet_l, path: str | PathLike[str]) -> None:
+def save_network(
+    network: KBNet_s | KBNet_l, path: str | PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a network's weights, as `load_network`, BasicSR and spandrel read them.
 
     Parameters
@@ -96,6 +98,8 @@ def save_network(network: KBNet_s | KBNet_l, path: str | PathLike[str]) -> None:
         Any device and dtype.
     path : str or path
         .pth (tensors under ``params``) or .safetensors. Replaced only once the new file is complete.
+    metadata : mapping, optional
+        What a .safetensors file says of itself; `kbnet_plugin.zoo` reads it. Others have no place for it.
 
     Raises
     ------
@@ -110,7 +114,7 @@ def save_network(network: KBNet_s | KBNet_l, path: str | PathLike[str]) -> None:
         raise ValueError(f"{path}: weights are written as .pth or .safetensors; end the name in one of them")
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".safetensors":
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, dict(metadata) if metadata else None)
         else:
             torch.save({"params": tensors}, temporary)
 

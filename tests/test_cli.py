@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, cli, save_network
+from kbnet_plugin import Restorer, __version__, cli, save_network, zoo
 from kbnet_plugin.cli import main
 from kbnet_plugin.images import read_image, write_image
 
@@ -127,7 +128,9 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
         ("polish a.png", "invalid choice: 'polish'"),
         ("restore -o b.png --model tiny.pth", "required: IN"),
         ("restore a.png --model tiny.pth", "required: -o/--output"),
-        ("restore a.png -o b.png", "no weights ship with this version; name a checkpoint: --model FILE"),
+        ("restore a.png -o b.png --model denoise-colour", "no model is called 'denoise-colour'; nearest: "),
+        ("models denoise-colour", "no model is called 'denoise-colour'; nearest: denoise-color"),
+        ("restore a.png -o b.png --axes SYX", "a.png: the model takes RGB or gray pictures, not 20 channels"),
         ("restore a.png -o b.png --model nowhere.pth", "nowhere.pth: no such file"),
         ("restore a.png -o b.png --model notes.txt", "notes.txt: unknown kind of checkpoint"),
         ("restore a.png -o b.png --model half.pth", "half.pth: truncated or not a PyTorch checkpoint"),
@@ -258,6 +261,56 @@ def test_a_damaged_stack_in_a_folder_does_not_stop_the_others(run, tmp_path):
     assert sorted(p.name for p in Path("out").iterdir() if p.suffix == ".tif") == ["a.tif", "c.tif"]
 
 
+def test_without_a_model_the_picture_chooses_and_it_is_said(run):
+    for name, shape in (("in/colour.png", (20, 30, 3)), ("in/gray.png", (20, 30))):
+        Path("in").mkdir(exist_ok=True)
+        picture(name, shape)
+    status, out, err = run("restore", "in", "-o", "out", "--device", "cpu")
+    assert (status, err) == (0, "")
+    assert [line.rpartition(", ")[2] for line in out.splitlines()[:2]] == [
+        "by denoise-color",
+        "by denoise-gray",
+    ]
+    for name in ("colour", "gray"):
+        array, _ = read_image(f"in/{name}.png")
+        restorer = Restorer.from_pretrained(
+            {"colour": "denoise-color"}.get(name, "denoise-gray"), device="cpu"
+        )
+        assert np.array_equal(read_image(f"out/{name}.png")[0], restorer(array))
+    assert "in/gray.png, by denoise-gray\n" in run("restore", "in", "-o", "out", "--plan")[1]
+
+
+def test_models_are_listed_with_what_they_cost(run, monkeypatch, tmp_path, tiny_s):
+    monkeypatch.setenv("KBNET_MODELS", str(tmp_path / "own"))
+    zoo.add(tiny_s(), "mine", title="my own")
+    (tmp_path / "own" / "junk.pth").write_bytes(b"junk")
+    status, out, err = run("models")
+    assert (status, err) == (0, "")
+    listed = {line.split()[0]: line for line in out.splitlines() if line}
+    cost = zoo.find("mine").cost()
+    assert f"{cost.parameters / 1e6:.2f} M" in listed["mine"]
+    assert f"{cost.macs_total / 1e9:.2f} G" in listed["mine"]
+    assert listed["mine"].endswith("my own")
+    assert "unusable: " in listed["junk"]
+    assert {"denoise-color", "denoise-gray"} <= listed.keys()
+    assert str(tmp_path / "own") in out
+    found = {m["name"]: m for m in json.loads(run("models", "--json")[1])}
+    assert found["mine"]["parameters"] == cost.parameters
+    assert "truncated" in found["junk"]["problem"]
+
+
+def test_a_model_shows_its_card_or_what_is_known(run, monkeypatch, tmp_path, tiny_s):
+    monkeypatch.setenv("KBNET_MODELS", str(tmp_path))
+    card = zoo.find("denoise-color").card.read_text(encoding="utf-8")
+    assert run("models", "denoise-color") == (0, card, "")
+    zoo.add(tiny_s(), "mine", title="my own", window=64)
+    status, out, _ = run("models", "mine")
+    assert status == 0
+    assert out == run("info", "mine")[1]
+    assert "my own" in out
+    assert "64 pixels" in out
+
+
 def test_info_says_what_a_checkpoint_is_and_costs(run):
     status, out, err = run("info", "tiny.pth")
     assert (status, err) == (0, "")
@@ -281,7 +334,9 @@ def test_info_without_a_file_says_what_is_here(run):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["restore", "--help"], ["info", "--help"]], ids=lambda a: a[0]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("restore", "info", "models"))],
+    ids=lambda a: a[0],
 )
 def test_help_has_examples(run, arguments):
     status, out, _ = run(*arguments)

@@ -18,8 +18,9 @@ from basicsr_ext.sampler import Stages
 from kbnet_plugin import load_network
 
 FOLDER = Path(__file__).parents[2] / "options"
-FILES = sorted(FOLDER.glob("*.yml"))
+FILES = sorted(FOLDER.rglob("*.yml"))
 NAMES = {f"kbnet_{n}" for n in ("sidd", "sensenoise", "derain", "defocus", "quickstart")}
+NAMES |= {f"denoise-{n}" for n in ("color", "gray", "micro")}
 NAMES |= {f"kbnet_gaussian_{c}_{s}" for c in ("color", "gray") for s in (15, 25, 50)}
 
 
@@ -44,11 +45,14 @@ def test_it_is_complete(path, monkeypatch, tmp_path):
     with torch.device("meta"):
         build_network(options["network_g"])
     head = path.read_text().split("\nname:")[0]
-    for word in ("# Data ", "# Memory ", f"# Command  basicsr train -opt options/{path.name}"):
+    command = f"basicsr train -opt options/{path.relative_to(FOLDER)}"
+    for word in ("# Data ", "# Memory ", "# Command  ", command):
         assert word in head
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if "quickstart" not in f.stem], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f.parent == FOLDER and "quickstart" not in f.stem], ids=lambda p: p.stem
+)
 def test_without_its_data_it_says_where_to_get_it(path, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "-opt", str(path)]) == 2

@@ -1,0 +1,201 @@
+"""From an experiment to a shipped model: weights in float16 and the head of its card.
+
+The card's own text and the keys that only people know are kept; publishing a newer checkpoint is the same
+command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from basicsr_ext.errors import BadInput
+from basicsr_ext.options import read_options
+from benchmarks.cards import MODELS, read_card, sha256, write_card
+from benchmarks.measure import ROOT
+from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network, zoo
+from kbnet_plugin._files import one_line
+from kbnet_plugin.cost import count
+from kbnet_plugin.weights import identify
+
+WINDOW = 1.5
+"""Of local pooling, in training patches."""
+
+OPTIONAL = ("range", "starts_from")
+"""Keys of a head that a newer checkpoint may lack."""
+
+TEXT = """
+# {title}
+
+## What it is for, and what not
+
+## Data and licences
+
+## Recipe
+
+## The race of architectures
+
+## What it reaches
+
+## What it costs
+
+## Where it fails
+
+## Versions
+"""
+
+
+def newest(experiment: Path) -> tuple[Path, int]:
+    """The last checkpoint of an experiment, and its iteration."""
+    found = {
+        int(p.stem.removeprefix("net_g_")): p
+        for p in (experiment / "models").glob("net_g_*.pth")
+        if p.stem.removeprefix("net_g_").isdigit()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"{experiment}: no checkpoint models/net_g_*.pth; name an experiment's folder"
+        )
+    iteration = max(found)
+    return found[iteration], iteration
+
+
+def recipe(option_file: Path) -> dict[str, Any]:
+    """What an option file says of patch, seed, data and the weights that training starts from."""
+    options = read_options(option_file)
+    dataset = options["datasets"]["train"]
+    data = str(dataset["dataroot_gt"]).removeprefix("${KBNET_DATA}/")
+    if listing := dataset.get("meta_info_file"):
+        data += f" (the files that {listing} lists)"
+    facts = {
+        "option_file": str(option_file.relative_to(ROOT)),
+        "option_file_sha256": sha256(option_file),
+        "patch": int(max(dataset.get("gt_sizes") or [dataset["gt_size"]])),
+        "seed": int(options.get("manual_seed") or 0),
+        "data": data,
+    }
+    if start := (options.get("path") or {}).get("pretrain_network_g"):
+        facts["starts_from"] = {"file": start, "sha256": sha256(ROOT / start)}
+    return facts
+
+
+def differences(experiment: Path, option_file: Path) -> bool:
+    """Whether the experiment ran with another option file, but for its name and its first line."""
+    copies = list(experiment.glob("*.yml"))
+    wanted = option_file.read_text(encoding="utf-8").splitlines()
+    return not any(c.read_text(encoding="utf-8").splitlines()[1:] == wanted for c in copies)
+
+
+def _start(facts: dict[str, Any]) -> tuple[Any, Any]:
+    """What the first losses depend on."""
+    return facts.get("option_file_sha256"), facts.get("starts_from")
+
+
+def half(network: KBNet_s | KBNet_l) -> KBNet_s | KBNet_l:
+    """Round the weights to float16.
+
+    Raises
+    ------
+    ValueError
+        If one of them is too large for it.
+    """
+    network = network.half()
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite in float16; train with weight decay or a lower rate")
+    return network
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python benchmarks/publish.py experiments/denoise-color --name denoise-color \\\n"
+        "    --title 'Gaussian noise, sRGB colour, sigma 0 to 55' --task denoise --version 1.0",
+    )
+    parser.add_argument("experiment", type=Path, help="folder of the experiment")
+    parser.add_argument("--name", required=True, help="of the shipped model")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="instead of the experiment's last one"
+    )
+    parser.add_argument("--iterations", type=int, help="of that checkpoint")
+    parser.add_argument("--options", type=Path, metavar="FILE", help="default: options/zoo/NAME.yml")
+    for key, text in (
+        ("title", "what it is for, in a line"),
+        ("task", "such as denoise"),
+        ("version", "of the weights"),
+        ("licence", "of the weights"),
+        ("range", "what it sees as 0 and 1, where not the default: percentile, or LOW,HIGH"),
+    ):
+        parser.add_argument(f"--{key}", help=f"{text}; default: what the card says")
+    args = parser.parse_args(argv)
+    try:
+        return publish(args)
+    except (BadInput, ValueError, OSError) as error:
+        print(f"publish: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def publish(args: argparse.Namespace) -> int:
+    option_file = (args.options or ROOT / "options" / "zoo" / f"{args.name}.yml").resolve()
+    if not option_file.is_relative_to(ROOT):
+        raise ValueError(f"{option_file}: not in this repository; others could not repeat it")
+    if args.checkpoint and args.iterations is None:
+        raise ValueError("--checkpoint needs --iterations: how many it was trained for")
+    checkpoint, iterations = (
+        (args.checkpoint, args.iterations) if args.checkpoint else newest(args.experiment)
+    )
+    weights, card = (MODELS / f"{args.name}{suffix}" for suffix in (".safetensors", ".md"))
+    old, text = read_card(card) if card.is_file() else ({}, None)
+
+    made = recipe(option_file)
+    network = load_network(checkpoint)
+    said = {
+        key: getattr(args, key) or old.get(key, "")
+        for key in ("title", "task", "version", "licence", "range")
+    }
+    if missing := [key for key in ("title", "task", "version", "licence") if not said[key]]:
+        raise ValueError(f"the card does not say {missing[0]} yet: give --{missing[0]}")
+    cost = count(network)
+    variant, arguments = identify(network.state_dict())
+    window = int(WINDOW * made["patch"])
+    metadata = {**said, "name": args.name, "window": window}
+    save_network(half(network), weights, {key: str(value) for key, value in metadata.items() if value})
+    channels = zoo.find(weights).channels
+    facts = {
+        "name": args.name,
+        **{key: value for key, value in said.items() if value},
+        "channels": channels,
+        "sha256": sha256(weights),
+        "bytes": weights.stat().st_size,
+        "network": {"type": variant.__name__, **arguments},
+        "parameters": cost.parameters,
+        "macs_256x256": {"in_full": cost.macs_total, "as_published": cost.macs_published},
+        "window": window,
+        **made,
+        "iterations": iterations,
+        # Of another recipe they say nothing.
+        "losses": old.get("losses") or {} if _start(old) == _start(made) else {},
+    }
+    facts |= {key: value for key, value in old.items() if key not in facts and key not in OPTIONAL}
+    write_card(card, facts, TEXT.format(title=said["title"]) if text is None else text)
+
+    print(f"{weights.relative_to(ROOT)}  {weights.stat().st_size / 1e6:.2f} MB, iteration {iterations:,}")
+    print(
+        f"{card.relative_to(ROOT)}  {'its text is kept' if text is not None else 'its text is to be written'}"
+    )
+    if differences(args.experiment, option_file):
+        print(f"note: the experiment ran with another option file than {facts['option_file']}")
+    if not facts["losses"]:
+        print(f"note: record the first losses: python benchmarks/recipe.py {args.name} --record")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

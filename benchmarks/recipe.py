@@ -1,0 +1,126 @@
+"""Does the recipe repeat? Train the first iterations of a shipped model again and compare with its card."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from basicsr_ext.errors import BadInput
+from basicsr_ext.options import read_options
+from benchmarks import measure
+from benchmarks.cards import MODELS, read_card, write_card
+from benchmarks.measure import ROOT
+from kbnet_plugin import zoo
+from kbnet_plugin._files import one_line
+
+ITERATIONS, EVERY = 200, 20
+LIMIT = 0.01
+"""Largest relative difference that counts as the same: threads and instruction sets sum in other orders."""
+
+
+def train(option_file: Path, iterations: int) -> dict[int, float]:
+    """Losses of the first iterations of an option file on the CPU in float32.
+
+    Raises
+    ------
+    ValueError
+        If training fails; its own last line.
+    """
+    options = read_options(option_file)
+    for section in ("path", "datasets", "train"):
+        options[section] = dict(options.get(section) or {})
+    # Neither learning rates nor crops depend on total_iter: the start is that of the whole run.
+    options["train"] |= {"total_iter": iterations, "precision": "fp32", "compile": False}
+    options["datasets"] = {"train": options["datasets"].get("train")}
+    options |= {"name": "recipe", "num_gpu": 0, "val": None}
+    options["logger"] = {"print_freq": 1, "save_checkpoint_freq": iterations}
+    with tempfile.TemporaryDirectory() as folder:
+        options["path"]["experiments_root"] = folder
+        shortened = Path(folder) / option_file.name
+        shortened.write_text(yaml.safe_dump(options), encoding="utf-8")
+        command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(shortened)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        # The option files' relative paths begin at the repository.
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if ended.returncode:
+            said = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise ValueError(said[-1] if said else f"training ended with status {ended.returncode}")
+        return read_history(Path(folder) / "recipe" / "history.csv")
+
+
+def read_history(path: Path) -> dict[int, float]:
+    """Training losses by iteration, of an experiment's ``history.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "l_pix"]
+    if not rows:
+        raise ValueError(f"{path}: holds no losses (l_pix)")
+    return {int(row["iteration"]): float(row["value"]) for row in rows}
+
+
+def compare(card: Mapping[int, float], found: Mapping[int, float]) -> dict[int, float]:
+    """Relative differences at the iterations that both have."""
+    return {i: abs(found[i] - loss) / loss for i, loss in card.items() if i in found}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color\n"
+        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color --iterations 20\n"
+        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color --record",
+    )
+    parser.add_argument("model", help="name of a shipped model")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"{ITERATIONS} by default")
+    parser.add_argument(
+        "--history", type=Path, metavar="CSV", help="take the losses from this history.csv, do not train"
+    )
+    parser.add_argument("--record", action="store_true", help="write the losses into the card")
+    args = parser.parse_args(argv)
+    try:
+        model = zoo.find(args.model)
+        if model.card is None or model.path.parent != MODELS:
+            raise ValueError(f"{model.name}: no shipped model; only those have a recipe")
+        facts, text = read_card(model.card)
+        if args.history:
+            found = read_history(args.history)
+        else:
+            print(
+                f"{args.iterations} iterations of {facts['option_file']}, on the CPU in float32", flush=True
+            )
+            found = train(ROOT / facts["option_file"], args.iterations)
+    except (BadInput, ValueError, OSError) as error:
+        print(f"recipe: {one_line(error)}", file=sys.stderr)
+        return 2
+    if args.record:
+        facts["losses"] = {i: v for i, v in found.items() if i <= ITERATIONS and i % EVERY == 0}
+        write_card(model.card, facts, text)
+        print(f"{len(facts['losses'])} losses written to {model.card.relative_to(ROOT)}")
+        return 0
+    known = facts.get("losses") or {}
+    differences = compare(known, found)
+    if not differences:
+        print("recipe: the card has no losses of these iterations; --record writes them", file=sys.stderr)
+        return 2
+    rows = [[str(i), f"{known[i]:.8g}", f"{found[i]:.8g}", f"{d:.1e}"] for i, d in differences.items()]
+    print(measure.table(["iteration", "card", "now", "relative difference"], rows))
+    same = all(d <= LIMIT for d in differences.values())
+    print(f"{'the recipe repeats' if same else 'THE RECIPE DOES NOT REPEAT'} (limit {LIMIT:.0%})")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Models in other programs' formats give the same pictures there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import spandrel
+import torch
+
+from kbnet_plugin import Restorer, export, load_network, save_network, zoo
+from kbnet_plugin.cli import main
+from kbnet_plugin.nn.layers import pad_to_multiple
+
+SIZES = [(16, 24), (37, 50), (1, 3)]
+SHIPPED = [m for m in zoo.models() if m.shipped]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
+def test_spandrel_gives_a_shipped_models_picture(run, model, suffix):
+    status, out, err = run("export", model.name, "-o", f"x.{suffix}", "--format", suffix)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"x.{suffix}  ")
+    ours = Restorer(model.load(), device="cpu", pooling="global")
+    for path in (f"x.{suffix}", model.path):
+        theirs = spandrel.ModelLoader("cpu").load_from_file(path)
+        assert (theirs.input_channels, theirs.output_channels) == (model.channels, model.channels)
+        for size in SIZES:
+            image = torch.rand(1, model.channels, *size, generator=torch.Generator().manual_seed(0))
+            with torch.inference_mode():
+                found = theirs(image)
+            expected = torch.from_numpy(ours(image[0].permute(1, 2, 0).numpy()))
+            torch.testing.assert_close(found[0].permute(1, 2, 0), expected.clamp(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pth_has_basicsrs_layout_and_what_was_said_stays_in_safetensors(run, tmp_path):
+    assert run("export", "denoise-gray", "-o", "x.pth")[0] == 0
+    content = torch.load("x.pth", weights_only=True)
+    assert list(content) == ["params"]
+    assert run("export", "denoise-gray", "-o", "x.safetensors")[0] == 0
+    before, after = zoo.find("denoise-gray"), zoo.find("x.safetensors")
+    for key in ("title", "task", "window", "version", "licence"):
+        assert getattr(after, key) == getattr(before, key)
+    shipped = before.load().state_dict()
+    for found in (content["params"], load_network("x.safetensors").state_dict()):
+        assert all(torch.equal(found[name], tensor) for name, tensor in shipped.items())
+
+
+def test_onnx_gives_the_same_picture_for_any_batch_height_and_width(run, lively):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = lively(enc_blk_nums=[1], dec_blk_nums=[1], middle_blk_num=0)
+    save_network(network, "x.safetensors", {"title": "a test", "window": "96"})
+    status, out, err = run("export", "x.safetensors", "-o", "x.onnx")
+    assert (status, err) == (0, "")
+    assert out.count("largest difference from torch") == 3
+    session = onnxruntime.InferenceSession("x.onnx", providers=["CPUExecutionProvider"])
+    for batch, size in zip((1, 3, 2), SIZES, strict=True):
+        image = torch.rand(batch, 3, *size)
+        (found,) = session.run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-5, rtol=1e-4)
+    said = session.get_modelmeta().custom_metadata_map
+    assert (said["title"], said["window"]) == ("a test", "96")
+    assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.safetensors"]
+
+
+def test_reflection_without_a_branch_is_the_networks_padding():
+    for height in range(1, 18):
+        for width in (1, 4, 5, 8, 9):
+            image = torch.rand(1, 2, height, width)
+            expected = pad_to_multiple(image, 8, "reflect")
+            assert torch.equal(export._reflected(image, *expected.shape[2:]), expected)
+
+
+def test_an_onnx_that_differs_is_not_kept(run, monkeypatch, tiny_s, tmp_path):
+    monkeypatch.setattr(export.torch.export, "export", lambda *_arguments, **_options: Program())
+    monkeypatch.setattr(export.torch.onnx, "export", lambda *_arguments, **_options: Program())
+    monkeypatch.setattr(export, "_compare", lambda *_arguments: {"1x3x8x8": float("nan")})
+    save_network(tiny_s(), "x.pth")
+    Path("x.onnx").write_text("old")
+    status, out, err = run("export", "x.pth", "-o", "x.onnx", "--overwrite")
+    assert (status, out) == (2, "")
+    assert "x.onnx: not written: ONNX Runtime's answer differs" in err
+    assert Path("x.onnx").read_text() == "old"
+    assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.pth"]
+
+
+class Program:
+    """Stands for what the exporter makes."""
+
+    def __init__(self):
+        self.model = type("Model", (), {"metadata_props": {}})
+
+    def run_decompositions(self, _table):
+        return self
+
+    def save(self, path, **_options):
+        path.write_bytes(b"graph")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("denoise-gray -o nowhere/x.pth", "nowhere: no such folder to write x.pth to"),
+        ("denoise-gray -o nowhere/x.onnx", "nowhere: no such folder to write x.onnx to"),
+        ("denoise-gray -o x.tflite", "x.tflite: end the name in one of .safetensors, .pth, .onnx"),
+        ("denoise-gray -o x.pth --format onnx", "x.pth: onnx goes into a file that ends in .onnx"),
+        ("denoise-gray -o x.gif --format gif", "argument --format: invalid choice: 'gif'"),
+        ("denoise-gray -o old.pth", "old.pth: exists; --overwrite replaces it"),
+        ("denoise-grey -o x.pth", "no model is called 'denoise-grey'; nearest: denoise-gray"),
+        ("none.pth -o x.pth", "none.pth: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(run, arguments, named):
+    Path("old.pth").touch()
+    status, out, err = run("export", *arguments.split())
+    assert (status, out) == (2, "")
+    assert named in err
+    assert err.count("\n") == 1
+    assert [p.name for p in Path().iterdir()] == ["old.pth"]
+
+
+def test_without_onnx_it_says_what_to_install(run, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        export.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name)
+    )
+    status, _, err = run("export", "denoise-gray", "-o", "x.onnx")
+    assert status == 2
+    assert err == "kbnet: ONNX needs onnx, onnxscript, onnxruntime: pip install 'kbnet[export]'\n"
+    assert not list(Path().iterdir())

@@ -1,0 +1,255 @@
+"""Models by name: what ships is what its card says, and the user's own stand beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from skimage import data
+
+from benchmarks import recipe
+from benchmarks.cards import read_card, sha256
+from kbnet_plugin import KBNet_s, Restorer, load_network, save_network, zoo
+from kbnet_plugin.cost import count
+
+SHIPPED = [m for m in zoo.models() if m.shipped]
+ROOT = Path(zoo.__file__).parents[2]
+
+each = pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """The user's folder, not there yet."""
+    monkeypatch.setenv(zoo.FOLDER_VARIABLE, str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def test_the_defaults_ship_and_the_first_stands_first():
+    assert SHIPPED[0].name == zoo.DEFAULT
+    assert zoo.DEFAULT_GRAY in [m.name for m in SHIPPED]
+    assert not [m.problem for m in SHIPPED if m.problem]
+
+
+@each
+def test_a_shipped_model_is_small(model):
+    assert model.cost().parameters <= 4e6
+    assert model.cost().macs_total <= 10e9
+    assert model.path.stat().st_size <= 8e6
+
+
+@each
+def test_card_and_file_say_the_same(model):
+    facts, text = read_card(model.card)
+    network = load_network(model.path)
+    cost = count(network)
+    assert facts["sha256"] == sha256(model.path)
+    assert facts["bytes"] == model.path.stat().st_size
+    assert facts["parameters"] == cost.parameters
+    assert facts["macs_256x256"] == {"in_full": cost.macs_total, "as_published": cost.macs_published}
+    assert facts["channels"] == network.img_channel == model.channels
+    assert facts["window"] == model.window == 1.5 * facts["patch"]
+    for key in ("name", "title", "task", "version", "licence"):
+        assert facts[key] == getattr(model, key), key
+        assert facts[key]
+    with safe_open(model.path, framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    assert facts["iterations"] > 0
+    assert facts["data"]
+    for heading in ("What it is for, and what not", "Data and licences", "Recipe", "Where it fails"):
+        assert f"\n## {heading}\n" in text
+
+
+@each
+def test_a_card_leads_to_its_recipe_and_to_nothing_of_one_machine(model):
+    facts, text = read_card(model.card)
+    options = yaml.safe_load((ROOT / facts["option_file"]).read_text(encoding="utf-8"))
+    assert facts["seed"] == options["manual_seed"]
+    absolute = re.findall(r"(?<![\w:/.])/(?!path/to)\w+/\S*", yaml.safe_dump(facts) + text)
+    assert not absolute
+
+
+@each
+def test_the_recipe_repeats(model):
+    if "KBNET_DATA" not in os.environ:
+        pytest.skip("KBNET_DATA names no folder with the training data")
+    facts, _ = read_card(model.card)
+    known = {i: v for i, v in (facts.get("losses") or {}).items() if i <= 20}
+    if not known:
+        pytest.skip(f"the card of {model.name} has no losses yet: benchmarks/recipe.py --record")
+    differences = recipe.compare(known, recipe.train(ROOT / facts["option_file"], 20))
+    assert differences
+    assert max(differences.values()) <= recipe.LIMIT
+
+
+@each
+def test_a_shipped_model_restores_by_its_name(model):
+    shape = (40, 48, 3) if model.channels == 3 else (40, 48)
+    clean = data.astronaut()[100:140, 100:148] if model.channels == 3 else data.camera()[100:140, 100:148]
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25, shape), 0, 255).astype(np.uint8)
+    restorer = Restorer.from_pretrained(model.name, device="cpu")
+    restored = restorer(noisy)
+    assert restored.shape == noisy.shape
+    assert np.square(restored - clean.astype(float)).mean() < np.square(noisy - clean.astype(float)).mean()
+
+
+@each
+def test_a_shipped_model_leaves_clean_pictures_alone(model):
+    if model.version.startswith("0."):
+        pytest.skip(f"{model.name} {model.version} is an early checkpoint")
+    pictures = (data.chelsea, data.coffee) if model.channels == 3 else (data.camera, data.page)
+    restorer = Restorer.from_pretrained(model.name, device="cpu")
+    for picture in pictures:
+        clean = picture()[:192, :256]
+        error = np.square(restorer(clean).astype(float) - clean).mean()
+        assert 10 * np.log10(255**2 / error) >= 40, picture.__name__
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "name"),
+    [
+        ((9, 8), None, "denoise-gray"),
+        ((9, 8, 2), None, "denoise-gray"),
+        ((9, 8, 3), None, "denoise-color"),
+        ((9, 8, 4), None, "denoise-color"),
+        ((3, 40, 50), "CYX", "denoise-gray"),
+        ((3, 40, 50), "SYX", "denoise-color"),
+        ((2, 7, 40, 50), "CZYX", "denoise-gray"),
+    ],
+)
+def test_the_default_follows_the_channels_seen_together(shape, axes, name):
+    assert zoo.default(shape, axes) == name
+
+
+def test_own_models_stand_after_the_shipped_ones_by_what_they_say(own, tiny_s):
+    network = tiny_s(img_channel=1)
+    added = zoo.add(
+        network, "cells", title="my cells", task="denoise", window=48, range="percentile", card="# Hi"
+    )
+    assert [m.name for m in zoo.models()] == [m.name for m in SHIPPED] + ["cells"]
+    assert zoo.find("cells") == zoo.models()[-1] == added
+    assert (added.title, added.task, added.channels) == ("my cells", "denoise", 1)
+    assert added.card.read_text() == "# Hi"
+    assert not added.shipped
+    restorer = Restorer.from_pretrained("cells", device="cpu")
+    assert restorer.range == "percentile"
+    noisy = np.random.default_rng(0).random((60, 70), np.float32)
+    alike = Restorer(network, device="cpu", window=48, range="percentile")(noisy)
+    assert np.array_equal(restorer(noisy), alike)
+    other = Restorer.from_pretrained("cells", device="cpu", window=8, range=(0, 1))
+    assert other.range == (0, 1)
+    assert not np.array_equal(other(noisy), alike)
+
+
+def test_a_model_of_that_name_is_kept_unless_overwritten(own, tiny_s):
+    first, second = tiny_s(), tiny_s(width=16)
+    own.mkdir()
+    save_network(first, own / "a.pth")
+    with pytest.raises(FileExistsError, match=r"a.pth: there is a model of that name already"):
+        zoo.add(second, "a")
+    assert [p.name for p in own.iterdir()] == ["a.pth"]
+    zoo.add(second, "a", overwrite=True)
+    assert [p.name for p in own.iterdir()] == ["a.safetensors"]
+    assert zoo.find("a").load().intro.out_channels == 16
+    with pytest.raises(FileExistsError, match="ships with kbnet"):
+        zoo.add(first, zoo.DEFAULT, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a b"])
+def test_a_name_stays_in_the_folder(tiny_s, own, name):
+    with pytest.raises(ValueError, match="cannot name a model"):
+        zoo.add(tiny_s(), name)
+    assert not own.exists()
+
+
+def test_a_failed_addition_leaves_the_old_model(own, tiny_s, monkeypatch):
+    zoo.add(tiny_s(), "a")
+    before = (own / "a.safetensors").read_bytes()
+
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("kbnet_plugin.weights.save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        zoo.add(tiny_s(width=16), "a", overwrite=True)
+    assert [p.name for p in own.iterdir()] == ["a.safetensors"]
+    assert (own / "a.safetensors").read_bytes() == before
+
+
+def test_broken_files_are_listed_with_a_line_and_harm_nothing(own, tiny_s):
+    own.mkdir()
+    (own / "junk.safetensors").write_bytes(b"junk")
+    (own / "junk2.pth").write_bytes(b"junk")
+    zoo.add(tiny_s(), "good")
+    whole = (own / "good.safetensors").read_bytes()
+    (own / "cut.safetensors").write_bytes(whole[:-100])
+    state = {n: t for n, t in tiny_s().state_dict().items() if n != "ending.bias"}
+    torch.save({"params": state}, own / "part.pth")
+    save_network(tiny_s(), own / "denoise-color.pth")
+    (own / "notes.txt").touch()
+    (own / ".hidden.pth").touch()
+    found = {m.path.name: m.problem for m in zoo.models() if not m.shipped}
+    expected = ["cut.safetensors", "denoise-color.pth", "good.safetensors", "junk.safetensors", "junk2.pth"]
+    assert sorted(found) == [*expected, "part.pth"]
+    assert found["good.safetensors"] == ""
+    assert "truncated" in found["cut.safetensors"]
+    assert "its name is taken by" in found["denoise-color.pth"]
+    assert "1 missing (ending.bias)" in found["part.pth"]
+    assert all("\n" not in problem for problem in found.values())
+    assert zoo.find("denoise-color").shipped
+    with pytest.raises(ValueError, match=r"cut.safetensors: truncated"):
+        zoo.find("cut")
+
+
+def test_a_changed_file_is_read_again(own, tiny_s):
+    zoo.add(tiny_s(), "a", title="first")
+    assert zoo.find("a").title == "first"
+    zoo.add(tiny_s(), "a", title="second", overwrite=True)
+    assert zoo.find("a").title == "second"
+
+
+def test_what_a_stranger_wrote_in_the_head_does_no_harm(own, tiny_s):
+    own.mkdir()
+    save_network(tiny_s(), own / "a.safetensors", {"window": "-3", "range": "9,1", "title": "odd"})
+    model = zoo.find("a")
+    assert (model.window, model.range, model.title) == (None, None, "odd")
+
+
+def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert zoo.find(checkpoint).path == checkpoint
+    assert zoo.find("tiny.pth").channels == 3
+    assert isinstance(zoo.find("tiny.pth").load(), KBNet_s)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("denoise-colour", ValueError, "no model is called 'denoise-colour'; nearest: denoise-color"),
+        ("xyz", ValueError, "no model is called 'xyz'; known: denoise-color, denoise-gray"),
+        ("xyz.pth", FileNotFoundError, "xyz.pth: no such file"),
+        ("a/xyz", FileNotFoundError, "a/xyz: no such file"),
+        (".", FileNotFoundError, ".: a folder, not a file"),
+    ],
+)
+def test_what_is_not_there_is_one_line(name, error, said):
+    with pytest.raises(error) as caught:
+        zoo.find(name)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv(zoo.FOLDER_VARIABLE)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert zoo.folder() == tmp_path / "kbnet" / "models"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert zoo.folder() == tmp_path / ".local" / "share" / "kbnet" / "models"
