@@ -34,6 +34,20 @@ def draw(
     return drawn + _learned(chosen, plan, planner, store)
 
 
+def trained(
+    tables: Sequence[results.Table], runs: Mapping[str, Sequence[tuple[str, Sequence[float]]]]
+) -> list[Picture]:
+    """Every seed of the controlled comparisons; `runs` are the values of each row by study."""
+    drawn = []
+    for table in tables:
+        done = [(name, values) for name, values in runs[table.name.removeprefix("compare-")] if values]
+        ours = [row.name for row in table.rows if row.ours]
+        if done:
+            title = f"{table.title}: every seed"
+            drawn.append(pictures.seeds(title, done, table.columns[0], ours=ours, table=table.name))
+    return drawn
+
+
 def _beside(table: Table, rows: Sequence[Any], plan: Plan, store: Store) -> list[Picture]:
     """Every method that was measured in the column that most were measured in, on its first image."""
     best: tuple[Column | None, dict[str, Any]] = None, {}

@@ -138,11 +138,13 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         return 1 if failures else 0
     cells = {place: measured(cell, store, failures) for place, cell in plan.items()}
     found = [_table(table, rows, cells) for table, rows in chosen]
-    if (args.compare or args.out / "compare").joinpath("plan.json").is_file():
+    pictures = illustrate.draw(chosen, found, plan, planner, store)
+    if (trainings := args.compare or args.out / "compare").joinpath("plan.json").is_file():
         from benchmarks import compare
 
-        found += compare.tables(args.compare or args.out / "compare")
-    pictures = illustrate.draw(chosen, found, plan, planner, store)
+        compared = compare.tables(trainings)
+        found += compared
+        pictures += illustrate.trained(compared, compare.series(trainings))
     page = _report(found, pictures, args.out, quick)
     _say(found)
     reasons: dict[str, list[str]] = {}

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from benchmarks import pictures
+from benchmarks import illustrate, pictures
 from benchmarks.pictures import Point
 from benchmarks.results import Cell, Column, Measured, Published, Row, Table
 from kbnet_plugin.nn.layers import KBAMixin
@@ -193,3 +193,11 @@ def test_a_chart_of_seeds_shows_every_run(monkeypatch):
     assert any(np.allclose(x, [mean - spread, mean + spread]) for x in lines if len(x) == 2)
     assert len(lines) == 3 + 2  # no band where there is one run
     assert [t.get_text() for t in seen[0].get_yticklabels()] == ["KBNet_s", "one"]
+
+
+def test_comparisons_get_a_chart_beside_their_table_once_a_seed_is_done():
+    columns = (Column("psnr", "PSNR", unit="dB"),)
+    tables = [Table(f"compare-{s}", s, "", columns, (Row("KBNet_s", ours=True),)) for s in ("done", "begun")]
+    runs = {"done": [("KBNet_s", [29.0, 29.1]), ("NAFNet", [])], "begun": [("KBNet_s", [])]}
+    (picture,) = illustrate.trained(tables, runs)
+    assert picture.table == "compare-done"
