@@ -5,31 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import glob
 import importlib
 import importlib.util
 import json
-import shutil
 import sys
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from . import ops, zoo
 from ._files import one_line
 from ._version import __version__
+from .batch import Step, choice, pair, plans, restore_files
 from .cost import count
 from .export import FORMATS as EXPORTS
 from .export import export
-from .images import FORMATS, check_format, read_image, write_image
 from .lazy import connect
 from .restore import HALO, TILE, WINDOW, Restorer, find_device
-from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
 from .weights import identify
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -229,21 +225,8 @@ def _delegate(arguments: list[str]) -> int:
     return int(importlib.import_module("basicsr_ext.__main__").main(arguments) or 0)
 
 
-_Choice = Callable[[tuple[int, ...], str | None], tuple[Restorer, str]]
-"""From shape and axes to a restorer, and a word on the model where nobody named it."""
-
-
 def _restore(options: argparse.Namespace) -> int:
-    jobs = _jobs(options.inputs, options.output, make=not options.plan)
-    choice = _choice(options)
-    if options.plan:
-        return _plan(choice, jobs, options.axes)
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(connect(options.scheduler)) if options.scheduler else None
-        return _restore_jobs(choice, jobs, options, client)
-
-
-def _choice(options: argparse.Namespace) -> _Choice:
+    jobs = pair(options.inputs, options.output, make=not options.plan)
     settings = {
         name: getattr(options, name)
         for name in (
@@ -252,153 +235,65 @@ def _choice(options: argparse.Namespace) -> _Choice:
         )
         if getattr(options, name) is not None
     }
-    names = (zoo.DEFAULT, zoo.DEFAULT_GRAY) if options.model is None else (options.model,)
-    restorers = {name: Restorer.from_pretrained(name, **settings) for name in names}
-
-    def choose(shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
-        if options.model is not None:
-            return restorers[options.model], ""
-        name = zoo.default(shape, axes)
-        return restorers[name], f", by {name}"
-
-    return choose
-
-
-def _restore_jobs(
-    choice: _Choice, jobs: Sequence[tuple[Path, Path]], options: argparse.Namespace, client: Any
-) -> int:
-    done = kept = failed = 0
-    for number, (source, target) in enumerate(jobs, start=1):
-        label = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
-        if target.exists() and not options.overwrite:
-            print(f"{label}{target} kept: it exists; --overwrite replaces it")
-            kept += 1
-            continue
-        try:
-            if is_stack(source) or is_zarr(target):
-                _restore_stack(choice, source, target, label, options, client)
-            else:
-                _restore_file(choice, source, target, label, options.axes, client)
-            done += 1
-        except (ValueError, OSError) as error:
-            if len(jobs) == 1:
-                raise
-            _fail(one_line(error), SOME_FAILED)
-            failed += 1
-    if len(jobs) > 1:
-        print(f"{done} restored, {kept} kept, {failed} failed")
-    return SOME_FAILED if failed else GOOD
+    choose = choice(options.model, **settings)
+    if options.plan:
+        for job, model, plan in plans(choose, jobs, options.axes):
+            print(f"{job.source}{_by(model)}\n{plan}")
+        return GOOD
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(connect(options.scheduler)) if options.scheduler else None
+        steps = restore_files(
+            choose,
+            jobs,
+            axes=options.axes,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            client=client,
+        )
+        return _restore_jobs(stack.enter_context(contextlib.closing(steps)), len(jobs))
 
 
-def _plan(choice: _Choice, jobs: Sequence[tuple[Path, Path]], axes: str | None) -> int:
-    for source, target in jobs:
-        if is_stack(source) or is_zarr(target):
-            with open_stack(source) as (array, info):
-                shape, known = tuple(array.shape), axes or info.axes
+def _restore_jobs(steps: Iterator[Step], count: int) -> int:
+    """Go through the files, each behind a bar; says what became of them, and returns the exit status."""
+    ended: Counter[str] = Counter()
+    for step in steps:
+        label = f"[{ended.total() + 1}/{count}] " if count > 1 else ""
+        if step.state == "running":
+            step = _run(steps, f"{label}{step.job.source.name}")
+        ended[step.state] += 1
+        if step.state == "kept":
+            print(f"{label}{step.job.target} kept: it exists; --overwrite replaces it")
+        elif step.error is not None:
+            if count == 1:
+                raise step.error
+            _fail(one_line(step.error), SOME_FAILED)
         else:
-            shape, known = read_image(source)[0].shape, axes
-        restorer, by = _chosen(choice, source, shape, known)
-        print(f"{source}{by}\n{restorer.plan(shape, known)}")
-    return GOOD
+            done = f"{step.size[1]} x {step.size[0]}" if step.size else f"{step.done:,} tiles"
+            print(f"{label}{step.job.target}  {done}, {step.seconds:.1f} s{_by(step.model)}")
+    if count > 1:
+        print(f"{ended['restored']} restored, {ended['kept']} kept, {ended['failed']} failed")
+    return SOME_FAILED if ended["failed"] else GOOD
 
 
-def _chosen(choice: _Choice, source: Path, shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
-    try:
-        return choice(shape, axes)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+def _run(steps: Iterator[Step], name: str) -> Step:
+    """Go through a file's tiles behind a bar; returns its last step."""
+    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
+    delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
+    with tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar:
+        for step in steps:
+            if step.state != "running":
+                break
+            bar.total = step.total
+            bar.update(step.done - bar.n)
+    return step
+
+
+def _by(model: str) -> str:
+    return f", by {model}" if model else ""
 
 
 def _range(text: str) -> Any:
     return tuple(text.split(",")) if "," in text else text
-
-
-def _jobs(inputs: Sequence[Path], output: Path, make: bool) -> list[tuple[Path, Path]]:
-    """Pair every picture with the file that its restored self goes to."""
-    sources: list[Path] = []
-    inputs = [found for path in inputs for found in _expand(path)]
-    for path in inputs:
-        if path.is_dir() and not is_zarr(path):
-            found = sorted(p for p in path.iterdir() if _is_picture(p) and (p.is_file() or is_zarr(p)))
-            if not found:
-                raise ValueError(f"{path}: no pictures in this folder ({', '.join(FORMATS)})")
-            sources += found
-        elif path.exists():
-            sources.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    file_like = bool(output.suffix) and (is_zarr(output) or not output.is_dir())
-    one_file = sources == inputs and len(inputs) == 1 and file_like
-    if not one_file and not output.is_dir() and (output.exists() or _is_picture(output)):
-        raise ValueError(f"{output}: not a folder, and several pictures need one; name a folder")
-    jobs = [(source, output if one_file else output / source.name) for source in sources]
-    targets: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target.resolve() == source.resolve():
-            raise ValueError(f"{source}: would be replaced by its own result; choose another output")
-        other = targets.setdefault(target, source)
-        if other != source:
-            raise ValueError(f"{other} and {source} would both go to {target}; restore them one by one")
-    if one_file and not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent}: no such folder to write {output.name} to; create it first")
-    if not one_file and make:
-        output.mkdir(parents=True, exist_ok=True)
-    return jobs
-
-
-def _expand(path: Path) -> list[Path]:
-    """What a pattern matches, where the shell left it to us."""
-    if path.exists() or not glob.has_magic(str(path)):
-        return [path]
-    return [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] or [path]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in (*FORMATS, ".zarr") and not path.name.startswith(".")
-
-
-def _restore_stack(
-    choice: _Choice, source: Path, target: Path, label: str, options: argparse.Namespace, client: Any
-) -> None:
-    began = time.perf_counter()
-    with open_stack(source) as (array, info):
-        restorer, by = _chosen(choice, source, tuple(array.shape), options.axes or info.axes)
-    if options.overwrite and not options.resume:
-        shutil.rmtree(working_folder(target), ignore_errors=True)
-    steps = restore_stack(restorer, source, target, axes=options.axes, resume=options.resume, client=client)
-    total = _run(steps, f"{label}{source.name}")
-    print(f"{label}{target}  {total:,} tiles, {time.perf_counter() - began:.1f} s{by}")
-
-
-def _run(steps: Generator[tuple[int, int], None, None], name: str) -> int:
-    """Go through the tiles behind a bar; returns their number."""
-    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
-    delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
-    with (
-        contextlib.closing(steps),
-        tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar,
-    ):
-        for done, total in steps:
-            bar.total = total
-            bar.update(done - bar.n)
-        return int(bar.n)
-
-
-def _restore_file(
-    choice: _Choice, source: Path, target: Path, label: str, axes: str | None, client: Any
-) -> None:
-    began = time.perf_counter()
-    image, metadata = read_image(source)
-    check_format(target, image.dtype, image.shape)  # before the work, not after it
-    restorer, by = _chosen(choice, source, image.shape, axes)
-    try:
-        restored = np.empty(restorer.output_shape(image, axes), image.dtype)
-        _run(restorer.restore_into(image, restored, axes, client=client), f"{label}{source.name}")
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    write_image(target, restored, metadata)
-    height, width = image.shape[:2]
-    print(f"{label}{target}  {width} x {height}, {time.perf_counter() - began:.1f} s{by}")
 
 
 def _info(name: str | None) -> int:

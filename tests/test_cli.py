@@ -14,7 +14,7 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, cli, save_network, zoo
+from kbnet_plugin import Restorer, __version__, batch, cli, save_network, zoo
 from kbnet_plugin.cli import main
 from kbnet_plugin.images import read_image, write_image
 
@@ -387,7 +387,7 @@ def test_an_interrupt_leaves_no_half_written_file(run, monkeypatch, tmp_path):
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "write_image", interrupted)
+    monkeypatch.setattr(batch, "write_image", interrupted)
     status, _, err = run("restore", "a.png", "b.png", "-o", "out", "--model", "tiny.pth")
     assert status == 130
     assert one_line(err)

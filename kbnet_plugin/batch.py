@@ -1,0 +1,261 @@
+"""Many files at once: which goes where, what is kept, and what became of each."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import zoo
+from .images import FORMATS, check_format, read_image, write_image
+from .restore import Plan, Restorer
+from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
+
+Choice = Callable[[tuple[int, ...], str | None], tuple[Restorer, str]]
+"""From shape and axes to a restorer, and the model's name where nobody named one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A picture or stack, and the file that its restored self goes to."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a job has come.
+
+    Attributes
+    ----------
+    job : Job
+    state : {"running", "restored", "kept", "failed"}
+        The last three end a job: written, left alone since the target exists, or as `error` says.
+    done, total : int
+        Tiles; both 0 until the first of them is finished.
+    size : (int, int) or None
+        Height and width, of a picture that is not a stack.
+    model : str
+        Name of the model, where the job chose it.
+    seconds : float
+        Since the job began.
+    error : ValueError, OSError or None
+    """
+
+    job: Job
+    state: Literal["running", "restored", "kept", "failed"] = "running"
+    done: int = 0
+    total: int = 0
+    size: tuple[int, int] | None = None
+    model: str = ""
+    seconds: float = 0.0
+    error: ValueError | OSError | None = None
+
+
+def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
+    """Build the restorers that jobs choose from.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        As for `Restorer.from_pretrained`; by default the shipped model that fits each picture.
+    **settings
+        As for `Restorer`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `Restorer.from_pretrained`.
+    """
+    names = (zoo.DEFAULT, zoo.DEFAULT_GRAY) if model is None else (model,)
+    restorers = {name: Restorer.from_pretrained(name, **settings) for name in names}
+
+    def choose(shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
+        if model is not None:
+            return restorers[model], ""
+        name = zoo.default(shape, axes)
+        return restorers[name], name
+
+    return choose
+
+
+def pair(inputs: Sequence[Path], output: Path, *, make: bool = True) -> list[Job]:
+    """Pair every picture with the file that its restored self goes to.
+
+    Parameters
+    ----------
+    inputs : sequence of path
+        Pictures, stacks, folders of them, and patterns.
+    output : path
+        A file for one picture, otherwise a folder.
+    make : bool
+        Make the folder where it is not there yet.
+
+    Raises
+    ------
+    FileNotFoundError
+        If an input or the folder of an output file does not exist.
+    ValueError
+        If a folder holds no pictures, several would go to one file, or one would replace its source.
+    """
+    sources: list[Path] = []
+    inputs = [found for path in inputs for found in _expand(path)]
+    for path in inputs:
+        if path.is_dir() and not is_zarr(path):
+            found = sorted(p for p in path.iterdir() if _is_picture(p) and (p.is_file() or is_zarr(p)))
+            if not found:
+                raise ValueError(f"{path}: no pictures in this folder ({', '.join(FORMATS)})")
+            sources += found
+        elif path.exists():
+            sources.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    file_like = bool(output.suffix) and (is_zarr(output) or not output.is_dir())
+    one_file = sources == inputs and len(inputs) == 1 and file_like
+    if not one_file and not output.is_dir() and (output.exists() or _is_picture(output)):
+        raise ValueError(f"{output}: not a folder, and several pictures need one; name a folder")
+    jobs = [Job(source, output if one_file else output / source.name) for source in sources]
+    targets: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target.resolve() == job.source.resolve():
+            raise ValueError(f"{job.source}: would be replaced by its own result; choose another output")
+        other = targets.setdefault(job.target, job.source)
+        if other != job.source:
+            raise ValueError(
+                f"{other} and {job.source} would both go to {job.target}; restore them one by one"
+            )
+    if one_file and not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent}: no such folder to write {output.name} to; create it first")
+    if not one_file and make:
+        output.mkdir(parents=True, exist_ok=True)
+    return jobs
+
+
+def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Iterator[tuple[Job, str, Plan]]:
+    """Say of every job by which model, where it chooses one, and what it will take.
+
+    Parameters, and errors as those that `restore_files` yields; here they are raised.
+    """
+    for job in jobs:
+        if _piecewise(job):
+            with open_stack(job.source) as (array, info):
+                shape, known = tuple(array.shape), axes or info.axes
+        else:
+            shape, known = read_image(job.source)[0].shape, axes
+        restorer, model = _chosen(choose, job, shape, known)
+        yield job, model, restorer.plan(shape, known)
+
+
+def restore_files(
+    choose: Choice,
+    jobs: Sequence[Job],
+    *,
+    axes: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    client: Any = None,
+) -> Generator[Step, None, None]:
+    """Restore files one after the other; what is wrong with one does not stop the others.
+
+    Parameters
+    ----------
+    choose : Choice
+        As `choice` makes it.
+    jobs : sequence of Job
+        As `pair` makes them.
+    axes : str, optional
+        Of the sources, in place of what their files say.
+    overwrite : bool
+        Replace targets that exist; otherwise they are kept.
+    resume : bool
+        Go on with stacks that were interrupted.
+    client : distributed.Client, optional
+        As for `Restorer.restore_into`.
+
+    Yields
+    ------
+    Step
+        For each job one when it begins, one after every tile, and one at its end. Between two of these the
+        caller may stop for good: finished files are there, a picture under way is not, and a stack goes on
+        with `resume`.
+    """
+    for job in jobs:
+        began = time.perf_counter()
+        step = Step(job)
+        if job.target.exists() and not overwrite:
+            yield replace(step, state="kept")
+            continue
+        yield step
+        steps = (
+            _restore_stack(choose, job, axes, overwrite, resume, client)
+            if _piecewise(job)
+            else _restore_picture(choose, job, axes, client)
+        )
+        try:
+            with closing(steps):
+                for found in steps:
+                    step = replace(found, seconds=time.perf_counter() - began)
+                    yield step
+            step = replace(step, state="restored", seconds=time.perf_counter() - began)
+        except (ValueError, OSError) as error:
+            step = replace(step, state="failed", error=error)
+        yield step
+
+
+def _restore_stack(
+    choose: Choice, job: Job, axes: str | None, overwrite: bool, resume: bool, client: Any
+) -> Generator[Step, None, None]:
+    with open_stack(job.source) as (array, info):
+        restorer, model = _chosen(choose, job, tuple(array.shape), axes or info.axes)
+    if overwrite and not resume:
+        shutil.rmtree(working_folder(job.target), ignore_errors=True)
+    steps = restore_stack(restorer, job.source, job.target, axes=axes, resume=resume, client=client)
+    with closing(steps):
+        for done, total in steps:
+            yield Step(job, done=done, total=total, model=model)
+
+
+def _restore_picture(choose: Choice, job: Job, axes: str | None, client: Any) -> Generator[Step, None, None]:
+    image, metadata = read_image(job.source)
+    check_format(job.target, image.dtype, image.shape)  # before the work, not after it
+    restorer, model = _chosen(choose, job, image.shape, axes)
+    height, width = image.shape[:2]
+    try:
+        restored = np.empty(restorer.output_shape(image, axes), image.dtype)
+        with closing(restorer.restore_into(image, restored, axes, client=client)) as tiles:
+            for done, total in tiles:
+                yield Step(job, done=done, total=total, size=(height, width), model=model)
+    except ValueError as error:
+        raise ValueError(f"{job.source}: {error}") from None
+    write_image(job.target, restored, metadata)
+
+
+def _chosen(choose: Choice, job: Job, shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
+    try:
+        return choose(shape, axes)
+    except ValueError as error:
+        raise ValueError(f"{job.source}: {error}") from None
+
+
+def _piecewise(job: Job) -> bool:
+    return is_stack(job.source) or is_zarr(job.target)
+
+
+def _expand(path: Path) -> list[Path]:
+    """What a pattern matches, where the shell left it to us."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] or [path]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in (*FORMATS, ".zarr") and not path.name.startswith(".")

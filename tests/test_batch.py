@@ -1,0 +1,118 @@
+"""Many files at once: what is paired, what is done, what is kept, and what a stop leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from kbnet_plugin import Restorer
+from kbnet_plugin.batch import Job, choice, pair, plans, restore_files
+from kbnet_plugin.images import read_image, write_image
+from kbnet_plugin.stores import working_folder
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def picture(path, shape=(20, 30, 3)):
+    path.parent.mkdir(exist_ok=True)
+    array = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    write_image(path, array)
+    return array
+
+
+def stack(path, shape=(3, 40, 50)):
+    path.parent.mkdir(exist_ok=True)
+    array = np.random.default_rng(0).integers(0, 65535, shape, np.uint16)
+    tifffile.imwrite(path, array, metadata={"axes": "ZYX"}, photometric="minisblack")
+    return array
+
+
+def seen(steps):
+    return [(step.job.source.name, step.state, step.done, step.total) for step in steps]
+
+
+def test_a_folder_is_paired_with_a_folder_and_makes_it_only_when_asked():
+    for name in ("b.png", "a.tif", ".hidden.png"):
+        picture(Path("in") / name)
+    Path("in/notes.txt").touch()
+    jobs = [Job(Path("in/a.tif"), Path("out/a.tif")), Job(Path("in/b.png"), Path("out/b.png"))]
+    assert pair([Path("in")], Path("out"), make=False) == jobs
+    assert not Path("out").exists()
+    assert pair([Path("in/*.*[gf]")], Path("out")) == jobs
+    assert Path("out").is_dir()
+
+
+def test_every_job_begins_goes_on_tile_by_tile_and_ends(checkpoint):
+    images = {name: picture(Path("in") / name) for name in ("a.png", "b.png")}
+    images["c.tif"] = stack(Path("in/c.tif"))
+    steps = list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
+    assert seen(steps) == [
+        *(("a.png", "running", 0, 0), ("a.png", "running", 1, 1), ("a.png", "restored", 1, 1)),
+        *(("b.png", "running", 0, 0), ("b.png", "running", 1, 1), ("b.png", "restored", 1, 1)),
+        ("c.tif", "running", 0, 0),
+        *(("c.tif", "running", n, 3) for n in (1, 2, 3)),
+        ("c.tif", "restored", 3, 3),
+    ]
+    assert {step.size for step in steps if step.state == "restored"} == {(20, 30), None}
+    restorer = Restorer.from_pretrained(checkpoint, device="cpu")
+    assert np.array_equal(read_image("out/b.png")[0], restorer(images["b.png"]))
+    assert np.array_equal(tifffile.imread("out/c.tif"), restorer(images["c.tif"], "ZYX"))
+
+
+def test_what_exists_is_kept_and_what_fails_carries_its_error(checkpoint):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(Path("in") / name)
+    Path("in/a.png").write_bytes(Path("in/a.png").read_bytes()[:200])
+    old = picture(Path("out/b.png"), (5, 5))
+    choose, jobs = choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))
+    steps = list(restore_files(choose, jobs))
+    assert {step.job.source.name: step.state for step in steps} == {
+        "a.png": "failed",
+        "b.png": "kept",
+        "c.png": "restored",
+    }
+    (error,) = (step.error for step in steps if step.error)
+    assert "in/a.png: damaged or incomplete PNG" in str(error)
+    assert np.array_equal(read_image("out/b.png")[0], old)
+    assert [step.state for step in restore_files(choose, jobs[1:2], overwrite=True)][-1] == "restored"
+    assert read_image("out/b.png")[0].shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("again", [{"resume": True}, {"overwrite": True}], ids=lambda a: next(iter(a)))
+def test_a_stop_between_tiles_leaves_no_half_file_and_a_stack_goes_on(checkpoint, again):
+    picture(Path("in/a.png"), (100, 100, 3))
+    image = stack(Path("in/b.tif"))
+    choose = choice(checkpoint, device="cpu", tile=80, halo=8)
+    jobs = pair([Path("in")], Path("out"))
+    for job in jobs:
+        steps = restore_files(choose, [job])
+        assert [next(steps).done for _ in range(3)] == [0, 1, 2]
+        steps.close()
+    assert [path.name for path in Path("out").iterdir()] == ["b.tif.partial"]
+    (error,) = (step.error for step in restore_files(choose, jobs[1:]) if step.error)
+    assert "an unfinished result" in str(error)
+    computed = []
+    restorer, _ = choose((3, 40, 50), "ZYX")
+    solve, restorer.solve = restorer.solve, lambda *step: computed.append(step) or solve(*step)
+    steps = list(restore_files(choose, jobs[1:], **again))
+    assert seen(steps)[-1] == ("b.tif", "restored", 3, 3)
+    assert len(computed) == (1 if "resume" in again else 3)
+    assert not working_folder(jobs[1].target).exists()
+    assert np.array_equal(tifffile.imread("out/b.tif"), restorer(image, "ZYX"))
+
+
+def test_without_a_model_each_picture_has_its_own():
+    picture(Path("in/colour.png"))
+    picture(Path("in/gray.png"), (20, 30))
+    choose, jobs = choice(device="cpu"), pair([Path("in")], Path("out"))
+    named = {"colour.png": "denoise-color", "gray.png": "denoise-gray"}
+    ends = [step for step in restore_files(choose, jobs) if step.state == "restored"]
+    assert {step.job.source.name: step.model for step in ends} == named
+    planned = {job.source.name: (model, plan.axes) for job, model, plan in plans(choose, jobs)}
+    assert planned == {"colour.png": ("denoise-color", "YXS"), "gray.png": ("denoise-gray", "YX")}
