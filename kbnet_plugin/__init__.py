@@ -1,8 +1,30 @@
 """KBNet: kernel basis networks for image restoration."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .nn import KBNet_l, KBNet_s
-from .restore import Restorer
-from .weights import load_network, save_network
+
+if TYPE_CHECKING:
+    from .nn import KBNet_l, KBNet_s
+    from .restore import Restorer
+    from .weights import load_network, save_network
 
 __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "save_network"]
+
+_HOMES = {
+    "KBNet_l": "nn",
+    "KBNet_s": "nn",
+    "Restorer": "restore",
+    "load_network": "weights",
+    "save_network": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: a program that only lists models or draws a window does not wait for it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from ._files import atomic_path, one_line
 from .nn import KBNet_l, KBNet_s
+from .shelf import PICKLED
 
 KEYS = ("params_ema", "params", "model", "net", "state_dict")
 """Where checkpoints keep their tensors, in the order in which they are looked for."""
-
-PICKLED = (".pth", ".pt", ".ckpt")
 
 _REFUSED = re.compile(r"GLOBAL (\S+)|(?:class|type|object of type) ([\w.]+)")
 

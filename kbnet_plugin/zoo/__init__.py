@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -20,13 +19,11 @@ from ..axes import layout
 from ..cost import Cost, count
 from ..nn import KBNet_l, KBNet_s
 from ..ranges import RangeRule, check_rule
-from ..weights import PICKLED, build_network, identify, load_network, read_state_dict, save_network
-
-DEFAULT = "denoise-color"
-DEFAULT_GRAY = "denoise-gray"
-
-FOLDER_VARIABLE = "KBNET_MODELS"
-"""Environment variable that names the folder of the user's own models."""
+from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, folder
+from ..shelf import KINDS as _KINDS
+from ..shelf import SHIPPED as _SHIPPED
+from ..shelf import files as _files
+from ..weights import build_network, identify, load_network, read_state_dict, save_network
 
 __all__ = [
     "DEFAULT",
@@ -40,8 +37,6 @@ __all__ = [
     "models",
 ]
 
-_SHIPPED = Path(__file__).parent
-_KINDS = (".safetensors", *PICKLED)
 _NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -98,14 +93,6 @@ class Model:
     def cost(self) -> Cost:
         """Parameters, and multiply-accumulates of one 256 x 256 image."""
         return count(build_network(_shapes(self.path)[0]))
-
-
-def folder() -> Path:
-    """Where the user's own models lie: ``KBNET_MODELS``, or ``kbnet/models`` in the user's data folder."""
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return Path(named).expanduser()
-    data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "kbnet" / "models"
 
 
 def models() -> list[Model]:
@@ -215,13 +202,6 @@ def add(
         if other != path:
             other.unlink()
     return _describe(path)
-
-
-def _files(where: Path) -> Iterator[Path]:
-    if not where.is_dir():
-        return
-    paths = (p for p in where.iterdir() if p.suffix.lower() in _KINDS and not p.name.startswith("."))
-    yield from sorted(paths, key=lambda p: (p.stem != DEFAULT, p.stem, p.suffix != ".safetensors"))
 
 
 def _describe(path: Path) -> Model:

@@ -1,0 +1,43 @@
+"""Where models lie, told without torch: those that ship with the package, then the user's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+DEFAULT = "denoise-color"
+DEFAULT_GRAY = "denoise-gray"
+
+FOLDER_VARIABLE = "KBNET_MODELS"
+"""Environment variable that names the folder of the user's own models."""
+
+SHIPPED = Path(__file__).parent / "zoo"
+
+PICKLED = (".pth", ".pt", ".ckpt")
+KINDS = (".safetensors", *PICKLED)
+"""What files of weights end in."""
+
+
+def folder() -> Path:
+    """Where the user's own models lie: ``KBNET_MODELS``, or ``kbnet/models`` in the user's data folder."""
+    if named := os.environ.get(FOLDER_VARIABLE):
+        return Path(named).expanduser()
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "kbnet" / "models"
+
+
+def files(where: Path) -> Iterator[Path]:
+    """Files of weights in a folder, the default model first."""
+    if not where.is_dir():
+        return
+    paths = (p for p in where.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith("."))
+    yield from sorted(paths, key=lambda p: (p.stem != DEFAULT, p.stem, p.suffix != ".safetensors"))
+
+
+def everything() -> dict[str, Path]:
+    """Name to file of every model, as `kbnet_plugin.zoo.models` lists them."""
+    found: dict[str, Path] = {}
+    for path in (*files(SHIPPED), *files(folder())):
+        found.setdefault(path.stem, path)
+    return found
