@@ -13,7 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -208,6 +207,8 @@ def _read_pillow(path: Path, deep: bool) -> tuple[NDArray[Any], Metadata]:
             dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
         )
         if deep:  # Pillow would cut 16-bit colour down to 8
+            import imagecodecs  # late: nothing else needs it, and what learns from arrays does without
+
             array: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
         else:
             array = np.array(image.convert(_mode(image)))
@@ -224,6 +225,8 @@ def _mode(image: Image.Image) -> str:
 
 
 def _encode_deep_png(array: NDArray[Any], metadata: Metadata) -> bytes:
+    import imagecodecs
+
     data = bytes(imagecodecs.png_encode(np.ascontiguousarray(array), level=_PNG_LEVEL))
     chunks = b""
     if metadata.icc:
