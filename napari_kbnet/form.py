@@ -1,0 +1,332 @@
+"""The part of a widget that asks how to restore; it knows no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDialog,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QSizePolicy,
+    QSlider,
+    QSpinBox,
+    QTextBrowser,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from safetensors import SafetensorError, safe_open
+
+from kbnet_plugin import shelf
+from kbnet_plugin.ranges import RangeRule
+
+from .options import PRECISIONS, Options, saved
+
+_AUTO = f"automatic: {shelf.DEFAULT} or {shelf.DEFAULT_GRAY}"
+_RANGES = {
+    "the model's own": None,
+    "of the data type": "dtype",
+    "percentiles": "percentile",
+    "from ... to": (),
+}
+
+
+class OptionsForm(QWidget):
+    """Fields for `Options`, and for the axes where these are asked for.
+
+    Parameters
+    ----------
+    options : Options, optional
+        To start with; those of the settings page by default.
+    axes : bool
+        Whether to ask for the axes.
+    """
+
+    changed = Signal()
+    devices_wanted = Signal()
+    """The user asks which devices there are; answer by `show_devices`."""
+
+    def __init__(self, options: Options | None = None, *, axes: bool = True) -> None:
+        super().__init__()
+        self.model = ModelBox()
+        self.device = QComboBox()
+        self.strength = QSlider(Qt.Orientation.Horizontal)
+        self.strength.setRange(0, 100)
+        self._percent = QLabel()
+        self._percent.setMinimumWidth(40)
+        self.axes = QLineEdit()
+        self.axes.setToolTip("What the axes are: T, Z, C are restored plane by plane, S are colours; Y, X.")
+        self.understood = _note()
+        self.tile = _spin_box(0, 16384, "automatic", "Largest side of a tile, halo included, in pixels")
+        self.halo = _spin_box(-1, 1024, "automatic", "Pixels at a tile's edge that are only context")
+        self.precision = QComboBox()
+        self.precision.addItems(PRECISIONS)
+        self.range = QComboBox()
+        self.range.addItems(list(_RANGES))
+        self.range.setToolTip("Which values the model sees as black and white")
+        self.low, self.high = _value_box(0), _value_box(1)
+        self.self_ensemble = QCheckBox("mean of eight turns (eight times the time)")
+
+        layout = QFormLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        layout.addRow("Model", self.model)
+        layout.addRow("Device", self.device)
+        layout.addRow("Strength", _side_by_side(self.strength, self._percent))
+        if axes:
+            layout.addRow("Axes", self.axes)
+            layout.addRow("", self.understood)
+        self._more = QWidget()
+        more = QFormLayout(self._more)
+        more.setContentsMargins(0, 0, 0, 0)
+        more.addRow("Range", self.range)
+        self._ends = _side_by_side(self.low, QLabel("to"), self.high)
+        more.addRow("", self._ends)
+        more.addRow("Tile", self.tile)
+        more.addRow("Halo", self.halo)
+        more.addRow("Precision", self.precision)
+        more.addRow("", self.self_ensemble)
+        self.unfold = QToolButton()
+        self.unfold.setText("More options")
+        self.unfold.setCheckable(True)
+        self.unfold.setAutoRaise(True)
+        self.unfold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.unfold.toggled.connect(self._fold)
+        self._fold(False)
+        layout.addRow(self.unfold)
+        layout.addRow(self._more)
+
+        self.show_devices({"auto": "automatic", "cpu": "CPU"}, more=True)
+        self.set_options(saved() if options is None else options)
+        self.model.chosen.connect(self.changed)
+        self.device.currentIndexChanged.connect(self._device_chosen)
+        self.strength.valueChanged.connect(self._strength_moved)
+        self.axes.editingFinished.connect(self.changed)
+        for box in (self.tile, self.halo, self.low, self.high):
+            box.valueChanged.connect(self.changed)
+        self.precision.currentIndexChanged.connect(self.changed)
+        self.range.currentIndexChanged.connect(self._range_chosen)
+        self.self_ensemble.toggled.connect(self.changed)
+
+    def options(self) -> Options:
+        """What is chosen."""
+        tile, halo = self.tile.value(), self.halo.value()
+        return Options(
+            model=self.model.value(),
+            device=self.device.currentData(),
+            precision=self.precision.currentText(),
+            strength=self.strength.value() / 100,
+            tile=tile or None,
+            halo=None if halo < 0 else halo,
+            range=self._rule(),
+            self_ensemble=self.self_ensemble.isChecked(),
+        )
+
+    def set_options(self, options: Options) -> None:
+        """Show some options."""
+        self.model.set_value(options.model)
+        if self.device.findData(options.device) < 0:
+            self.device.insertItem(2, options.device, options.device)
+        self.device.setCurrentIndex(self.device.findData(options.device))
+        self.precision.setCurrentText(options.precision)
+        self.strength.setValue(round(100 * options.strength))
+        self._strength_moved()
+        self.tile.setValue(options.tile or 0)
+        self.halo.setValue(-1 if options.halo is None else options.halo)
+        fixed = isinstance(options.range, tuple)
+        if fixed:
+            self.low.setValue(options.range[0])
+            self.high.setValue(options.range[1])
+        self.range.setCurrentIndex(3 if fixed else list(_RANGES.values()).index(options.range))
+        self._ends.setVisible(fixed)
+        self.self_ensemble.setChecked(options.self_ensemble)
+
+    def show_devices(self, devices: dict[str, str], *, more: bool = False) -> None:
+        """List devices by name and label; `more` offers to look for others."""
+        chosen = self.device.currentData()
+        self.device.blockSignals(True)
+        self.device.clear()
+        for name, label in devices.items():
+            self.device.addItem(label, name)
+        if chosen and chosen not in devices:
+            self.device.addItem(chosen, chosen)
+        if more:
+            self.device.addItem("look for GPUs ...", None)
+        self.device.setCurrentIndex(max(0, self.device.findData(chosen)))
+        self.device.blockSignals(False)
+
+    def _device_chosen(self) -> None:
+        if self.device.currentData() is None:
+            self.device.setCurrentIndex(0)
+            self.devices_wanted.emit()
+        else:
+            self.changed.emit()
+
+    def _strength_moved(self) -> None:
+        self._percent.setText(f"{self.strength.value()} %")
+        self.changed.emit()
+
+    def _range_chosen(self) -> None:
+        self._ends.setVisible(self.range.currentIndex() == 3)
+        self.changed.emit()
+
+    def _rule(self) -> RangeRule | None:
+        rule = _RANGES[self.range.currentText()]
+        return (self.low.value(), self.high.value()) if rule == () else rule
+
+    def _fold(self, opened: bool) -> None:
+        self._more.setVisible(opened)
+        self.unfold.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
+
+
+class ModelBox(QWidget):
+    """Choose a model: one of the list, or a file; its card on demand."""
+
+    chosen = Signal()
+
+    def __init__(self, automatic: bool = True) -> None:
+        super().__init__()
+        self._automatic = automatic
+        self._files: list[str] = []
+        self.box = _ListBox(self.refresh)
+        self.box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.box.setMinimumContentsLength(18)
+        self.card = QToolButton()
+        self.card.setText("Card")
+        self.card.setToolTip("What the model is good for, how it was made, where it fails")
+        self.title = _note()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        layout.addWidget(_side_by_side(self.box, self.card))
+        layout.addWidget(self.title)
+        self.refresh()
+        self._told()
+        self.box.currentIndexChanged.connect(self._changed)
+        self.card.clicked.connect(self.show_card)
+
+    def value(self) -> str:
+        """Name or file; empty for automatic."""
+        return self.box.currentData() or ""
+
+    def set_value(self, model: str) -> None:
+        """Choose a name or a file."""
+        if self.box.findData(model) < 0:
+            self._files.append(model)
+            self.refresh()
+        self.box.setCurrentIndex(max(0, self.box.findData(model)))
+        self._told()
+
+    def refresh(self) -> None:
+        """List what is there now; models may have been added since."""
+        before = self.box.currentData()
+        self.box.blockSignals(True)
+        self.box.clear()
+        if self._automatic:
+            self.box.addItem(_AUTO, "")
+        for name in (*shelf.everything(), *self._files):
+            self.box.addItem(Path(name).name, name)
+        self.box.addItem("a file ...", None)
+        self.box.setCurrentIndex(max(0, self.box.findData(before)))
+        self.box.blockSignals(False)
+
+    def show_card(self) -> None:
+        """Open the card in a window of its own."""
+        path = self._path()
+        dialog = QDialog(self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.setWindowTitle(f"Model card: {path.stem}")
+        text = QTextBrowser()
+        text.setOpenExternalLinks(True)
+        card = path.with_suffix(".md")
+        if card.is_file():
+            text.setMarkdown(card.read_text(encoding="utf-8"))
+        else:
+            text.setPlainText(f"{path}\n\nNo card lies beside this model.")
+        QVBoxLayout(dialog).addWidget(text)
+        dialog.resize(640, 640)
+        dialog.show()
+
+    def _changed(self) -> None:
+        if self.box.currentData() is None:
+            kinds = " ".join(f"*{kind}" for kind in shelf.KINDS)
+            path, _ = QFileDialog.getOpenFileName(self, "A model", "", f"Models ({kinds})")
+            self.set_value(path) if path else self.box.setCurrentIndex(0)
+            return
+        self._told()
+        self.chosen.emit()
+
+    def _path(self) -> Path:
+        name = self.value() or shelf.DEFAULT
+        return shelf.everything().get(name, Path(name))
+
+    def _told(self) -> None:
+        if not self.value():
+            self.title.setText("The shipped model that fits the image's colours.")
+            return
+        self.title.setText(_title(self._path()))
+
+
+class _ListBox(QComboBox):
+    """A box that lists anew whenever it opens."""
+
+    def __init__(self, refresh) -> None:
+        super().__init__()
+        self._refresh = refresh
+
+    def showPopup(self) -> None:  # noqa: N802 (Qt's name)
+        self._refresh()
+        super().showPopup()
+
+
+def _title(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("title", "")
+    except (SafetensorError, OSError):
+        return ""  # said when it is used, in full
+
+
+def _note() -> QLabel:
+    label = QLabel()
+    label.setWordWrap(True)
+    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    label.setEnabled(False)  # grey, as napari's own notes
+    return label
+
+
+def _spin_box(low: int, high: int, special: str, tip: str) -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(low, high)
+    box.setSpecialValueText(special)
+    box.setToolTip(tip)
+    box.setKeyboardTracking(False)
+    return box
+
+
+def _value_box(value: float) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(-1e12, 1e12)
+    box.setDecimals(3)
+    box.setValue(value)
+    box.setKeyboardTracking(False)
+    return box
+
+
+def _side_by_side(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for number, widget in enumerate(widgets):
+        layout.addWidget(widget, stretch=1 if number == 0 else 0)
+    return row
