@@ -1,0 +1,120 @@
+"""Noisy images with their truth, made from photographs inside scikit-image: nothing is downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LayerData = tuple[NDArray[Any], dict[str, Any], str]
+
+_SIGMA = 25  # of 255; what the README's photograph has
+_GAIN, _READ_NOISE = 0.03, 0.02  # of full scale: the brightest pixel is 33 photons
+_PIXEL = 0.25  # micrometres
+_STEP, _SECONDS = 1.0, 30.0  # between planes, between frames
+_FRAMES, _PLANES = 3, 7
+_ROW, _COLUMN, _SIDE = 230, 200, 256  # where the stack lies in the tissue
+
+
+def photograph() -> list[LayerData]:
+    """An RGB photograph with Gaussian noise."""
+    from skimage import data
+
+    clean = data.chelsea()
+    noise = np.random.default_rng(0).normal(0, _SIGMA, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
+    return _layers("photograph", noisy, clean, rgb=True)
+
+
+def cells() -> list[LayerData]:
+    """Stained tissue as a fluorescence microscope would see it with few photons."""
+    nuclei, membranes = _stains()
+    clean = np.clip(nuclei + 0.3 * membranes, 0, 1)
+    noisy = _expose(clean)
+    scale, units = (_PIXEL,) * 2, ("um",) * 2
+    return _layers("cells", noisy, _digital(clean), scale=scale, units=units, axis_labels=("y", "x"))
+
+
+def stack() -> list[LayerData]:
+    """The same tissue in depth and time: planes go out of focus, the stage drifts, the dye bleaches."""
+    nuclei, membranes = _stains()
+    rng = np.random.default_rng(1)
+    depths = [_relief(rng, nuclei.shape, middle) for middle in (2.0, 4.5)]
+    planes = [
+        np.clip(sum(_defocus(*part, plane) for part in zip((nuclei, membranes), depths, strict=True)), 0, 1)
+        for plane in range(_PLANES)
+    ]
+    drift = [(_ROW + 8 * frame, _COLUMN + 5 * frame) for frame in range(_FRAMES)]
+    clean = np.array(
+        [
+            [0.9**frame * plane[row : row + _SIDE, column : column + _SIDE] for plane in planes]
+            for frame, (row, column) in enumerate(drift)
+        ]
+    )
+    noisy = _expose(clean)
+    return _layers(
+        "stack",
+        noisy,
+        _digital(clean),
+        scale=(_SECONDS, _STEP, _PIXEL, _PIXEL),
+        units=("s", "um", "um", "um"),
+        axis_labels=("t", "z", "y", "x"),
+    )
+
+
+def _layers(name: str, noisy: NDArray[Any], clean: NDArray[Any], **settings: Any) -> list[LayerData]:
+    """The noisy layer comes last: it lies on top and is selected."""
+    # Both by the same limits, or napari would stretch the noise away.
+    limits = (0, float(np.quantile(noisy, 0.999))) if noisy.dtype == np.uint16 else (0, 255)
+    settings |= {"contrast_limits": limits}
+    return [
+        (clean, settings | {"name": f"Truth of {name}", "visible": False}, "image"),
+        (noisy, settings | {"name": f"Noisy {name}"}, "image"),
+    ]
+
+
+def _stains() -> tuple[NDArray[Any], NDArray[Any]]:
+    """Nuclei and membranes, 0 to 1, bright where the tissue took the dye up."""
+    from scipy.ndimage import gaussian_filter
+    from skimage import color, data
+
+    stains = color.rgb2hed(data.immunohistochemistry())
+    parts = [gaussian_filter(stains[..., i], 0.7) for i in (0, 2)]  # the photograph has some noise of its own
+    bounds = [np.quantile(part, (0.02, 0.998)) for part in parts]
+    nuclei, membranes = (
+        np.clip((p - low) / (high - low), 0, 1) for p, (low, high) in zip(parts, bounds, strict=True)
+    )
+    return nuclei, membranes
+
+
+def _relief(rng: np.random.Generator, shape: tuple[int, ...], middle: float) -> NDArray[Any]:
+    """Which plane every pixel is sharp in."""
+    from scipy.ndimage import gaussian_filter
+
+    rough = gaussian_filter(rng.standard_normal(shape), 40)
+    return middle + 1.2 * rough / rough.std()
+
+
+def _defocus(part: NDArray[Any], depth: NDArray[Any], plane: int) -> NDArray[Any]:
+    """What a plane sees: blurred and dimmer, the further it lies from where a pixel is sharp."""
+    from scipy.ndimage import gaussian_filter
+
+    distance = np.minimum(np.abs(depth - plane), _PLANES)
+    seen = np.zeros_like(part)
+    for level in range(_PLANES + 1):  # blurs of whole distances, and between them their mixture
+        weight = np.clip(1 - np.abs(distance - level), 0, None)
+        seen += weight * gaussian_filter(part, 1.5 * level) / (1 + 0.5 * level)
+    return seen
+
+
+def _expose(clean: NDArray[Any]) -> NDArray[Any]:
+    """Photons arrive at random, and reading them out adds noise."""
+    rng = np.random.default_rng(2)
+    photons = rng.poisson(clean / _GAIN) * _GAIN
+    return _digital(photons + rng.normal(0, _READ_NOISE, clean.shape))
+
+
+def _digital(image: NDArray[Any]) -> NDArray[Any]:
+    """16 bits, with room for what chance makes brighter than the brightest."""
+    return (65535 * np.clip(0.05 + 0.7 * image, 0, 1)).round().astype(np.uint16)
