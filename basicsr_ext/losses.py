@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kbnet_plugin.blindspot import NORMS, masked_loss
+
 
 class PSNRLoss(nn.Module):
     """Negative PSNR in dB of images in 0..1, mean over the batch.
@@ -65,3 +67,25 @@ class FrequencyLoss(nn.Module):
         difference = pred - target if weight is None else (pred - target) * weight
         spectrum = torch.view_as_real(torch.fft.rfft2(difference.float()))
         return self.loss_weight * spectrum.abs().mean()
+
+
+class BlindSpotLoss(nn.Module):
+    """Mean error at the pixels whose target is a number; the datasets without truth put NaN elsewhere.
+
+    Parameters
+    ----------
+    loss_weight : float
+        Factor.
+    norm : str
+        ``"l2"`` or ``"l1"``; see `kbnet_plugin.blindspot.masked_loss`.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, norm: str = "l2") -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"BlindSpotLoss: norm must be {' or '.join(NORMS)}, not {norm!r}")
+        self.loss_weight, self.norm = loss_weight, norm
+
+    def forward(self, pred: Tensor, target: Tensor, **_: Any) -> Tensor:
+        """Loss of (B, C, H, W) against the same, NaN where it must not look."""
+        return self.loss_weight * masked_loss(pred, target, self.norm)

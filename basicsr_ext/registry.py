@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 from kbnet_plugin import KBNet_l, KBNet_s
 
-from . import data, losses, metrics, model
+from . import data, losses, metrics, model, noisy
 from .base import ALIASES, Mended, scheduler_classes
 from .errors import BadInput, nearest, one_line
 from .files import use_shared_lmdb
@@ -42,9 +42,11 @@ OURS: dict[str, tuple[Any, ...]] = {
         data.Dataset_GaussianDenoising,
         data.Dataset_PoissonGaussianDenoising,
         data.Dataset_DefocusDeblur_DualPixel_16bit,
+        noisy.Dataset_BlindSpot,
+        noisy.Dataset_PlanePairs,
     ),
     "MODEL_REGISTRY": (model.ImageCleanModel,),
-    "LOSS_REGISTRY": (losses.PSNRLoss, losses.FrequencyLoss),
+    "LOSS_REGISTRY": (losses.PSNRLoss, losses.FrequencyLoss, losses.BlindSpotLoss),
     "METRIC_REGISTRY": (
         metrics.calculate_psnr_clamped,
         metrics.calculate_ssim_clamped,

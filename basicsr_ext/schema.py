@@ -101,18 +101,11 @@ METRICS: dict[str, type[BaseModel]] = {
 }
 
 
-class _Dataset(Section):
+class _Crops(Section):
     name: Text | None = _key(None, "how the log calls it; null: its key under datasets")
     type: str = _key(..., "class")
-    dataroot_gt: str | None = _key(None, "clean images: a folder, *.lmdb, or package:PACKAGE/FOLDER")
-    dataroot_lq: str | None = _key(None, "degraded images, where they are not made from the clean ones")
-    meta_info_file: str | None = _key(None, "text file that lists the names to use")
-    files: list[str] | None = _key(None, "the names to use")
-    filename_tmpl: str = _key("{}", "name of a degraded image for the name of a clean one")
     io_backend: Backend = _key(Backend(), "disk or lmdb")
     in_ch: Literal[1, 3] = _key(3, "channels to read: 1 gray, 3 colour")
-    pad_small: bool = _key(False, "reflect images smaller than the crop, instead of refusing them")
-    reduce: Count = _key(1, "reduce large clean images by a random whole factor up to this before cropping")
     cache_images: bool = _key(False, "keep decoded images in memory")
     geometric_augs: bool | None = _key(None, "train on a random one of the 8 flips and turns")
     use_hflip: bool = _key(False, "stock BasicSR's name for half of geometric_augs; does the same")
@@ -131,6 +124,16 @@ class _Dataset(Section):
     num_prefetch_queue: Count | None = _key(None, "without effect")
     pin_memory: bool | None = _key(None, "without effect: done with CUDA")
     persistent_workers: bool | None = _key(None, "without effect: they always are")
+
+
+class _Dataset(_Crops):
+    dataroot_gt: str | None = _key(None, "clean images: a folder, *.lmdb, or package:PACKAGE/FOLDER")
+    dataroot_lq: str | None = _key(None, "degraded images, where they are not made from the clean ones")
+    meta_info_file: str | None = _key(None, "text file that lists the names to use")
+    files: list[str] | None = _key(None, "the names to use")
+    filename_tmpl: str = _key("{}", "name of a degraded image for the name of a clean one")
+    pad_small: bool = _key(False, "reflect images smaller than the crop, instead of refusing them")
+    reduce: Count = _key(1, "reduce large clean images by a random whole factor up to this before cropping")
 
 
 class Paired(_Dataset):
@@ -160,6 +163,25 @@ class DualPixel(_Dataset):
     dataroot_lqR: str | None = _key(None, "right views")  # noqa: N815
 
 
+class _Noisy(_Crops):
+    dataroot_lq: str = _key(..., "noisy stack or picture (.npy, TIFF, OME-Zarr, PNG), or a folder")
+    in_ch: Literal[1, 3] = _key(1, "channels that the network sees together: 1, or 3 colours")
+    axes: str | None = _key(None, "a letter of T Z C S Y X for every axis; null: as file or shape say")
+    range: list[Number] | None = _key(None, "the two values that become 0 and 1; null: found from the pixels")
+
+
+class BlindSpot(_Noisy):
+    type: Literal["Dataset_BlindSpot"] = _key(..., "noisy pictures; a few pixels are hidden (Noise2Void)")
+    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.01")
+    stand_in: Literal["uniform", "median"] | None = _key(None, "what is seen there; null: uniform")
+
+
+class PlanePairs(_Noisy):
+    type: Literal["Dataset_PlanePairs"] = _key(..., "noisy planes that show the same twice (Noise2Noise)")
+    dataroot_gt: str | None = _key(None, "a second recording, plane for plane; null: planes that follow")
+    pair_axis: Literal["T", "Z", "C"] | None = _key(None, "axis along which they follow; null: T, or else Z")
+
+
 class KBNetS(Section):
     type: Literal["KBNet_s"] = _key(..., "the small network")
     img_channel: Count = _key(3, "channels of the image")
@@ -187,7 +209,7 @@ class KBNetL(Section):
 
 BY_TYPE: dict[str, dict[str, type[BaseModel]]] = {
     "dataset": {get_args(c.model_fields["type"].annotation)[0]: c
-                for c in (Paired, Gaussian, PoissonGaussian, DualPixel)},
+                for c in (Paired, Gaussian, PoissonGaussian, DualPixel, BlindSpot, PlanePairs)},
     "network": {"KBNet_s": KBNetS, "KBNet_l": KBNetL},
     "metric": METRICS,
 }  # fmt: skip

@@ -1,0 +1,161 @@
+"""Learning from noisy pictures alone: which pixels are hidden, what stands in for them, what the loss sees.
+
+Noise2Void (Krull et al., arXiv 1811.10980) hides a few pixels and asks for their noisy values. Signal can be
+told from the surroundings and noise that is independent from pixel to pixel cannot, so the best answer is the
+signal. Noise2Void2 (Hoeck et al., arXiv 2211.08512) puts the median of the surroundings in the hidden places.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Stand = Literal["median", "uniform"]
+Norm = Literal["l2", "l1"]
+
+STANDS: tuple[str, ...] = get_args(Stand)
+NORMS: tuple[str, ...] = get_args(Norm)
+
+SHARE = 0.01
+STAND: Stand = "uniform"
+RADIUS = 2
+"""Of the surroundings, in pixels: 5 x 5, the hidden pixel left out."""
+
+
+def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """Choose the pixels to hide: one at random in every box of a grid.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width of the picture.
+    share : float
+        Of its pixels, above 0 and at most 1; the boxes hold about 1 / share pixels.
+    generator : numpy Generator
+
+    Returns
+    -------
+    rows, columns : ndarray of int
+        No pixel twice.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"the share of hidden pixels must be above 0 and at most 1, not {share:g}")
+    counts = [max(1, round(side * share**0.5)) for side in size]
+    steps = (np.arange(n) for n in counts)
+    boxes = np.meshgrid(*steps, indexing="ij")
+    rows, columns = (
+        ((box + generator.random(box.shape)) * (side / n)).astype(np.intp).ravel()
+        for box, side, n in zip(boxes, size, counts, strict=True)
+    )
+    return rows, columns
+
+
+def stand_ins(
+    picture: NDArray[np.float32],
+    rows: NDArray[Any],
+    columns: NDArray[Any],
+    stand: Stand,
+    generator: np.random.Generator,
+    radius: int = RADIUS,
+) -> NDArray[np.float32]:
+    """Values to put in the place of some pixels, none of which sees the pixel itself.
+
+    Parameters
+    ----------
+    picture : ndarray
+        (H, W, C); NaN counts as missing. Beyond its edges it is mirrored.
+    rows, columns : ndarray of int
+        The pixels.
+    stand : {"median", "uniform"}
+        Median of the surroundings, or one of their pixels drawn at random.
+    generator : numpy Generator
+    radius : int
+        Of the surroundings.
+
+    Returns
+    -------
+    ndarray
+        (pixels, C); 0 where all the surroundings are missing.
+    """
+    if stand not in STANDS:
+        raise ValueError(f"hidden pixels are replaced by {' or '.join(STANDS)}, not {stand!r}")
+    span = np.arange(-radius, radius + 1)
+    down, right = (offset.ravel() for offset in np.meshgrid(span, span, indexing="ij"))
+    around = (down != 0) | (right != 0)
+    down, right = down[around], right[around]
+    height, width = picture.shape[:2]
+    if stand == "uniform":
+        drawn = generator.integers(len(down), size=len(rows))
+        at = _mirrored(rows + down[drawn], height), _mirrored(columns + right[drawn], width)
+        return np.nan_to_num(picture[at], nan=0.0)
+    near = picture[_mirrored(rows[:, None] + down, height), _mirrored(columns[:, None] + right, width)]
+    missing = np.isnan(near)
+    if not missing.any():
+        return np.median(near, axis=1).astype(np.float32)
+    # Not nanmedian: it warns where nothing is there.
+    ordered = np.sort(near, axis=1)  # NaN last
+    count = (~missing).sum(axis=1, keepdims=True)
+    low, high = (np.take_along_axis(ordered, n.clip(min=0), 1) for n in ((count - 1) // 2, count // 2))
+    middle: NDArray[np.float32] = np.nan_to_num((low + high)[:, 0] / 2, nan=0.0).astype(np.float32)
+    return middle
+
+
+def _mirrored(index: NDArray[Any], side: int) -> NDArray[Any]:
+    """Indices beyond the edges reflected, without repeating the edge; of a thin picture, clipped."""
+    index = np.abs(index)
+    return (side - 1 - np.abs(side - 1 - index)).clip(0, side - 1)
+
+
+def blind(
+    picture: NDArray[np.float32],
+    generator: np.random.Generator,
+    share: float = SHARE,
+    stand: Stand = STAND,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Hide some pixels of a noisy picture.
+
+    Parameters
+    ----------
+    picture : ndarray
+        (H, W, C); NaN where a value is missing. All channels of a pixel are hidden together.
+    generator : numpy Generator
+    share, stand
+        As in `hidden` and `stand_ins`.
+
+    Returns
+    -------
+    seen : ndarray
+        For the network: the picture with other values where it is hidden or missing.
+    wanted : ndarray
+        For `masked_loss`: the picture's values where it is hidden, NaN elsewhere.
+    """
+    rows, columns = hidden((picture.shape[0], picture.shape[1]), share, generator)
+    wanted = np.full_like(picture, np.nan)
+    wanted[rows, columns] = picture[rows, columns]
+    seen = filled(picture, generator)
+    seen[rows, columns] = stand_ins(picture, rows, columns, stand, generator)
+    return seen, wanted
+
+
+def filled(picture: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    """Copy of a picture (H, W, C) with the median of the surroundings where a value is missing (NaN)."""
+    whole = picture.copy()
+    if (missing := np.isnan(picture).any(axis=2)).any():
+        rows, columns = np.nonzero(missing)
+        whole[rows, columns] = stand_ins(picture, rows, columns, "median", generator)
+    return whole
+
+
+def masked_loss(output: Tensor, wanted: Tensor, norm: Norm = "l2") -> Tensor:
+    """Mean squared (l2) or absolute (l1) difference where `wanted` is a number; 0 where it nowhere is.
+
+    l2 finds the mean of noisy values, l1 their median; they differ where noise is skewed, as shot noise is.
+    """
+    known = ~torch.isnan(wanted)
+    difference = torch.where(known, output - wanted.nan_to_num(), 0)
+    error = difference.square() if norm == "l2" else difference.abs()
+    return error.sum() / known.sum().clamp(min=1)
