@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ SHIPPED = Path(__file__).parent / "zoo"
 PICKLED = (".pth", ".pt", ".ckpt")
 KINDS = (".safetensors", *PICKLED)
 """What files of weights end in."""
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 def folder() -> Path:
@@ -41,3 +44,11 @@ def everything() -> dict[str, Path]:
     for path in (*files(SHIPPED), *files(folder())):
         found.setdefault(path.stem, path)
     return found
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where a name cannot be that of a user's model; FileExistsError for a shipped one's."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a model; use letters, digits, '_', '-' and '.'")
+    if any(path.stem == name for path in files(SHIPPED)):
+        raise FileExistsError(f"{name} is a model that ships with kbnet; choose another name")

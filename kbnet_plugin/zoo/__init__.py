@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -19,7 +18,7 @@ from ..axes import layout
 from ..cost import Cost, count
 from ..nn import KBNet_l, KBNet_s
 from ..ranges import RangeRule, check_rule
-from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, folder
+from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder
 from ..shelf import KINDS as _KINDS
 from ..shelf import SHIPPED as _SHIPPED
 from ..shelf import files as _files
@@ -36,8 +35,6 @@ __all__ = [
     "folder",
     "models",
 ]
-
-_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +176,7 @@ def add(
     ValueError
         If the name will not do, or the checkpoint cannot be used.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a model; use letters, digits, '_', '-' and '.'")
-    if any(path.stem == name for path in _files(_SHIPPED)):
-        raise FileExistsError(f"{name} is a model that ships with kbnet; choose another name")
+    check_name(name)
     own = folder()
     old = [path for path in _files(own) if path.stem == name]
     if old and not overwrite:
