@@ -170,6 +170,75 @@ def restore_stack(
     FileExistsError
         If there is an unfinished result and `resume` is not set.
     """
+    with open_stack(source) as (array, info):
+        try:
+            arranged = layout(array.shape, axes or info.axes, restorer.channels[0])
+            shape = restorer.output_shape(array, arranged.axes)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        state = (source / "zarr.json") if (source / "zarr.json").is_file() else source
+        identity = f"{source.resolve()} {state.stat().st_mtime_ns if state.is_file() else 0}"
+        try:
+            with grow(target, arranged.axes, shape, array.dtype, info, resume=resume) as growing:
+                yield from restorer.restore_into(
+                    array,
+                    growing.array,
+                    arranged.axes,
+                    journal=growing.journal,
+                    identity=identity,
+                    client=client,
+                )
+        except DamagedError as error:
+            raise OSError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """A stack that is being written.
+
+    Attributes
+    ----------
+    array : Reordered
+        To write to, and of OME-Zarr to read from, along the axes that were asked for.
+    journal : Path
+        For `Restorer.restore_into`.
+    """
+
+    array: Reordered
+    journal: Path
+
+
+@contextmanager
+def grow(
+    target: Path,
+    axes: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    info: Info | None = None,
+    *,
+    resume: bool = False,
+) -> Iterator[Growing]:
+    """Write a stack piece by piece; it takes its name when the block ends well.
+
+    Parameters
+    ----------
+    target : path
+        TIFF or OME-Zarr, by its name.
+    axes, shape, dtype
+        Of what is written.
+    info : Info, optional
+        What the file is to say besides.
+    resume : bool
+        Continue what an interrupted block left, if it did.
+
+    Raises
+    ------
+    ValueError
+        If the axes do not fit the format.
+    FileExistsError
+        If there is an unfinished result and `resume` is not set.
+    """
+    info = info or Info()
     work = working_folder(target)
     if work.exists() and not resume:
         raise FileExistsError(
@@ -177,48 +246,37 @@ def restore_stack(
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder to write {target.name} to; create it first")
-    with open_stack(source) as (array, info):
-        try:
-            arranged = layout(array.shape, axes or info.axes, restorer.channels[0])
-            shape = restorer.output_shape(array, arranged.axes)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
-        to_zarr = is_zarr(target)
-        if not to_zarr and target.suffix.lower() not in _TIFF:
-            raise ValueError(
-                f"{target}: a stack is written as TIFF or OME-Zarr; end the name in .tif or .zarr"
-            )
-        order = _zarr_order(arranged.axes, target) if to_zarr else _tiff_order(arranged.axes)
-        stored = tuple(shape[arranged.axes.index(a)] for a in order)
-        work.mkdir(exist_ok=True)
-        try:
-            data = work / "data"
-            grown: Any
-            if to_zarr:
-                group = _open_group(data, info, order, stored, array.dtype, bool(arranged.together))
-                grown = group["0"]
-            else:
-                grown = RawArray(data, stored, array.dtype)
-            state = (source / "zarr.json") if (source / "zarr.json").is_file() else source
-            identity = f"{source.resolve()} {state.stat().st_mtime_ns if state.is_file() else 0}"
-            yield from restorer.restore_into(
-                array,
-                Reordered(grown, order, arranged.axes),
-                arranged.axes,
-                journal=work / "journal",
-                identity=identity,
-                client=client,
-            )
-            if to_zarr:
-                _finish_zarr(data, group, info, order, target)
-            else:
-                _finish_tiff(data, grown, info, order, target)
-        except DamagedError as error:
-            raise OSError(f"{source}: {error}") from error
-        finally:
-            if work.exists() and not _has_progress(work):
-                shutil.rmtree(work)
-        shutil.rmtree(work)
+    to_zarr = is_zarr(target)
+    if not to_zarr and target.suffix.lower() not in _TIFF:
+        raise ValueError(f"{target}: a stack is written as TIFF or OME-Zarr; end the name in .tif or .zarr")
+    order = _zarr_order(axes, target) if to_zarr else _tiff_order(axes)
+    stored = tuple(shape[axes.index(a)] for a in order)
+    work.mkdir(exist_ok=True)
+    try:
+        data = work / "data"
+        grown: Any
+        if to_zarr:
+            group = _open_group(data, info, order, stored, dtype)
+            grown = group["0"]
+        else:
+            grown = RawArray(data, stored, dtype)
+        yield Growing(Reordered(grown, order, axes), work / "journal")
+        if to_zarr:
+            _finish_zarr(data, group, info, order, target)
+        else:
+            _finish_tiff(data, grown, info, order, target)
+    finally:
+        if work.exists() and not _has_progress(work):
+            shutil.rmtree(work)
+    shutil.rmtree(work)
+
+
+def open_levels(path: Path, axes: str) -> list[Reordered]:
+    """Open every resolution of an OME-Zarr that `grow` wrote, along the axes that it was written by."""
+    zarr = _needs("zarr")
+    order = _zarr_order(axes, path)
+    group = zarr.open_group(path, mode="r")
+    return [Reordered(group[str(number)], order, axes) for number in range(len(list(group.array_keys())))]
 
 
 def working_folder(target: Path) -> Path:
@@ -273,12 +331,30 @@ class RawArray:
 
 
 class Reordered:
-    """An array that is written in another order of axes than its own."""
+    """An array that is read and written in another order of axes than its own."""
 
     def __init__(self, array: Any, own: str, axes: str) -> None:
         self._array, self._own, self._axes = array, own, axes
-        self.shape = tuple(array.shape[own.index(a)] for a in axes)
-        self.dtype = array.dtype
+        self.shape = tuple(int(array.shape[own.index(a)]) for a in axes)
+        self.dtype = np.dtype(array.dtype)
+        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[()], dtype)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        key = key if isinstance(key, tuple) else (key,)
+        if Ellipsis in key:
+            at = key.index(Ellipsis)
+            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
+        key += (slice(None),) * (self.ndim - len(key))
+        given = {a: k if isinstance(k, slice) else int(k) for a, k in zip(self._axes, key, strict=True)}
+        part = np.asarray(self._array[tuple(given[a] for a in self._own)])
+        kept = [a for a in self._own if isinstance(given[a], slice)]
+        return part.transpose([kept.index(a) for a in self._axes if isinstance(given[a], slice)])
 
     def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
         given = dict(zip(self._axes, key, strict=True))
@@ -378,9 +454,7 @@ def _zarr_order(axes: str, target: Path) -> str:
     return "".join(sorted(axes, key=lambda a: _OME_ORDER.index("C" if a == "S" else a)))
 
 
-def _open_group(
-    path: Path, info: Info, order: str, shape: tuple[int, ...], dtype: np.dtype[Any], together: bool
-) -> Any:
+def _open_group(path: Path, info: Info, order: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """Open the group that a result grows in, or make it, with its full resolution only."""
     zarr = _needs("zarr")
     if (path / "0").is_dir():
