@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from .batch import Step, choice, pair, plans, restore_files
 from .cost import count
 from .export import FORMATS as EXPORTS
 from .export import export
+from .fit import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Fit, Recipe, can_train
 from .lazy import connect
 from .restore import HALO, TILE, WINDOW, Restorer, find_device
 from .weights import identify
@@ -72,6 +73,16 @@ examples:
 In ONNX batch, height and width are free, from one pixel on; values are 0..1 in float32. The network's means
 are taken over the whole input: cut large pictures into tiles of about the pooling window (kbnet info MODEL).
 """
+_FIT_EXAMPLES = """\
+examples:
+  kbnet fit noisy.ome.tif --name my-cells                   hides pixels and learns them (Noise2Void)
+  kbnet fit frames.tif --name my-cells --method n2n         planes that show the same twice (Noise2Noise)
+  kbnet fit frames/ --name my-cells --start none --iterations 20000 --device cuda
+  kbnet restore noisy.ome.tif -o clean.ome.tif --model my-cells
+
+Ctrl-C stops and keeps what is learned; the same command goes on, with more --iterations too.
+
+"""
 _INFO_EXAMPLES = """\
 examples:
   kbnet info denoise-color    what a model is and what it costs
@@ -91,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _info(options.model)
         if options.command == "export":
             return _export(options)
+        if options.command == "fit":
+            return _fit(options)
         if options.command == "models":
             return _models(options.name, options.json)
         return _restore(options)
@@ -211,6 +224,42 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--format", choices=EXPORTS, help="by default what FILE ends in")
     exporting.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
+    fitting = commands.add_parser(
+        "fit",
+        help="learn a model from noisy pictures alone",
+        description="Learn a denoiser from a noisy stack without truth, and put it into the list of models.",
+        epilog=_FIT_EXAMPLES + "\n".join(textwrap.wrap(WHEN_IT_FAILS, 110)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fitting.add_argument(
+        "source", metavar="STACK", type=Path, help="TIFF, OME-Zarr, .npy, PNG or JPEG, or a folder of them"
+    )
+    fitting.add_argument("--name", required=True, help="of the model")
+    fitting.add_argument("--method", choices=METHODS, default=Recipe.method, help="n2v by default")
+    fitting.add_argument("--second", type=Path, help="n2n: another recording of the same, plane for plane")
+    fitting.add_argument(
+        "--pair-axis", choices=tuple("TZC"), help="n2n: planes follow along it; T, or else Z"
+    )
+    fitting.add_argument(
+        "--start",
+        help=f"a model to start from, or {SCRATCH}; by default the shipped one for gray, or for colour",
+    )
+    fitting.add_argument("--iterations", type=int, default=Recipe.iterations, help="%(default)s by default")
+    fitting.add_argument("--axes", help="what the axes of the input are: letters of T Z C S Y X")
+    fitting.add_argument(
+        "--range",
+        type=_range,
+        help="what spans 0..1, once for all planes: dtype, percentile, or LOW,HIGH; by default dtype for "
+        "8 bits, else percentile",
+    )
+    fitting.add_argument("--patch", type=int, default=Recipe.patch, help="side of a crop, %(default)s")
+    fitting.add_argument("--batch", type=int, help="crops of a step; 8, or 64 on a GPU")
+    fitting.add_argument("--learning-rate", type=float, help="1e-3 from nothing, 3e-4 from a model")
+    fitting.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    fitting.add_argument(
+        "--overwrite", action="store_true", help="begin anew, and replace a model of that name"
+    )
+
     # Only for the list of commands: main() hands them on before anything is parsed.
     for name, text in _BASICSR.items():
         commands.add_parser(name, help=f"{text}; see kbnet {name} --help")
@@ -218,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _delegate(arguments: list[str]) -> int:
-    if importlib.util.find_spec("basicsr") is None or importlib.util.find_spec("basicsr_ext") is None:
+    if not can_train():
         return _fail(
             f"{arguments[0]} needs BasicSR, which is not installed: pip install 'kbnet[train]'", BAD_INPUT
         )
@@ -346,6 +395,25 @@ def _export(options: argparse.Namespace) -> int:
     print(f"{output}  {output.stat().st_size / 1e6:.2f} MB")
     for size, difference in differences.items():
         print(f"  {size}: largest difference from torch {difference:.1e} of 0..1")
+    return GOOD
+
+
+def _fit(options: argparse.Namespace) -> int:
+    named = {field.name for field in dataclasses.fields(Recipe)} & vars(options).keys()
+    fit = Fit(
+        Recipe(**{name: getattr(options, name) for name in named}),
+        overwrite=options.overwrite,
+    )
+    print(f"{fit.summary}\n{WHEN_IT_FAILS if fit.recipe.method == 'n2v' else PAIRS_FAIL}")
+    with tqdm(total=fit.recipe.iterations, unit="it", disable=None, dynamic_ncols=True) as bar:
+        try:
+            for step in fit.run():
+                bar.update(step.iteration - bar.n)
+                bar.set_postfix(loss=f"{step.loss:.3e}", refresh=False)
+        except KeyboardInterrupt:  # leaving the loop has stopped the training
+            bar.write("stopped")
+    model = fit.save()
+    print(f"{model.path}\nkbnet restore {options.source} -o ... --model {model.name}")
     return GOOD
 
 

@@ -1,0 +1,468 @@
+"""A model learned from a noisy stack alone: `Fit` writes an experiment, runs it in a process of its own, and
+keeps what it learned as a model in the user's list.
+
+The loop is that of ``basicsr train``, which is started as a command: nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import zoo
+from ._files import atomic_path
+from ._version import __version__
+from .blindspot import SHARE, STAND, Norm, Stand
+from .planes import KEPT, Planes
+from .ranges import RangeRule
+from .restore import find_device
+from .shelf import check_name
+from .weights import identify, read_state_dict
+
+Method = Literal["n2v", "n2n"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+SCRATCH = "none"
+"""What `Recipe.start` calls weights drawn at random."""
+
+NETWORK: dict[str, Any] = {
+    "type": "KBNet_s",
+    "width": 16,
+    "enc_blk_nums": [1, 1],
+    "middle_blk_num": 2,
+    "dec_blk_nums": [1, 1],
+    "lightweight": True,
+    "ffn_scale": 1.5,
+}
+"""What is trained where nothing is started from."""
+
+WHEN_IT_FAILS = (
+    "It can only remove noise that is independent from pixel to pixel. What a camera demosaicked, what was "
+    "resampled, registered, compressed or denoised before, and line noise of scanners, has noise that "
+    "neighbours share: such noise is taken for signal and stays."
+)
+PAIRS_FAIL = (
+    "It takes for noise whatever differs between the two planes of a pair: what moves, bleaches or lies at "
+    "another depth is averaged away. Their noise must be independent of each other."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to learn from, and how; every default stands here.
+
+    Attributes
+    ----------
+    source : path or array
+        A noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
+    name : str
+        Of the model.
+    method : {"n2v", "n2n"}
+        Noise2Void: some pixels are hidden and learned from those around. Noise2Noise: planes that show the
+        same with other noise teach each other.
+    second : path, optional
+        For n2n: another recording of the same, plane for plane; by default planes follow each other.
+    pair_axis : str, optional
+        For n2n: axis along which they do; by default T, or else Z.
+    start : str or path, optional
+        A model to start from, or ``"none"``; by default the shipped one for the channels.
+    iterations : int
+    axes : str, optional
+        Of the source, as for `Restorer`.
+    range : "dtype", "percentile" or (float, float), optional
+        What becomes 0 and 1, fixed for the whole source and kept with the model; see `Planes.range`.
+    patch, batch : int
+        Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
+    learning_rate : float, optional
+        By default 1e-3 from the start, 3e-4 from a model.
+    share, stand : float, str
+        Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
+    norm : {"l2", "l1"}
+        Of the loss.
+    network : mapping
+        Arguments of the network where it starts from nothing, but for its channels.
+    device : str
+        As for `Restorer`, but CUDA or CPU.
+    precision : {"fp32", "bf16", "fp16"}, optional
+        By default bf16 on a GPU that has it.
+    workers : int, optional
+        Processes that cut crops; by default none on a CPU.
+    seed : int
+    """
+
+    source: str | PathLike[str] | NDArray[Any]
+    name: str
+    method: Method = "n2v"
+    second: str | PathLike[str] | None = None
+    pair_axis: str | None = None
+    start: str | PathLike[str] | None = None
+    iterations: int = 2000
+    axes: str | None = None
+    range: RangeRule | None = None
+    patch: int = 64
+    batch: int | None = None
+    learning_rate: float | None = None
+    share: float = SHARE
+    stand: Stand = STAND
+    norm: Norm = "l2"
+    network: Mapping[str, Any] | None = None
+    device: str = "auto"
+    precision: str | None = None
+    workers: int | None = None
+    seed: int = 0
+
+
+class Step(NamedTuple):
+    """Where a run is: the loss of one batch, now and then."""
+
+    iteration: int
+    total: int
+    loss: float
+
+
+class Fit:
+    """A run of a recipe, or what goes on with one.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    overwrite : bool
+        Begin anew where a run of that name was begun, and replace the model of that name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the source cannot be read or does not fit the network, or the recipe cannot work.
+    FileExistsError
+        If a model of that name is there, or a run of that name was begun by another recipe.
+
+    Examples
+    --------
+    >>> fit = Fit(Recipe(source="stack.tif", name="my-cells"))  # doctest: +SKIP
+    >>> for iteration, total, loss in fit.run():  # doctest: +SKIP
+    ...     print(iteration, total, loss)
+    >>> model = fit.save()  # doctest: +SKIP
+    """
+
+    def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        if not can_train():
+            raise ValueError("training needs BasicSR, which is not installed: pip install 'kbnet[train]'")
+        check_name(recipe.name)
+        if recipe.method not in METHODS:
+            raise ValueError(f"method must be {' or '.join(METHODS)}, not {recipe.method!r}")
+        if recipe.iterations < 1:
+            raise ValueError(f"iterations must be 1 at least, not {recipe.iterations}")
+        self.recipe, self.overwrite = recipe, overwrite
+        root = zoo.folder() / "fits"
+        self.folder = root / recipe.name
+        self.option_file = root / f"{recipe.name}.yml"
+        self.console = root / f"{recipe.name}.log"
+        self._copy = root / f"{recipe.name}.npy"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        device = find_device(recipe.device)
+        if device.type not in ("cpu", "cuda"):
+            device = torch.device("cpu")  # the loop knows no other
+        self.device = device
+        source, axes = recipe.source, recipe.axes
+        if isinstance(source, str | PathLike):
+            planes = Planes(source, axes)
+            self.source = Path(source).absolute()
+        else:
+            root.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self._copy) as temporary:
+                np.save(temporary, np.asarray(source), allow_pickle=False)
+            planes, self.source = Planes(self._copy, axes), self._copy
+        self.planes = planes
+        self.range = planes.range(recipe.range)
+        smallest = min(min(planes.size(n)) for n in range(len(planes)))
+        self.patch = min(recipe.patch, smallest)
+        if recipe.method == "n2n" and recipe.second is None:
+            planes.pairs(recipe.pair_axis)  # raises where there are none
+        self.options = self._options()
+        self.resumes = self._check_former()
+
+    def run(self) -> Generator[Step, None, None]:
+        """Train, and say now and then where it is; a run that was begun goes on.
+
+        Closing the generator, or an exception in the loop over it, stops the training as `stop` does.
+
+        Raises
+        ------
+        ValueError
+            If training ended by a fault; one line that says which, as the process did.
+        """
+        self._write()
+        environment = dict(os.environ)
+        here = str(Path(__file__).resolve().parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+        if self.device.index is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.device.index)
+        command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(self.option_file)]
+        with self.console.open("wb") as console:
+            # A session of its own: Ctrl-C is for us to hear, and we ask the process to save once.
+            self._process = process = subprocess.Popen(
+                [*command, "--auto_resume"],
+                cwd=self.option_file.parent,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if self._stopped:
+            process.terminate()
+        seen = 0
+        try:
+            while True:
+                running = process.poll() is None  # before reading: what it wrote last is read too
+                for step in self._steps(seen):
+                    seen = step.iteration
+                    yield step
+                if not running:
+                    break
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode not in (0, 128 + 15) and not self._stopped:
+            raise ValueError(self._complaint(process.returncode))
+
+    def stop(self) -> None:
+        """Ask the training to end after its step, from any thread; what it learned is kept."""
+        self._stopped = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    @property
+    def summary(self) -> str:
+        """What is about to be learned from what, for people."""
+        (height, width), low_high = self.planes.size(0), "{:g} to {:g}".format(*self.range)
+        start = self.options["path"]["pretrain_network_g"]
+        return (
+            f"{len(self.planes):,} plane(s) of {height} x {width}, {self.planes.channels} channel(s); "
+            f"{low_high} is 0..1; {self.recipe.method} from {Path(start).stem if start else 'nothing'} "
+            f"on {self.device}" + (f"; going on after {self.iteration:,} steps" if self.resumes else "")
+        )
+
+    @property
+    def iteration(self) -> int:
+        """Of the last checkpoint; 0 where there is none."""
+        states = (p for p in (self.folder / "training_states").glob("*.state") if p.stem.isdigit())
+        return max((int(p.stem) for p in states), default=0)
+
+    def save(self) -> zoo.Model:
+        """Put what was learned into the user's list of models.
+
+        Raises
+        ------
+        ValueError
+            If nothing was learned yet.
+        """
+        if not (iteration := self.iteration):
+            raise ValueError(f"{self.recipe.name}: stopped before anything was learned; nothing is kept")
+        return zoo.add(
+            self.folder / "models" / f"net_g_{iteration}.pth",
+            self.recipe.name,
+            title=f"learned from {self.source.name} without truth ({self.recipe.method}, {iteration:,} its)",
+            task="denoise",
+            window=self.patch * 3 // 2,
+            range=self.range,
+            card=self._card(iteration),
+            overwrite=True,
+        )
+
+    def _options(self) -> dict[str, Any]:
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        start = recipe.start
+        if start is None:
+            start = "denoise-micro" if self.planes.channels == 1 else zoo.DEFAULT
+        weights = None
+        if start == SCRATCH:
+            network = {**NETWORK, **(recipe.network or {}), "img_channel": self.planes.channels}
+        else:
+            model = zoo.find(start)
+            if model.channels != self.planes.channels:
+                raise ValueError(
+                    f"{model.name} takes {model.channels} channel(s), {self.source.name} has "
+                    f"{self.planes.channels}; start from another model, or from {SCRATCH!r}"
+                )
+            weights = str(model.path.absolute())
+            variant, arguments = identify(read_state_dict(model.path))
+            network = {"type": variant.__name__, **arguments}
+        train: dict[str, Any] = {
+            "type": "Dataset_BlindSpot" if recipe.method == "n2v" else "Dataset_PlanePairs",
+            "dataroot_lq": str(self.source),
+            "in_ch": self.planes.channels,
+            "range": list(self.range),
+            "gt_size": self.patch,
+            "batch_size_per_gpu": recipe.batch or (64 if cuda else 8),
+            "num_worker_per_gpu": (min(8, os.cpu_count() or 1) if cuda else 0)
+            if recipe.workers is None
+            else recipe.workers,
+            "geometric_augs": True,
+            "cache_images": self.planes.nbytes <= KEPT,
+        }
+        if recipe.axes:
+            train["axes"] = recipe.axes
+        if recipe.method == "n2v":
+            train |= {"share": recipe.share, "stand_in": recipe.stand}
+        else:
+            if recipe.second is not None:
+                train["dataroot_gt"] = str(Path(recipe.second).absolute())
+            if recipe.pair_axis:
+                train["pair_axis"] = recipe.pair_axis
+        bf16 = cuda and torch.cuda.is_bf16_supported()
+        rate = recipe.learning_rate or (1e-3 if weights is None else 3e-4)
+        total = recipe.iterations
+        return {
+            "name": recipe.name,
+            "model_type": "ImageCleanModel",
+            "num_gpu": "auto" if cuda else 0,
+            "manual_seed": recipe.seed,
+            "datasets": {"train": train},
+            "network_g": network,
+            "path": {"experiments_root": str(self.folder.parent), "pretrain_network_g": weights},
+            "train": {
+                "total_iter": total,
+                "precision": recipe.precision or ("bf16" if bf16 else "fp32"),
+                "optim_g": {"type": "AdamW", "lr": rate, "weight_decay": 1e-4, "betas": [0.9, 0.99]},
+                "scheduler": {
+                    "type": "CosineAnnealingRestartCyclicLR",
+                    "periods": [total],
+                    "restart_weights": [1],
+                    "eta_mins": [1e-6],
+                },
+                "warmup_iter": min(50, max(1, total // 10)),
+                "ema_decay": 0.99 if total < 3000 else 0.999,
+                "pixel_opt": {"type": "BlindSpotLoss", "norm": recipe.norm},
+                "grad_clip": 0.1,
+            },
+            "logger": {
+                "print_freq": max(1, min(20, total // 50)),
+                "save_checkpoint_freq": max(1, min(500, total // 4)),
+                "keep_checkpoints": 2,
+            },
+        }
+
+    def _check_former(self) -> bool:
+        """Whether a run is there to go on with; raise where it would be another one's."""
+        name = self.recipe.name
+        if self.overwrite:
+            return False
+        try:
+            former = json.loads(self.option_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if any(model.name == name for model in zoo.models()):
+                raise FileExistsError(
+                    f"there is a model called {name} already; choose another name, or overwrite it"
+                ) from None
+            return False
+        except ValueError:
+            former = {}
+        if changed := _changed(former, self.options):
+            raise FileExistsError(
+                f"{name} was begun with other settings ({', '.join(changed)}); choose another name, or "
+                "overwrite it"
+            )
+        return self.iteration > 0
+
+    def _write(self) -> None:
+        self.option_file.parent.mkdir(parents=True, exist_ok=True)
+        if not self.iteration or self.overwrite:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.overwrite = False  # once: another run() of this one goes on
+        with atomic_path(self.option_file) as temporary:  # JSON is YAML
+            temporary.write_text(json.dumps(self.options, indent=1) + "\n", encoding="utf-8")
+
+    def _steps(self, after: int) -> list[Step]:
+        try:
+            text = (self.folder / "history.csv").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        rows = (row for row in csv.reader(whole.splitlines()) if len(row) == 3 and row[1] == "l_pix")
+        total = self.recipe.iterations
+        return [Step(int(i), total, float(loss)) for i, _, loss in rows if int(i) > after]
+
+    def _complaint(self, status: int) -> str:
+        lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line.removeprefix("basicsr: ") for line in lines if line.startswith("basicsr: ")]
+        if said:
+            return said[-1]
+        last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
+        return f"training ended by a fault ({last}); {self.console} says more"
+
+    def _card(self, iteration: int) -> str:
+        recipe, network = self.recipe, self.options["network_g"]
+        started = self.options["path"]["pretrain_network_g"]
+        how = {
+            "n2v": f"Noise2Void: {recipe.share:.1%} of the pixels hidden, {recipe.stand} in their place",
+            "n2n": "Noise2Noise: pairs of planes that show the same",
+        }[recipe.method]
+        settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
+        low, high = self.range
+        again = [f"kbnet fit {self.source}", f"--name {recipe.name}", f"--method {recipe.method}"]
+        again += [f"--axes {recipe.axes}"] if recipe.axes else []
+        again += [f"--range {low!r},{high!r}", f"--iterations {recipe.iterations}"]
+        fails = WHEN_IT_FAILS if recipe.method == "n2v" else PAIRS_FAIL
+        batch = self.options["datasets"]["train"]["batch_size_per_gpu"]
+        return "\n".join(
+            (
+                f"# {recipe.name}",
+                "",
+                f"Removes the noise of recordings like {self.source.name}; learned from it without truth.",
+                "",
+                f"- learned from: {self.source}, {len(self.planes):,} plane(s), {self.planes.dtype}",
+                f"- by: {how}",
+                f"- values from {low:g} to {high:g} are 0..1 for the network; it knows no other exposure",
+                f"- {iteration:,} of {recipe.iterations:,} steps of {batch}"
+                f" crops of {self.patch} x {self.patch}, loss {recipe.norm}, seed {recipe.seed}",
+                f"- network: {network['type']}, {settings}; started from "
+                f"{Path(started).stem if started else 'nothing'}",
+                f"- kbnet {__version__}, torch {torch.__version__}",
+                f"- command: `{' '.join(again)}`",
+                "",
+                "## Where it fails",
+                "",
+                fails,
+                "",
+                "Look at the difference of input and output: structure there means that signal was taken",
+                "away. It was compared with no truth, as there is none.",
+                "",
+            )
+        )
+
+
+def can_train() -> bool:
+    """Whether the extra `train` is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("basicsr", "basicsr_ext"))
+
+
+def _changed(before: Any, now: Any, where: str = "") -> list[str]:
+    """Keys that differ, apart from those that a run may go on with."""
+    if where in ("train.total_iter", "train.scheduler", "train.warmup_iter", "train.ema_decay", "logger"):
+        return []
+    if where in ("num_gpu", "train.precision", "datasets.train.num_worker_per_gpu"):
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [where]
+    keys = dict.fromkeys([*now, *before])
+    inner = (_changed(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
+    return [place for places in inner for place in places]
