@@ -291,7 +291,7 @@ class Restorer:
         tile = self.tile
         if tile is None and journal is not None:
             tile = (read_settings(Path(journal)) or {}).get("tile")
-        tile = tile or self._fitting_tile()
+        tile = tile or self.fitting_tile()
         return self._restore_into(source, target, arranged, tile, journal, identity, client)
 
     def output_shape(self, source: Any, axes: str | None = None) -> tuple[int, ...]:
@@ -343,7 +343,7 @@ class Restorer:
 
     def tiles(self, arranged: Layout) -> list[Tile]:
         """Tiles of a plane, as `restore_into` takes them."""
-        return self._tiles(arranged, self.tile or self._fitting_tile())
+        return self._tiles(arranged, self.tile or self.fitting_tile())
 
     @property
     def token(self) -> str:
@@ -527,7 +527,7 @@ class Restorer:
     def _bytes_per_pixel(self) -> int:
         return bytes_per_pixel(self.network, 4 if self.dtype == torch.float32 else 3)
 
-    def _fitting_tile(self) -> int:
+    def fitting_tile(self) -> int:
         """The default size, or the largest half of it that half of the free memory holds."""
         room = free_memory(self.device) / 2 / self.batch / self._bytes_per_pixel
         tile = max(TILE, self._smallest)

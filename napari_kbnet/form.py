@@ -149,6 +149,10 @@ class OptionsForm(QWidget):
         self._ends.setVisible(fixed)
         self.self_ensemble.setChecked(options.self_ensemble)
 
+    def add_more(self, label: str, widget: QWidget) -> None:
+        """Add a field to those that are folded away."""
+        self._more.layout().insertRow(0, label, widget)
+
     def show_devices(self, devices: dict[str, str], *, more: bool = False) -> None:
         """List devices by name and label; `more` offers to look for others."""
         chosen = self.device.currentData()

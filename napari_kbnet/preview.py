@@ -1,0 +1,179 @@
+"""The visible region before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from napari.layers import Layer
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QSlider, QVBoxLayout, QWidget
+
+from .layers import arrange, full_resolution, part
+from .worker import Preview
+
+SIDE = 512
+"""Pixels of a preview's side at most, so that it takes seconds."""
+
+NAME = "KBNet preview"
+_BLINK = 600  # milliseconds
+
+
+class PreviewPane(QWidget):
+    """Buttons for a preview, and the layer that shows it.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    wanted = Signal()
+    """A preview of what is visible is asked for, or by `live` what was shown is no longer that."""
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._preview: Preview | None = None
+        self._axis = 0
+        self.layer: Any = None
+        self.button = QPushButton("Preview")
+        self.button.setToolTip(f"Restore what is visible of this plane, {SIDE} x {SIDE} pixels at most")
+        self.live = QCheckBox("live")
+        self.live.setToolTip("Again whenever the view or an option changes")
+        self.blink = QCheckBox("blink")
+        self.blink.setToolTip("Show before and after in turn")
+        self.split = QSlider(Qt.Orientation.Horizontal)
+        self.split.setRange(0, 100)
+        self.split.setValue(50)
+        self.split.setToolTip("Left of here the image as it is, right of here restored")
+        self._sides = QWidget()
+        sides = QHBoxLayout(self._sides)
+        sides.setContentsMargins(0, 0, 0, 0)
+        sides.addWidget(QLabel("before"))
+        sides.addWidget(self.split, stretch=1)
+        sides.addWidget(QLabel("after"))
+        top = QHBoxLayout()
+        top.addWidget(self.button, stretch=1)
+        top.addWidget(self.live)
+        top.addWidget(self.blink)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(top)
+        layout.addWidget(self._sides)
+        self._sides.setEnabled(False)
+
+        self._blinking = QTimer(self)
+        self._blinking.setInterval(_BLINK)
+        self._blinking.timeout.connect(self._blinked)
+        self._settled = QTimer(self)
+        self._settled.setSingleShot(True)
+        self._settled.setInterval(400)
+        self._settled.timeout.connect(self.wanted)
+        self.button.clicked.connect(self.wanted)
+        self.live.toggled.connect(self.refresh)
+        self.blink.toggled.connect(self._blink)
+        self.split.valueChanged.connect(self._draw)
+        viewer.camera.events.connect(self.refresh)
+        viewer.dims.events.current_step.connect(self.refresh)
+        viewer.dims.events.order.connect(self.refresh)
+        viewer.layers.events.removed.connect(self._removed)
+
+    def refresh(self, _event: Any = None) -> None:
+        """Ask for a new preview soon, if it is to be live."""
+        if self.live.isChecked():
+            self._settled.start()
+
+    def show_preview(self, layer: Any, preview: Preview, axes: str) -> None:
+        """Lay a preview over its layer."""
+        self._preview, self._axis = preview, axes.upper().index("X")
+        data, state, kind = part(layer, self._mixed(), preview.corner, NAME)
+        visible = self.layer is None or self.layer.visible
+        self.clear()
+        self._preview = preview
+        self.layer = Layer.create(data, state | {"visible": visible}, kind)
+        add_above(self._viewer, layer, self.layer)
+        self._sides.setEnabled(True)
+
+    def clear(self) -> None:
+        """Take the preview away."""
+        if self.layer is not None and self.layer in self._viewer.layers:
+            self._viewer.layers.remove(self.layer)
+        self.layer = self._preview = None
+        self._sides.setEnabled(False)
+
+    def _removed(self, event: Any) -> None:
+        if event.value is self.layer:
+            self.layer = self._preview = None
+            self._sides.setEnabled(False)
+
+    def _blink(self, on: bool) -> None:
+        self.split.setEnabled(not on)
+        if on:
+            self._blinking.start()
+        else:
+            self._blinking.stop()
+            self._draw()
+
+    def _blinked(self) -> None:
+        if self.layer is not None and self._preview is not None:
+            before, after = self._preview.before, self._preview.after
+            self.layer.data = before if self.layer.data is after else after
+
+    def _draw(self) -> None:
+        if self.layer is not None:
+            self.layer.data = self._mixed()
+
+    def _mixed(self) -> Any:
+        """Before left of the border, after right of it."""
+        if self._preview is None or self.blink.isChecked():
+            return None if self._preview is None else self._preview.after
+        before, after = self._preview.before, self._preview.after
+        if before.shape != after.shape:  # a network that gives fewer channels than it takes
+            return after
+        width = after.shape[self._axis]
+        border = round(width * self.split.value() / 100)
+        mixed = after.copy()
+        left = (*[slice(None)] * self._axis, slice(0, border))
+        mixed[left] = before[left]
+        return mixed
+
+
+def visible(viewer: Any, layer: Any, axes: str) -> tuple[dict[str, int], tuple[slice, slice]]:
+    """Find what the canvas shows of a layer, `SIDE` pixels each way at most.
+
+    Returns
+    -------
+    plane : dict
+        Index along every axis but Y and X.
+    window : (slice, slice)
+        Rows and columns.
+    """
+    arranged = arrange(full_resolution(layer).shape, axes)
+    hidden = viewer.dims.ndim - layer.ndim
+    at = layer.world_to_data(np.asarray(viewer.dims.point)[hidden:])
+    corners = np.asarray(layer.corner_pixels, float)
+    if layer.multiscale:
+        corners = corners * layer.downsample_factors[layer.data_level]
+    displayed = [axis - hidden for axis in viewer.dims.displayed]
+    plane, window = {}, {}
+    for i, (axis, length) in enumerate(zip(arranged.axes, arranged.shape, strict=True)):
+        if axis in "YX":
+            first, last = (int(corners[0, i]), int(corners[1, i]) + 1) if i in displayed else (0, length)
+            first, last = max(0, first), min(length, last)
+            if last <= first:
+                first, last = 0, length
+            middle = (first + last) // 2
+            first = max(first, middle - SIDE // 2)
+            window[axis] = slice(first, min(last, first + SIDE))
+        elif i < layer.ndim:
+            plane[axis] = int(np.clip(np.rint(at[i]), 0, length - 1))
+    return plane, (window["Y"], window["X"])
+
+
+def add_above(viewer: Any, layer: Any, new: Any) -> None:
+    """Put a layer right above another; what is selected stays so."""
+    selected, active = set(viewer.layers.selection), viewer.layers.selection.active
+    place = viewer.layers.index(layer) + 1 if layer in viewer.layers else len(viewer.layers)
+    viewer.layers.insert(place, new)
+    viewer.layers.selection = selected
+    viewer.layers.selection.active = active

@@ -1,0 +1,85 @@
+"""A record of what was done, as a program that does it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_HEAD = '''\
+"""Restores {layer!r} as the napari plugin of kbnet {kbnet} did{when}."""
+'''
+
+_PICTURE = """
+from pathlib import Path
+
+import tifffile
+
+from kbnet_plugin import Restorer
+
+source, target = Path({source!r}), Path({target!r}){hint}
+{restorer}
+noisy = tifffile.imread(source)
+clean = restorer(noisy, axes={axes!r})
+tifffile.imwrite(target, clean)
+"""
+
+_FILE = """
+from pathlib import Path
+
+from kbnet_plugin import Restorer
+from kbnet_plugin.images import read_image, write_image
+
+source, target = Path({source!r}), Path({target!r})
+{restorer}
+noisy, metadata = read_image(source)
+clean = restorer(noisy, axes={axes!r})
+write_image(target, clean, metadata)
+"""
+
+_STACK = """
+from pathlib import Path
+
+from kbnet_plugin import Restorer
+from kbnet_plugin.stores import restore_stack
+
+source, target = Path({source!r}), Path({target!r})
+{restorer}
+for done, total in restore_stack(restorer, source, target, axes={axes!r}, resume=True):
+    print(f"{{done}} of {{total}} tiles", end="\\r")
+"""
+
+_RESTORER = """\
+restorer = Restorer.from_pretrained({arguments})
+if restorer.fingerprint != {weights!r}:
+    raise SystemExit("these are other weights than those that were used")\
+"""
+
+
+def script(record: dict[str, Any]) -> str:
+    """Write a program that repeats what a layer's record says.
+
+    The source is the file that the layer was read from; of a layer without one, the TIFF that the user saves it as.
+    """
+    arguments = [repr(record["model"]), *(f"{k}={v!r}" for k, v in record["settings"].items())]
+    restorer = _RESTORER.format(arguments=", ".join(arguments), weights=record["weights"])
+    path, hint = record.get("path"), ""
+    if path is None:
+        form, path = _PICTURE, f"{_file_name(record['layer'])}.tif"
+        hint = "  # save the layer under this name"
+    else:
+        from kbnet_plugin.stores import is_stack
+
+        form = _STACK if is_stack(Path(path)) else _FILE
+    source = Path(path)
+    target = source.with_name(f"{source.stem}_restored{source.suffix}")
+    when = f" on {record['finished'][:10]}" if "finished" in record else ""
+    head = _HEAD.format(layer=record["layer"], kbnet=record["versions"]["kbnet"], when=when)
+    body = form.format(
+        source=str(source), target=str(target), hint=hint, restorer=restorer, axes=record["axes"]
+    )
+    return head + body
+
+
+def _file_name(layer: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in layer)
+

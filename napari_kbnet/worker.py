@@ -1,0 +1,368 @@
+"""What runs beside the window. Models are loaded, tiles computed, and torch is imported, here alone."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import math
+import platform
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kbnet_plugin import __version__, shelf
+from kbnet_plugin._files import one_line
+from kbnet_plugin.axes import Layout, layout
+from kbnet_plugin.ranges import Range, find_range
+
+from .options import Options
+
+if TYPE_CHECKING:
+    from kbnet_plugin import Restorer
+    from kbnet_plugin.batch import Choice
+    from kbnet_plugin.restore import Plan
+
+_CONTEXT = 32  # pixels around a preview that only inform it
+_WIDE = 4096  # pixels; a plane wider than this is shown through an overview while it grows
+_OVERVIEW = 2048, 1 << 28  # pixels of an overview's side, and bytes of it in all, at most
+
+
+class WorkError(Exception):
+    """What went wrong, in a line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An array to restore.
+
+    Attributes
+    ----------
+    name : str
+        Of its layer.
+    array : array
+        Anything with shape and dtype that can be sliced.
+    axes : str
+    options : Options
+    sizes : mapping
+        As in `kbnet_plugin.stores.Info`.
+    path : str or None
+        Of the file that it was read from.
+    target : Path or None
+        OME-Zarr to write; None for an array in memory.
+    """
+
+    name: str
+    array: Any
+    axes: str
+    options: Options
+    sizes: Mapping[str, tuple[float, str | None]]
+    path: str | None = None
+    target: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a job has come.
+
+    Attributes
+    ----------
+    number : int
+        Of the job.
+    state : {"began", "tile", "done", "stopped"}
+    done, total : int
+        Tiles.
+    data : array, list of array or None
+        What to show, where that changes: a list is a pyramid.
+    touched : tuple of int or slice
+        Where the last tile went.
+    record : dict
+        What was done, once the job has begun.
+    """
+
+    number: int
+    state: Literal["began", "tile", "done", "stopped"]
+    done: int
+    total: int
+    record: dict[str, Any]
+    data: Any = None
+    touched: tuple[int | slice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A piece of a plane before and after.
+
+    Attributes
+    ----------
+    before, after : ndarray
+        With all axes of the array.
+    corner : tuple of int
+        Where the piece begins.
+    scale : Range
+        What the model saw as 0 and 1.
+    seconds : float
+    """
+
+    before: NDArray[Any]
+    after: NDArray[Any]
+    corner: tuple[int, ...]
+    scale: Range
+    seconds: float
+
+
+def restorer_for(options: Options, shape: Sequence[int], axes: str) -> tuple[Restorer, str]:
+    """Build the restorer for an array, or take the last one; and the model's name."""
+    path = shelf.everything().get(options.model, Path(options.model))
+    stamp = path.stat().st_mtime_ns if options.model and path.is_file() else 0
+    restorer, name = _choice(options, stamp)(tuple(shape), axes)
+    return restorer, name or options.model
+
+
+@lru_cache(maxsize=1)
+def _choice(options: Options, _stamp: int) -> Choice:
+    return options.choice()
+
+
+def make_plan(options: Options, shape: Sequence[int], axes: str) -> Plan:
+    """Say what restoring an array will take."""
+    with plainly():
+        return restorer_for(options, shape, axes)[0].plan(tuple(shape), axes)
+
+
+def devices() -> dict[str, str]:
+    """Name and label of every device that is there."""
+    import torch
+
+    from kbnet_plugin.memory import free_memory
+
+    found = {"auto": "automatic", "cpu": f"CPU, {_gigabytes(free_memory(torch.device('cpu')))} free"}
+    for number in range(torch.cuda.device_count()):
+        free = _gigabytes(free_memory(torch.device("cuda", number)))
+        found[f"cuda:{number}"] = f"{torch.cuda.get_device_name(number)}, {free} free"
+    if torch.backends.mps.is_available():
+        found["mps"] = f"Apple GPU, {_gigabytes(free_memory(torch.device('mps')))} free"
+    return found
+
+
+def preview(
+    options: Options, array: Any, axes: str, plane: Mapping[str, int], window: tuple[slice, slice]
+) -> Preview:
+    """Restore a window of a plane, as a run would.
+
+    Parameters
+    ----------
+    options : Options
+    array, axes
+        As of a `Job`.
+    plane : mapping
+        Index along every axis but Y and X.
+    window : (slice, slice)
+        Rows and columns.
+    """
+    began = datetime.datetime.now()
+    with plainly():
+        restorer, _ = restorer_for(options, array.shape, axes)
+        arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
+        at = tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
+
+        def read(part: tuple[slice, slice]) -> NDArray[Any]:
+            return arranged.to_picture(np.asarray(array[arranged.key(at, part)]))
+
+        colours = arranged.channels - arranged.alpha
+        scale = find_range(
+            restorer.range, np.dtype(array.dtype), arranged.size, lambda part: read(part)[..., :colours]
+        )
+        grown = tuple(
+            slice(max(0, s.start - _CONTEXT), min(n, s.stop + _CONTEXT))
+            for s, n in zip(window, arranged.size, strict=True)
+        )
+        crop = tuple(slice(s.start - g.start, s.stop - g.start) for s, g in zip(window, grown, strict=True))
+        block = read((grown[0], grown[1]))
+        (after,) = restorer.solve([block], [scale], [(crop[0], crop[1])], arranged.alpha)
+        key = arranged.key(at, window)
+        single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
+        return Preview(
+            before=np.expand_dims(arranged.from_picture(block[crop]), single),
+            after=np.expand_dims(arranged.from_picture(after), single),
+            corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
+            scale=scale,
+            seconds=(datetime.datetime.now() - began).total_seconds(),
+        )
+
+
+def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None]:
+    """Restore one array after the other, a step a tile; stops after the tile in which it is told to."""
+    with plainly():
+        for number, job in enumerate(jobs):
+            if cancelled.is_set():
+                return
+            yield from _restore(number, job, cancelled)
+
+
+def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
+    restorer, model = restorer_for(job.options, job.array.shape, job.axes)
+    arranged = layout(tuple(int(n) for n in job.array.shape), job.axes, restorer.channels[0])
+    run = _Run(number, job, restorer, len(restorer.tiles(arranged)) * arranged.count, cancelled)
+    record = _record(job, restorer, model)
+    shape, dtype = restorer.output_shape(job.array, job.axes), np.dtype(job.array.dtype)
+    if job.target is None:
+        yield from run.steps(Watched(np.zeros(shape, dtype), job.axes), record)
+        return
+    from kbnet_plugin.stores import Info, grow, open_levels, working_folder
+
+    record["file"] = str(working_folder(job.target))
+    try:
+        with grow(job.target, job.axes, shape, dtype, Info(job.axes, job.sizes), resume=True) as growing:
+            target = Watched(growing.array, job.axes)
+            for step in run.steps(target, record, journal=growing.journal, identity=_identity(job, arranged)):
+                if step.state == "done":
+                    break  # once the file has its name
+                yield step
+                if step.state == "stopped":
+                    raise _StoppedError
+    except _StoppedError:
+        return
+    levels: list[Any] = list(open_levels(job.target, job.axes))
+    data = levels if isinstance(target.shown, list) else levels[0]
+    yield replace(step, data=data, record=step.record | {"file": str(job.target)})
+
+
+def _holds(path: str, array: Any) -> bool:
+    """Whether a file is all of an array, as far as its shape says; a layer may be one channel of it."""
+    from kbnet_plugin.images import read_image
+    from kbnet_plugin.stores import is_stack, open_stack
+
+    try:
+        if not is_stack(Path(path)):
+            return read_image(Path(path))[0].shape == tuple(array.shape)
+        with open_stack(path) as (stored, _):
+            return tuple(stored.shape) == tuple(array.shape)
+    except (ValueError, OSError):
+        return False
+
+
+class _StoppedError(Exception):
+    """Leaves a growing file as it is, to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    number: int
+    job: Job
+    restorer: Restorer
+    total: int
+    cancelled: Event
+
+    def steps(self, target: Watched, record: dict[str, Any], **journal: Any) -> Iterator[Step]:
+        """Restore into a target; the last step is "done" or "stopped"."""
+        done = 0
+        yield Step(self.number, "began", done, self.total, record, target.shown)
+        with closing(self.restorer.restore_into(self.job.array, target, self.job.axes, **journal)) as tiles:
+            for done, _ in tiles:
+                yield Step(self.number, "tile", done, self.total, record, touched=target.touched)
+                if self.cancelled.is_set():
+                    break
+        record = record | {
+            "tiles": [done, self.total],
+            "finished": datetime.datetime.now().isoformat(timespec="seconds"),
+        }
+        yield Step(self.number, "done" if done == self.total else "stopped", done, self.total, record)
+
+
+def _identity(job: Job, arranged: Layout) -> str:
+    """Name an array by its file, or else by some of its values."""
+    if job.path is not None:
+        path = Path(job.path)
+        return f"{job.path} {path.stat().st_mtime_ns if path.is_file() else 0}"
+    digest = hashlib.sha256()
+    planes = list(itertools.islice(arranged.planes(), 0, None, max(1, arranged.count // 4)))
+    for plane in planes[:4]:
+        corner = arranged.key(plane, (slice(0, 256), slice(0, 256)))
+        digest.update(np.ascontiguousarray(np.asarray(job.array[corner])).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Watched:
+    """A target that remembers where it was last written to, and keeps an overview of wide planes.
+
+    Attributes
+    ----------
+    shown : array or list of array
+        What a layer can show meanwhile.
+    touched : tuple of int or slice
+        Where the last tile went.
+    """
+
+    def __init__(self, array: Any, axes: str) -> None:
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        self.touched: tuple[int | slice, ...] = ()
+        sides = [n for a, n in zip(axes.upper(), array.shape, strict=True) if a in "YX"]
+        self._step = 1
+        if not isinstance(array, np.ndarray) and max(sides) > _WIDE:
+            whole = math.prod(array.shape) * array.dtype.itemsize
+            self._step = math.ceil(max(max(sides) / _OVERVIEW[0], math.sqrt(whole / _OVERVIEW[1])))
+        self._steps = tuple(self._step if a in "YX" else 1 for a in axes.upper())
+        self.shown = array
+        if self._step > 1:
+            small = tuple(-(-n // k) for n, k in zip(array.shape, self._steps, strict=True))
+            self._overview = np.zeros(small, array.dtype)
+            self.shown = [array, self._overview]
+
+    def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
+        self._array[key] = value
+        if self._step > 1:
+            thin, into = [], []
+            for part, step, length in zip(key, self._steps, self.shape, strict=True):
+                if not isinstance(part, slice):
+                    into.append(part)
+                    continue
+                start, stop, _ = part.indices(length)
+                first = -(-start // step)
+                into.append(slice(first, -(-stop // step)))
+                thin.append(slice(first * step - start, None, step))
+            self._overview[tuple(into)] = value[tuple(thin)]
+        self.touched = key
+
+
+def _record(job: Job, restorer: Restorer, model: str) -> dict[str, Any]:
+    settings = job.options.settings()
+    settings["tile"] = restorer.tile or restorer.fitting_tile()
+    settings["dtype"] = str(restorer.dtype).removeprefix("torch.")
+    return {
+        "model": model,
+        "weights": restorer.fingerprint,
+        "settings": settings,
+        "device": str(restorer.device),
+        "axes": job.axes,
+        "layer": job.name,
+        "path": job.path if job.path is not None and _holds(job.path, job.array) else None,
+        "versions": {"kbnet": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "napari")},
+    }
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Turn what may go wrong into one line for the user."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        said = one_line(error)
+        if isinstance(error, MemoryError) or "out of memory" in said:
+            said = "out of memory; choose a smaller tile, or the CPU as the device"
+        # Also because superqt's workers take a RuntimeError for a closed window, and say nothing.
+        raise WorkError(f"{said[0].upper()}{said[1:]}") from error
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
