@@ -15,7 +15,6 @@ from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
     QFileDialog,
-    QFormLayout,
     QHBoxLayout,
     QHeaderView,
     QLabel,
@@ -64,18 +63,15 @@ class FilesWidget(QWidget):
         self.bar, self.said, self.table = QProgressBar(), QLabel(), _Table()
         self.said.setWordWrap(True)
 
-        self.fields = QWidget()
-        fields = QFormLayout(self.fields)
-        fields.setContentsMargins(0, 0, 0, 0)
-        fields.addRow("From", _with_button(self.source, self._choose_source))
-        fields.addRow("To", _with_button(self.target, self._choose_target))
-        fields.addRow(self.form)
-        fields.addRow("", self.overwrite)
+        rows: Any = self.form.layout()
+        rows.insertRow(0, "From", _with_button(self.source, self._choose_source))
+        rows.insertRow(1, "To", _with_button(self.target, self._choose_target))
+        rows.addRow("", self.overwrite)
         buttons = QHBoxLayout()
         buttons.addWidget(self.start)
         buttons.addWidget(self.cancel)
         layout = QVBoxLayout(self)
-        layout.addWidget(self.fields)
+        layout.addWidget(self.form)
         layout.addLayout(buttons)
         layout.addWidget(self.bar)
         layout.addWidget(self.said)
@@ -155,7 +151,7 @@ class FilesWidget(QWidget):
         self.said.setText(said)
 
     def _running(self, running: bool) -> None:
-        self.fields.setEnabled(not running)
+        self.form.setEnabled(not running)
         self.start.setEnabled(not running)
         self.cancel.setEnabled(running)
 
