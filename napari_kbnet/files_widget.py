@@ -10,7 +10,6 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
@@ -29,6 +28,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from .background import Background, tell
 from .form import OptionsForm
 from .options import Options
 from .worker import devices, plainly
@@ -80,6 +80,8 @@ class FilesWidget(QWidget):
         self._running(False)
         self.start.clicked.connect(self.run)
         self.cancel.clicked.connect(self.stop)
+        self.work = Background(self)
+        self.work.failed.connect(self.said.setText)
         self.form.devices_wanted.connect(self._find_devices)
         # A closed viewer takes the widget along, but not what works for it.
         self.destroyed.connect(self._cancelled.set)
@@ -106,7 +108,7 @@ class FilesWidget(QWidget):
             self.overwrite.isChecked(),
             self._cancelled,
             _start_thread=False,
-            _ignore_errors=True,  # not raised once more: `_failed` shows them
+            _ignore_errors=True,
         )
         self.worker.yielded.connect(self._show)
         self.worker.errored.connect(self._failed)
@@ -134,8 +136,7 @@ class FilesWidget(QWidget):
 
     def _failed(self, error: Exception) -> None:
         self.table.show_jobs([])
-        self.said.setText(str(error))
-        show_error(str(error))
+        self.said.setText(tell(error))
 
     def _finished(self) -> None:
         self.worker = None
@@ -164,7 +165,7 @@ class FilesWidget(QWidget):
             self.target.setText(folder)
 
     def _find_devices(self) -> None:
-        create_worker(devices, _connect={"returned": self.form.show_devices})
+        self.work.ask("devices", self.form.show_devices, devices)
 
 
 def _restore(

@@ -128,7 +128,7 @@ def test_cancel_stops_after_a_tile_and_the_next_run_goes_on(widget, finish, qtbo
 )
 def test_an_error_is_one_line_and_the_next_run_works(widget, finish, tmp_path, source, said, monkeypatch):
     shown = []
-    monkeypatch.setattr("napari_kbnet.files_widget.show_error", shown.append)
+    monkeypatch.setattr("napari_kbnet.background.show_error", shown.append)
     widget.source.setText(source and str(tmp_path / source))
     finish()
     assert said in widget.said.text()
