@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from typing import Any
 
-from napari.qt.threading import create_worker
+from napari.qt.threading import WorkerBase, create_worker
 from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QObject, Signal
 
 from .worker import WorkError
+
+
+@atexit.register
+def _wait() -> None:
+    # A thread that still computes while the interpreter is taken down ends the program badly.
+    WorkerBase.await_workers()
 
 
 class Background(QObject):

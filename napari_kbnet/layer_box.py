@@ -32,7 +32,7 @@ class LayerBox(QComboBox):
         self._viewer, self._several, self._none = viewer, several, none
         self._listed: list[Any] = []
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(18)
+        self.setMinimumContentsLength(14)
         self.refresh()
         self.currentIndexChanged.connect(self._index_changed)
         events = viewer.layers.events
@@ -50,11 +50,11 @@ class LayerBox(QComboBox):
         chosen = self.currentData()
         if chosen == _SEVERAL:
             return self._images_selected()
-        return [layer for layer in self._listed if id(layer) == chosen]
+        return [layer for layer in self._listed if _key(layer) == chosen]
 
     def choose(self, layer: Any) -> None:
         """Choose a layer."""
-        self.setCurrentIndex(self.findData(id(layer)))
+        self.setCurrentIndex(self.findData(_key(layer)))
 
     def refresh(self, _event: Any = None) -> None:
         """List the layers that are there."""
@@ -64,11 +64,11 @@ class LayerBox(QComboBox):
         self.blockSignals(True)
         self.clear()
         if self._none:
-            self.addItem(self._none, 0)
+            self.addItem(self._none, "")
         if len(selected) > 1:
             self.addItem(f"{len(selected)} selected layers", _SEVERAL)
         for layer in reversed(self._listed):  # as the layer list shows them
-            self.addItem(layer.name, id(layer))
+            self.addItem(layer.name, _key(layer))
             if not isinstance(layer, Image):
                 self.model().item(self.count() - 1).setEnabled(False)
         index = self.findData(before) if before is not None else -1
@@ -96,3 +96,7 @@ class LayerBox(QComboBox):
 
     def _index_changed(self) -> None:
         self.chosen.emit()
+
+
+def _key(layer: Any) -> str:
+    return f"layer {id(layer)}"

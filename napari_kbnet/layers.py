@@ -93,10 +93,8 @@ def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any
     return data, state | {"translate": corner_at, "metadata": {PREVIEW: True}}, kind
 
 
-def cut(
-    arranged: Layout, plane: Mapping[str, int], window: tuple[slice, slice]
-) -> tuple[int | slice, ...]:
-    """What to slice an array with for a window of a plane; all its axes stay, those of the plane with length 1."""
+def cut(arranged: Layout, plane: Mapping[str, int], window: tuple[slice, slice]) -> tuple[int | slice, ...]:
+    """What to slice an array with for a window of a plane, so that all its axes stay."""
     inner = {"Y": window[0], "X": window[1], arranged.together: slice(None)}
     return tuple(inner[a] if a in inner else slice(plane[a], plane[a] + 1) for a in arranged.axes)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from kbnet_plugin.ranges import RangeRule
 
+from .loading import load_torch
+
 if TYPE_CHECKING:
     from kbnet_plugin.batch import Choice
 
@@ -54,6 +56,7 @@ class Options:
 
     def choice(self) -> Choice:
         """From an array's shape and axes to a restorer. Imports torch."""
+        load_torch()
         from kbnet_plugin.batch import choice
 
         return choice(self.model or None, **self.settings())

@@ -12,8 +12,9 @@ from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QSlider,
 from .layers import arrange, full_resolution, part
 from .worker import Preview
 
-SIDE = 512
-"""Pixels of a preview's side at most, so that it takes seconds."""
+_SIDES = 192, 1024  # pixels of a preview's side
+_FIRST = 256  # pixels; before it is known how fast the model is
+_PATIENCE = 2.0  # seconds that a preview may take
 
 NAME = "KBNet preview"
 _BLINK = 600  # milliseconds
@@ -35,9 +36,10 @@ class PreviewPane(QWidget):
         self._viewer = viewer
         self._preview: Preview | None = None
         self._axis = 0
+        self.side = _FIRST
         self.layer: Any = None
         self.button = QPushButton("Preview")
-        self.button.setToolTip(f"Restore what is visible of this plane, {SIDE} x {SIDE} pixels at most")
+        self.button.setToolTip("Restore what is visible of this plane, as much as two seconds suffice for")
         self.live = QCheckBox("live")
         self.live.setToolTip("Again whenever the view or an option changes")
         self.blink = QCheckBox("blink")
@@ -86,6 +88,7 @@ class PreviewPane(QWidget):
     def show_preview(self, layer: Any, preview: Preview, axes: str) -> None:
         """Lay a preview over its layer."""
         self._preview, self._axis = preview, axes.upper().index("X")
+        self.side = int(np.clip(np.sqrt(_PATIENCE / preview.seconds) * self.side, *_SIDES)) // 16 * 16
         data, state, kind = part(layer, self._mixed(), preview.corner, NAME)
         visible = self.layer is None or self.layer.visible
         self.clear()
@@ -138,8 +141,8 @@ class PreviewPane(QWidget):
         return mixed
 
 
-def visible(viewer: Any, layer: Any, axes: str) -> tuple[dict[str, int], tuple[slice, slice]]:
-    """Find what the canvas shows of a layer, `SIDE` pixels each way at most.
+def visible(viewer: Any, layer: Any, axes: str, side: int) -> tuple[dict[str, int], tuple[slice, slice]]:
+    """Find what the canvas shows of a layer; of more than `side` pixels each way the middle.
 
     Returns
     -------
@@ -163,8 +166,8 @@ def visible(viewer: Any, layer: Any, axes: str) -> tuple[dict[str, int], tuple[s
             if last <= first:
                 first, last = 0, length
             middle = (first + last) // 2
-            first = max(first, middle - SIDE // 2)
-            window[axis] = slice(first, min(last, first + SIDE))
+            first = max(first, middle - side // 2)
+            window[axis] = slice(first, min(last, first + side))
         elif i < layer.ndim:
             plane[axis] = int(np.clip(np.rint(at[i]), 0, length - 1))
     return plane, (window["Y"], window["X"])

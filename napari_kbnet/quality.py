@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kbnet_plugin.axes import Layout
 from kbnet_plugin.ranges import Range
+
+from .layers import cut, picture
 
 _SMALLEST = 7  # pixels, of the window that SSIM is taken of
 
@@ -38,8 +42,46 @@ class Quality:
         return ", ".join(lines)
 
 
+def compare(
+    before: NDArray[Any],
+    after: NDArray[Any],
+    truth: Any,
+    arranged: Layout,
+    plane: Mapping[str, int],
+    window: tuple[slice, slice],
+    scale: Range,
+) -> str:
+    """Say how a window of a plane was before and is after.
+
+    Parameters
+    ----------
+    before, after : ndarray
+        As `cut` gives them.
+    truth : array or None
+        Of the whole array's shape, or of one plane's for all planes.
+    arranged : Layout
+        Of the whole array.
+    plane, window
+        As for `cut`.
+    scale : Range
+    """
+    if before.shape != after.shape:
+        return "The result has other channels than the layer: nothing to compare."
+    wanted = None
+    if truth is not None:
+        shape = tuple(truth.shape)
+        if shape == arranged.shape:
+            wanted = picture(arranged, truth[cut(arranged, plane, window)])
+        elif shape in (arranged.size, (*arranged.size, arranged.channels)):
+            wanted = np.asarray(truth[window])
+        else:
+            return f"The truth is {shape}, the layer {arranged.shape}: choose another truth."
+    pictures = picture(arranged, before), picture(arranged, after)
+    return str(measure(*pictures, wanted, scale, colours=bool(arranged.together)))
+
+
 def measure(
-    before: NDArray[Any], after: NDArray[Any], truth: NDArray[Any] | None, scale: Range, colours: bool
+    before: NDArray[Any], after: NDArray[Any], truth: NDArray[Any] | None, scale: Range, *, colours: bool
 ) -> Quality:
     """Compare two versions of a picture, (H, W) or with `colours` (H, W, C).
 
@@ -50,21 +92,16 @@ def measure(
     scale : Range
         Its span is the largest difference that PSNR and SSIM know.
     colours : bool
-
-    Raises
-    ------
-    ValueError
-        If the truth has another shape.
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
     from skimage.restoration import estimate_sigma
 
     axis = -1 if colours else None
-    noise = [float(estimate_sigma(_float(x), channel_axis=axis, average_sigmas=True)) for x in (before, after)]
+    noise = [
+        float(estimate_sigma(_float(x), channel_axis=axis, average_sigmas=True)) for x in (before, after)
+    ]
     if truth is None:
         return Quality((noise[0], noise[1]))
-    if truth.shape != before.shape:
-        raise ValueError(f"the truth is {truth.shape} where the layer is {before.shape}; choose another truth")
     wanted = _float(truth)
     psnr = [float(peak_signal_noise_ratio(wanted, _float(x), data_range=scale.span)) for x in (before, after)]
     ssim = None

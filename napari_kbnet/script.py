@@ -58,7 +58,8 @@ if restorer.fingerprint != {weights!r}:
 def script(record: dict[str, Any]) -> str:
     """Write a program that repeats what a layer's record says.
 
-    The source is the file that the layer was read from; of a layer without one, the TIFF that the user saves it as.
+    The source is the file that the layer was read from; of a layer without one, the TIFF that the user saves
+    it as.
     """
     arguments = [repr(record["model"]), *(f"{k}={v!r}" for k, v in record["settings"].items())]
     restorer = _RESTORER.format(arguments=", ".join(arguments), weights=record["weights"])
@@ -82,4 +83,3 @@ def script(record: dict[str, Any]) -> str:
 
 def _file_name(layer: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in layer)
-

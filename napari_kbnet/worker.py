@@ -7,7 +7,8 @@ import hashlib
 import itertools
 import math
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,6 +25,7 @@ from kbnet_plugin._files import one_line
 from kbnet_plugin.axes import Layout, layout
 from kbnet_plugin.ranges import Range, find_range
 
+from .loading import load_torch
 from .options import Options
 
 if TYPE_CHECKING:
@@ -107,14 +109,18 @@ class Preview:
         With all axes of the array.
     corner : tuple of int
         Where the piece begins.
+    arranged : Layout
+        Of the array.
     scale : Range
         What the model saw as 0 and 1.
     seconds : float
+        That the network took.
     """
 
     before: NDArray[Any]
     after: NDArray[Any]
     corner: tuple[int, ...]
+    arranged: Layout
     scale: Range
     seconds: float
 
@@ -140,6 +146,7 @@ def make_plan(options: Options, shape: Sequence[int], axes: str) -> Plan:
 
 def devices() -> dict[str, str]:
     """Name and label of every device that is there."""
+    load_torch()
     import torch
 
     from kbnet_plugin.memory import free_memory
@@ -168,25 +175,17 @@ def preview(
     window : (slice, slice)
         Rows and columns.
     """
-    began = datetime.datetime.now()
     with plainly():
         restorer, _ = restorer_for(options, array.shape, axes)
         arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
-        at = tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
-
-        def read(part: tuple[slice, slice]) -> NDArray[Any]:
-            return arranged.to_picture(np.asarray(array[arranged.key(at, part)]))
-
-        colours = arranged.channels - arranged.alpha
-        scale = find_range(
-            restorer.range, np.dtype(array.dtype), arranged.size, lambda part: read(part)[..., :colours]
-        )
+        at, read, scale = _look(restorer, array, arranged, plane)
         grown = tuple(
             slice(max(0, s.start - _CONTEXT), min(n, s.stop + _CONTEXT))
             for s, n in zip(window, arranged.size, strict=True)
         )
         crop = tuple(slice(s.start - g.start, s.stop - g.start) for s, g in zip(window, grown, strict=True))
         block = read((grown[0], grown[1]))
+        began = time.perf_counter()
         (after,) = restorer.solve([block], [scale], [(crop[0], crop[1])], arranged.alpha)
         key = arranged.key(at, window)
         single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
@@ -194,9 +193,34 @@ def preview(
             before=np.expand_dims(arranged.from_picture(block[crop]), single),
             after=np.expand_dims(arranged.from_picture(after), single),
             corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
+            arranged=arranged,
             scale=scale,
-            seconds=(datetime.datetime.now() - began).total_seconds(),
+            seconds=time.perf_counter() - began,
         )
+
+
+def look(options: Options, array: Any, axes: str, plane: Mapping[str, int]) -> tuple[Layout, Range]:
+    """How the model sees an array, and what it sees as 0 and 1 in a plane."""
+    with plainly():
+        restorer, _ = restorer_for(options, array.shape, axes)
+        arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
+        return arranged, _look(restorer, array, arranged, plane)[2]
+
+
+def _look(
+    restorer: Restorer, array: Any, arranged: Layout, plane: Mapping[str, int]
+) -> tuple[tuple[int, ...], Callable[[tuple[slice, slice]], NDArray[Any]], Range]:
+    """Index of a plane, how to read of it, and its range."""
+    at = tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
+
+    def read(part: tuple[slice, slice]) -> NDArray[Any]:
+        return arranged.to_picture(np.asarray(array[arranged.key(at, part)]))
+
+    colours = arranged.channels - arranged.alpha
+    scale = find_range(
+        restorer.range, np.dtype(array.dtype), arranged.size, lambda part: read(part)[..., :colours]
+    )
+    return at, read, scale
 
 
 def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None]:
@@ -354,6 +378,7 @@ def _record(job: Job, restorer: Restorer, model: str) -> dict[str, Any]:
 @contextmanager
 def plainly() -> Iterator[None]:
     """Turn what may go wrong into one line for the user."""
+    load_torch()
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
