@@ -94,7 +94,7 @@ class Dataset_BlindSpot(NoisyDataset):
     opt : dict
         Keys of `NoisyDataset`, and
         share : of the pixels that are hidden.
-        stand_in : what is seen in their place, 'uniform' or 'median'; see `kbnet_plugin.blindspot.stand_ins`.
+        stand_in : what is seen in their place, 'median' or 'uniform'; see `kbnet_plugin.blindspot.stand_ins`.
     """
 
     def __len__(self) -> int:

@@ -172,8 +172,8 @@ class _Noisy(_Crops):
 
 class BlindSpot(_Noisy):
     type: Literal["Dataset_BlindSpot"] = _key(..., "noisy pictures; a few pixels are hidden (Noise2Void)")
-    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.01")
-    stand_in: Literal["uniform", "median"] | None = _key(None, "what is seen there; null: uniform")
+    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.03")
+    stand_in: Literal["median", "uniform"] | None = _key(None, "what is seen there; null: median")
 
 
 class PlanePairs(_Noisy):

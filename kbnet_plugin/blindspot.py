@@ -20,8 +20,8 @@ Norm = Literal["l2", "l1"]
 STANDS: tuple[str, ...] = get_args(Stand)
 NORMS: tuple[str, ...] = get_args(Norm)
 
-SHARE = 0.01
-STAND: Stand = "uniform"
+SHARE = 0.03
+STAND: Stand = "median"
 RADIUS = 2
 """Of the surroundings, in pixels: 5 x 5, the hidden pixel left out."""
 

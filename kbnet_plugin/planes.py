@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ._files import one_line
 from .axes import Layout, layout
 from .images import read_image
-from .ranges import Range, RangeRule, find_range, percentile_range
+from .ranges import Range, RangeRule, check_rule, find_range, percentile_range
 from .stores import is_stack, is_zarr, open_stack
 
 KINDS = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr")
@@ -165,6 +165,7 @@ class Planes:
         """
         if rule is None:
             rule = "dtype" if self.dtype.itemsize == 1 else "percentile"
+        rule = check_rule(rule)
         chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)).tolist()
         if isinstance(rule, tuple):
             return rule

@@ -1,0 +1,167 @@
+"""Learning from noisy pictures alone, through the loop that `basicsr train` runs."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from kbnet_plugin import Restorer, cli, fit, zoo
+from kbnet_plugin.fit import Fit, Recipe
+
+pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
+
+TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+
+
+@pytest.fixture(autouse=True)
+def _own_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("KBNET_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def stack(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 60, (3, 40, 44))
+    path = tmp_path / "noisy.npy"
+    np.save(path, (noise + np.linspace(400, 3000, 44)).clip(0).astype(np.uint16))
+    return path
+
+
+def recipe(source, **settings):
+    own = {"name": "mine", "axes": "ZYX", "start": "none", "network": TINY, "patch": 16, "batch": 2}
+    return Recipe(**{"source": source, "iterations": 4, "device": "cpu", **own, **settings})
+
+
+def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(stack):
+    run = Fit(recipe(stack))
+    steps = list(run.run())
+    assert [s.iteration for s in steps] == [1, 2, 3, 4]
+    assert all(s.total == 4 and np.isfinite(s.loss) for s in steps)
+    model = run.save()
+    assert zoo.find("mine") == model
+    assert model.range == pytest.approx(np.percentile(np.load(stack), (0.1, 99.9)))
+    assert (model.window, model.channels) == (24, 1)
+    restored = Restorer.from_pretrained("mine", device="cpu")(np.load(stack), "ZYX")
+    assert restored.dtype == np.uint16
+    card = model.card.read_text()
+    assert "independent from pixel to pixel" in card
+    assert str(stack) in card
+
+
+def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
+    list(Fit(recipe(stack)).run())
+    longer = Fit(recipe(stack, iterations=6))
+    assert longer.resumes
+    assert [s.iteration for s in longer.run()] == [1, 2, 3, 4, 5, 6]
+    assert longer.save().title.endswith("6 its)")
+    with pytest.raises(FileExistsError, match=r"other settings \(datasets.train.gt_size\)"):
+        Fit(recipe(stack, patch=20))
+    anew = Fit(recipe(stack, patch=20), overwrite=True)
+    assert [s.iteration for s in anew.run()] == [1, 2, 3, 4]
+
+
+def test_stopping_from_another_thread_keeps_what_is_learned(stack):
+    run = Fit(recipe(stack, iterations=100_000))
+    seen = []
+    for step in run.run():
+        if not seen:
+            threading.Thread(target=run.stop).start()
+        seen.append(step)
+    assert 0 < run.iteration < 100_000
+    assert run.save().name == "mine"
+
+
+def test_leaving_the_loop_ends_the_process(stack):
+    run = Fit(recipe(stack, iterations=100_000))
+    steps = run.run()
+    next(steps)
+    steps.close()
+    assert run._process.poll() is not None
+    assert run.iteration > 0
+
+
+def test_what_was_stopped_before_it_learned_anything_leaves_no_model(stack):
+    run = Fit(recipe(stack))
+    run.stop()
+    assert list(run.run()) == []
+    with pytest.raises(ValueError, match="before anything was learned"):
+        run.save()
+    assert zoo.models()[-1].name != "mine"
+
+
+def test_a_fault_of_the_training_is_told_in_its_own_line(stack, monkeypatch):
+    run = Fit(recipe(stack))
+    run.options["network_g"]["width"] = 6
+    with pytest.raises(ValueError, match="width must be a multiple of 4"):
+        list(run.run())
+
+
+def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(stack, tmp_path):
+    run = Fit(recipe(stack, method="n2n"))
+    assert len(list(run.run())) == 4
+    assert "moves" in run.save().card.read_text()
+    np.save(tmp_path / "again.npy", np.load(stack)[::-1])
+    second = Fit(recipe(stack, method="n2n", second=tmp_path / "again.npy", name="two"))
+    assert len(list(second.run())) == 4
+
+
+def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
+    picture = np.random.default_rng(0).random((40, 44), np.float32)
+    run = Fit(recipe(picture, axes=None, start=None, network=None, iterations=1))
+    assert json.loads(json.dumps(run.options))["path"]["pretrain_network_g"].endswith("micro.safetensors")
+    list(run.run())
+    assert run.save().channels == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "../x"}, "cannot name a model"),
+        ({"name": "denoise-gray"}, "ships with kbnet"),
+        ({"start": "denoise-color"}, r"takes 3 channel\(s\), noisy.npy has 1"),
+        ({"start": "nothing-such"}, "no model is called"),
+        ({"method": "n2n", "pair_axis": "T"}, "no axis 'T'"),
+        ({"method": "n3v"}, "n2v or n2n"),
+        ({"iterations": 0}, "1 at least"),
+        ({"axes": "YX"}, "the array has 3"),
+        ({"range": (3.0, 1.0)}, "lower to a higher"),
+        ({"device": "cuda:99"}, "not available"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(stack, settings, said):
+    with pytest.raises((ValueError, FileExistsError), match=said):
+        Fit(recipe(stack, **settings))
+    assert not (zoo.folder() / "fits").exists()
+
+
+def test_without_the_extra_the_mend_is_named(stack, monkeypatch):
+    monkeypatch.setattr(fit, "can_train", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install 'kbnet\[train\]'"):
+        Fit(recipe(stack))
+
+
+def test_the_command_learns_a_model_and_says_how_to_use_it(stack, capsys):
+    arguments = ["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--patch", "16", "--iterations", "2"]
+    assert cli.main([*arguments, "--batch", "1", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "independent from pixel to pixel" in out
+    assert "--model mine" in out
+    assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 2
+    assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_an_interrupt_stops_the_command_and_keeps_what_is_learned(stack, capsys, monkeypatch):
+    steps = Fit.run
+
+    def interrupted(self):
+        for step in steps(self):
+            yield step
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "run", interrupted)
+    assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 0
+    assert "stopped" in capsys.readouterr().out
+    assert zoo.find("mine").title
