@@ -306,7 +306,7 @@ def _title(path: Path) -> str:
 def _note() -> QLabel:
     label = QLabel()
     label.setWordWrap(True)
-    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    label.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
     label.setEnabled(False)  # grey, as napari's own notes
     return label
 

@@ -15,7 +15,6 @@ from napari.layers import Layer
 from napari.qt.threading import create_worker
 from napari.utils import progress
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QApplication,
     QComboBox,
@@ -26,7 +25,6 @@ from qtpy.QtWidgets import (
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -40,6 +38,7 @@ from .layers import RECORD, arrange, cut, describe, full_resolution, result, siz
 from .options import Options
 from .preview import PreviewPane, add_above, visible
 from .script import script
+from .scroll import Column
 from .worker import Job, Preview, Step
 
 LARGE = 1 << 30
@@ -284,10 +283,10 @@ class RestoreWidget(QWidget):
             return
         layer = self._pairs[-1].result
         last = step.state != "tile"
-        if last or now - self._drawn > _REFRESH:
+        drawn = last or now - self._drawn > _REFRESH
+        if drawn:
             self._drawn = now
             self.bar.setValue(step.done)
-            self._bar.update(step.done - self._bar.n)
             self.said.setText(_said(source.name, step, now - self._began))
             if last and step.data is not None:
                 layer.data = step.data
@@ -301,6 +300,8 @@ class RestoreWidget(QWidget):
                 layer.name = f"{layer.name} ({step.done} of {step.total} tiles)"
             elif self._is_there(layer) and self._is_there(source):
                 self._measure(self._pairs[-1])
+        if drawn:
+            self._bar.update(step.done - self._bar.n)  # last, since it lets other events in
 
     def _is_there(self, layer: Any) -> bool:
         return layer in self.viewer.layers
@@ -482,18 +483,9 @@ class RestoreWidget(QWidget):
         after.addWidget(self.copy)
         column.addLayout(after)
         column.addStretch(1)
-        scroll = QScrollArea()
-        self.form.unfold.setChecked(True)  # so that it is as wide as it gets
-        width = inside.minimumSizeHint().width() + scroll.verticalScrollBar().sizeHint().width()
-        self.form.unfold.setChecked(False)
-        scroll.setMinimumWidth(width)
-        scroll.setWidget(inside)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll)
+        layout.addWidget(Column(inside))
 
 
 def _previewed(
