@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint screenshots clean
 .DELETE_ON_ERROR:
 
 # torch goes first: basicsr is an sdist that, built in isolation, would fetch a second torch only to read its version.
@@ -26,6 +26,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pictures of docs/napari; needs Xvfb where there is no display.
+screenshots: $(INSTALLED)
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so

@@ -1,0 +1,228 @@
+"""Make the pictures of docs/napari: a real window, on the display there is or on one of its own (Xvfb)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+OUT = Path(__file__).resolve().parent / "napari"
+SIZE = 1280, 760
+COLOURS = 128  # of PNG
+LARGE = 60_000  # bytes of a PNG that had better be a JPEG
+QUALITY = 75
+PART = 0.6  # of the run that is shown under way
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python docs/screenshots.py --only menu --out /tmp",
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="folder (default: docs/napari)")
+    parser.add_argument("--only", choices=PICTURES, action="append", help="one of the pictures; repeatable")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with display(), tempfile.TemporaryDirectory() as folder:
+        # Settings as napari ships them, and none of this machine's changed.
+        os.environ |= {"NAPARI_CONFIG": f"{folder}/settings.yaml", "XDG_CONFIG_HOME": folder}
+        for name in options.only or PICTURES:
+            with window() as viewer:
+                PICTURES[name](viewer, Camera(options.out / name), Path(folder))
+    pictures = sorted(options.out.iterdir())
+    print(
+        f"{len(pictures)} pictures, {sum(p.stat().st_size for p in pictures) / 1e6:.2f} MB in {options.out}"
+    )
+    return 0
+
+
+@contextlib.contextmanager
+def display() -> Iterator[None]:
+    """Start an X server, where there is none."""
+    if os.environ.get("DISPLAY"):
+        yield
+        return
+    from pyvirtualdisplay import Display
+
+    with Display(size=(SIZE[0] + 100, SIZE[1] + 100)):
+        yield
+
+
+@contextlib.contextmanager
+def window() -> Iterator[Any]:
+    import napari
+
+    viewer = napari.Viewer(title="napari")
+    viewer.window.resize(*SIZE)
+    settle()
+    yield viewer
+    viewer.close()
+
+
+def settle(seconds: float = 0.7) -> None:
+    """Let the window draw."""
+    wait(lambda: False, seconds)
+
+
+def wait(until: Callable[[], bool], seconds: float = 300.0) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        QApplication.processEvents()
+        time.sleep(0.01)
+
+
+class Camera:
+    """Takes what is to be seen, and files it under a name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def screen(self, viewer: Any, part: tuple[float, float] = (1, 1)) -> None:
+        """The screen where the window is, with menus that hang out of it; or its upper left part."""
+        left, top, width, height = viewer.window._qt_window.geometry().getRect()
+        area = left, top, round(part[0] * width), round(part[1] * height)
+        self._file(viewer.window._qt_window.screen().grabWindow(0, *area))
+
+    def widget(self, widget: Any) -> None:
+        """One widget."""
+        self._file(widget.grab())
+
+    def _file(self, shot: Any) -> None:
+        path = self.path.with_suffix(".png")
+        shot.save(str(path))
+        image = Image.open(path).convert("RGB")
+        image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size > LARGE:  # a noisy canvas; letters look better in the other format
+            path.unlink()
+            path = path.with_suffix(".jpg")
+            image.save(path, quality=QUALITY, subsampling=0, optimize=True)
+        print(f"{path}  {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def restore_widget(viewer: Any, sample: str | None = "stack") -> Any:
+    if sample:
+        viewer.open_sample("kbnet", sample)
+    _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
+    settle()
+    return widget
+
+
+def menu(viewer: Any, camera: Camera, _folder: Path) -> None:
+    """Layers > Filter > KBNet."""
+    viewer.open_sample("kbnet", "stack")
+    settle()
+    opened = viewer.window._qt_window.menuBar()
+    at = opened.mapToGlobal(opened.rect().bottomLeft())
+    for name in ("Layers", "Filter", "KBNet"):
+        action = next(a for a in opened.actions() if a.text().replace("&", "") == name)
+        place = opened.actionGeometry(action)
+        at = opened.mapToGlobal(place.bottomLeft() if name == "Layers" else place.topRight())
+        opened.setActiveAction(action)
+        opened = action.menu()
+        opened.popup(at)
+        settle()
+    camera.screen(viewer, (0.5, 0.47))
+    for widget in _menus():
+        widget.close()
+
+
+def _menus() -> list[Any]:
+    from qtpy.QtWidgets import QApplication, QMenu
+
+    return [w for w in QApplication.topLevelWidgets() if isinstance(w, QMenu) and w.isVisible()]
+
+
+def restore(viewer: Any, camera: Camera, _folder: Path) -> None:
+    """The widget at rest."""
+    camera.widget(restore_widget(viewer))
+
+
+def running(viewer: Any, camera: Camera, _folder: Path) -> None:
+    """A run under way."""
+    widget = restore_widget(viewer)
+    widget.start.click()
+    wait(lambda: widget.bar.maximum() > 0 and widget.bar.value() / widget.bar.maximum() >= PART)
+    camera.screen(viewer)
+    wait(lambda: widget.worker is None)
+
+
+def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
+    """Before and after, by a preview."""
+    widget = restore_widget(viewer, "photograph")
+    widget.truth.choose(viewer.layers["Truth of photograph"])
+    widget.preview.button.click()
+    wait(lambda: widget.preview.layer is not None)
+    settle()
+    camera.screen(viewer)
+
+
+def files(viewer: Any, camera: Camera, folder: Path) -> None:
+    """A folder that is restored, one file of which cannot be read."""
+    import tifffile
+
+    from napari_kbnet import samples
+
+    plate = folder / "plate 3"
+    plate.mkdir()
+    noisy = samples.stack()[-1][0]
+    for number, frame in enumerate(noisy, start=1):
+        path = plate / f"well A{number}.tif"
+        tifffile.imwrite(path, frame, metadata={"axes": "ZYX"}, photometric="minisblack")
+    Image.fromarray(samples.photograph()[-1][0]).save(plate / "overview.png")
+    broken = plate / "well A4.tif"
+    broken.write_bytes((plate / "well A1.tif").read_bytes()[:5000])
+    _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore files")
+    widget.source.setText(str(plate))
+    widget.target.setText(str(folder / "restored"))
+    widget.start.click()
+    wait(lambda: widget.worker is None)
+    widget.source.setText("/data/plate 3")
+    widget.target.setText("/data/restored")
+    settle()
+    camera.widget(widget)
+
+
+def settings(viewer: Any, camera: Camera, _folder: Path) -> None:
+    """The plugin's page of the preferences."""
+    dialog = viewer.window._open_preferences_dialog()
+    pages = [dialog._list.item(row).text() for row in range(dialog._list.count())]
+    dialog._list.setCurrentRow(pages.index("KBNet restoration"))
+    dialog.resize(900, 520)
+    settle()
+    camera.widget(dialog)
+    dialog.close()
+
+
+def error(viewer: Any, camera: Camera, folder: Path) -> None:
+    """What cannot be done is said in a line, with the mend."""
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
+
+    broken = folder / "downloaded.safetensors"
+    broken.write_bytes(b"cut short")
+    widget = restore_widget(viewer, "cells")
+    widget.form.model.set_value(str(broken))
+    widget.start.click()
+    wait(lambda: widget.worker is None)
+    for shown in viewer.window._qt_window._qt_viewer.findChildren(NapariQtNotification):
+        shown.toggle_expansion()
+    settle()
+    camera.screen(viewer)
+
+
+PICTURES: dict[str, Callable[[Any, Camera, Path], None]] = {
+    each.__name__: each for each in (menu, restore, running, preview, files, settings, error)
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
