@@ -2,8 +2,8 @@
 
 BSD68 with noise of sigma 25, and single frames of a microscope (W2S), each learned from the noisy pictures
 alone by `kbnet fit`. The published figures beside it are those of N2V2's authors (fmi-faim/N2V2_Experiments,
-README) and of DnCNN, which was trained with truth (cszn/DnCNN). An interrupted run goes on where it was;
---minutes bounds each training.
+README) and of DnCNN, which was trained with truth (cszn/DnCNN). An interrupted run of --iterations goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from kbnet_plugin.blindspot import NORMS, SHARE, STAND, STANDS
 from kbnet_plugin.fit import NETWORK, SCRATCH, Fit, Recipe
 
 SIGMA = 25
+PROBE = 150
+"""Iterations that are timed to see how many fit."""
+
 PUBLISHED = {
     "bsd68": {
         "N2V (published)": 27.7,
@@ -78,52 +82,44 @@ def psnr(output: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], clip: bool) 
 
 def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[zoo.Model, dict[str, Any]]:
     """Write the noisy pictures, train on them, and say what it took."""
+    began = time.monotonic()
     folder = args.out / task
     folder.mkdir(parents=True, exist_ok=True)
     for number, (noisy, _) in enumerate(pictures):
         np.save(folder / f"{number:03}.npy", noisy)
     network = {**NETWORK, "width": args.width, "middle_blk_num": args.middle}
     network |= {"enc_blk_nums": args.blocks, "dec_blk_nums": args.blocks[::-1]}
-    fit = Fit(
-        Recipe(
-            source=folder,
-            name=args.name or f"{task}-{args.start}",
-            start=args.start,
-            iterations=args.iterations,
-            axes="YX",
-            range=(0, 255),
-            patch=args.patch,
-            batch=args.batch,
-            learning_rate=args.learning_rate,
-            share=args.share,
-            stand=args.stand,
-            norm=args.norm,
-            network=network,
-            device=args.device,
-            precision=args.precision,
-            workers=args.workers,
-        )
+    recipe = Recipe(
+        source=folder,
+        name=args.name or f"{task}-{Path(args.start).stem}",
+        start=args.start,
+        iterations=args.iterations or PROBE,
+        axes="YX",
+        range=(0, 255),
+        patch=args.patch,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        share=args.share,
+        stand=args.stand,
+        norm=args.norm,
+        network=network,
+        device=args.device,
+        precision=args.precision,
+        workers=args.workers,
     )
-    print(fit.summary, flush=True)
-    began, told, first = time.monotonic(), 0.0, None
-    for step in fit.run():
-        now = time.monotonic()
-        first = first or (step.iteration, now)
-        if now - told > 10:
-            rate = (step.iteration - first[0]) / max(now - first[1], 1e-9)
-            print(
-                f"{task}: {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {rate:.1f} it/s",
-                flush=True,
-            )
-            told = now
-        if args.minutes and now - began > 60 * args.minutes:
-            fit.stop()
-    seconds = time.monotonic() - began
+    if not args.iterations:  # as many as fit: the learning rate must know their number beforehand
+        rate, ahead = train(Fit(replace(recipe, name=f"{recipe.name}-probe"), overwrite=True))
+        left = 60 * args.minutes - (time.monotonic() - began) - ahead
+        recipe = replace(recipe, iterations=max(int(0.95 * left * rate), 1))
+    fit = Fit(recipe, overwrite=not args.iterations)
+    print(f"{task}: {fit.summary}; {recipe.iterations:,} steps", flush=True)
+    rate, _ = train(fit, began + 60 * args.minutes if args.minutes else None)
     options = fit.options
     return fit.save(), {
         "iterations": fit.iteration,
-        "of": args.iterations,
-        "seconds_of_this_call": seconds,
+        "of": recipe.iterations,
+        "iterations_per_second": rate,
+        "seconds": time.monotonic() - began,
         "crops_of_a_step": options["datasets"]["train"]["batch_size_per_gpu"],
         "patch": fit.patch,
         "network": options["network_g"],
@@ -132,12 +128,36 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[zoo.
     }
 
 
+def train(fit: Fit, until: float | None = None) -> tuple[float, float]:
+    """Run to the end or to a time; iterations a second, and seconds before the first of them."""
+    began = told = time.monotonic()
+    seen: list[tuple[int, float]] = []
+    for step in fit.run():
+        now = time.monotonic()
+        seen.append((step.iteration, now))
+        if now - told > 10:
+            print(
+                f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {_rate(seen):.3g} it/s",
+                flush=True,
+            )
+            told = now
+        if until and now > until:
+            fit.stop()
+    return _rate(seen), (seen[0][1] if seen else time.monotonic()) - began
+
+
+def _rate(seen: list[tuple[int, float]]) -> float:
+    """Of the second half, which has no warming up in it."""
+    (i, first), (j, last) = seen[len(seen) // 2], seen[-1]
+    return (j - i) / max(last - first, 1e-9)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  KBNET_DATA=/data python benchmarks/selfsup.py --device cuda --iterations 20000\n"
-        "  python benchmarks/selfsup.py --data /data --task w2s --start denoise-micro --minutes 5",
+        epilog="examples:\n  KBNET_DATA=/data python benchmarks/selfsup.py --device cuda --minutes 10\n"
+        "  python benchmarks/selfsup.py --data /data --task w2s --start denoise-micro --iterations 500",
     )
     parser.add_argument("--data", type=Path, help="folder of the test sets; default: KBNET_DATA")
     parser.add_argument("--out", type=Path, default=Path("results/selfsup"), help="work, models, results")
@@ -146,8 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="so many pictures at most")
     parser.add_argument("--channel", type=int, choices=(0, 1, 2), default=0, help="of W2S")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--iterations", type=int, default=Recipe.iterations)
-    parser.add_argument("--minutes", type=float, help="stop each training after so many, and evaluate")
+    parser.add_argument("--iterations", type=int, help="of each training")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of each training: as many iterations as fit, timed first; with --iterations: stop then",
+    )
     parser.add_argument(
         "--start", default=SCRATCH, help="a model; default none: nothing but the noisy pictures"
     )
@@ -164,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, nargs="+", default=NETWORK["enc_blk_nums"])
     parser.add_argument("--self-ensemble", action="store_true", help="evaluate the mean of eight turns, too")
     args = parser.parse_args(argv)
+    if not (args.iterations or args.minutes):
+        args.iterations = Recipe.iterations
     data = args.data or os.environ.get("KBNET_DATA")
     if not data:
         print("selfsup: no data: set KBNET_DATA, or give --data", file=sys.stderr)
@@ -200,7 +226,7 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     print(f"\n{TITLES[task]}: {len(pictures)} pictures, PSNR in dB, mean over pictures")
     print(
         f"{budget['iterations']:,} steps of {budget['crops_of_a_step']} crops of {budget['patch']}, "
-        f"{budget['seconds_of_this_call']:.0f} s in this call, {facts['device']}\n"
+        f"{budget['seconds']:.0f} s in this call, {facts['device']}\n"
     )
     print(measure.table(["", "PSNR"], rows), flush=True)
     measure.write_json(
