@@ -75,7 +75,7 @@ class PreviewPane(QWidget):
         self.live.toggled.connect(self.refresh)
         self.blink.toggled.connect(self._blink)
         self.split.valueChanged.connect(self._draw)
-        viewer.camera.events.connect(self.refresh)
+        viewer.scene.camera.events.connect(self.refresh)
         viewer.dims.events.current_step.connect(self.refresh)
         viewer.dims.events.order.connect(self.refresh)
         viewer.layers.events.removed.connect(self._removed)

@@ -1,0 +1,91 @@
+"""A viewer, for tests that are skipped where none can be drawn."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+
+# napari reads it once, on import; nobody's own settings are to be read or changed.
+os.environ["NAPARI_CONFIG"] = os.path.join(tempfile.mkdtemp(prefix="kbnet-napari-"), "settings.yaml")
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what napari's own imports are warned of
+    import napari
+    from napari.qt.threading import WorkerBase
+
+from kbnet_plugin import save_network
+
+
+@functools.cache
+def _obstacle() -> str:
+    """Why no window can be opened here, or nothing."""
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return "neither a display nor Xvfb"
+    # Where a library is missing, Qt ends the process: another one tries.
+    command = [sys.executable, "-c", "from qtpy.QtWidgets import QApplication; QApplication([])"]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    said = [line for line in tried.stderr.splitlines() if line.strip()]
+    return f"Qt cannot open a window: {said[0] if said else tried.returncode}" if tried.returncode else ""
+
+
+@pytest.fixture(scope="session")
+def qapp_args():
+    """Stop before pytest-qt makes an application that cannot be."""
+    if obstacle := _obstacle():
+        pytest.skip(obstacle)
+    return ["napari-kbnet-tests"]
+
+
+@pytest.fixture
+def viewer(qtbot):
+    """Open a real viewer."""
+    viewer = napari.Viewer(show=True)
+    viewer.window._qt_window.resize(1200, 800)
+    qtbot.waitExposed(viewer.window._qt_window)
+    yield viewer
+    if hasattr(viewer.window, "_qt_window"):  # not closed by the test
+        viewer.close()
+    WorkerBase.await_workers(20_000)
+    qtbot.wait(10)
+
+
+@pytest.fixture
+def settings(qapp):
+    """Give the plugin's settings page; reset it afterwards."""
+    from napari.settings import get_plugin_settings
+
+    page = get_plugin_settings("kbnet")
+    yield page.restoration
+    page.reset()
+
+
+@pytest.fixture
+def gray(tmp_path, lively):
+    """Path of a tiny gray network that changes what it sees."""
+    return _saved(tmp_path / "gray.safetensors", lively(img_channel=1))
+
+
+@pytest.fixture
+def color(tmp_path, lively):
+    """Path of a tiny colour network that changes what it sees."""
+    return _saved(tmp_path / "color.safetensors", lively())
+
+
+@pytest.fixture
+def noise():
+    """Make noise of a shape, always the same."""
+    return lambda *shape: np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+
+
+def _saved(path, network):
+    save_network(network, path)
+    return str(path)
