@@ -27,7 +27,8 @@ from benchmarks.micro import fitted
 from kbnet_plugin import Restorer, zoo
 from kbnet_plugin._files import one_line
 from kbnet_plugin.blindspot import NORMS, SHARE, STAND, STANDS
-from kbnet_plugin.fit import NETWORK, SCRATCH, Fit, Recipe
+from kbnet_plugin.fit import Fit
+from kbnet_plugin.recipe import NETWORK, SCRATCH, Recipe
 
 SIGMA = 25
 PROBE = 150

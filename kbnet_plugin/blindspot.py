@@ -7,12 +7,13 @@ signal. Noise2Void2 (Hoeck et al., arXiv 2211.08512) puts the median of the surr
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Stand = Literal["median", "uniform"]
 Norm = Literal["l2", "l1"]
@@ -155,7 +156,7 @@ def masked_loss(output: Tensor, wanted: Tensor, norm: Norm = "l2") -> Tensor:
 
     l2 finds the mean of noisy values, l1 their median; they differ where noise is skewed, as shot noise is.
     """
-    known = ~torch.isnan(wanted)
-    difference = torch.where(known, output - wanted.nan_to_num(), 0)
+    known = ~wanted.isnan()
+    difference = (output - wanted.nan_to_num()).where(known, 0)
     error = difference.square() if norm == "l2" else difference.abs()
     return error.sum() / known.sum().clamp(min=1)

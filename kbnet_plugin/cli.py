@@ -24,8 +24,9 @@ from .batch import Step, choice, pair, plans, restore_files
 from .cost import count
 from .export import FORMATS as EXPORTS
 from .export import export
-from .fit import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Fit, Recipe, can_train
+from .fit import Fit, can_train
 from .lazy import connect
+from .recipe import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import HALO, TILE, WINDOW, Restorer, find_device
 from .weights import identify
 

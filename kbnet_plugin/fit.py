@@ -7,6 +7,7 @@ The loop is that of ``basicsr train``, which is started as a command: nothing he
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,117 +15,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from . import zoo
 from ._files import atomic_path
 from ._version import __version__
-from .blindspot import SHARE, STAND, Norm, Stand
 from .planes import KEPT, Planes
-from .ranges import RangeRule
+from .recipe import METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import find_device
 from .shelf import check_name
 from .weights import identify, read_state_dict
-
-Method = Literal["n2v", "n2n"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-SCRATCH = "none"
-"""What `Recipe.start` calls weights drawn at random."""
-
-NETWORK: dict[str, Any] = {
-    "type": "KBNet_s",
-    "width": 16,
-    "enc_blk_nums": [1, 1],
-    "middle_blk_num": 2,
-    "dec_blk_nums": [1, 1],
-    "lightweight": True,
-    "ffn_scale": 1.5,
-}
-"""What is trained where nothing is started from."""
-
-WHEN_IT_FAILS = (
-    "It can only remove noise that is independent from pixel to pixel. What a camera demosaicked, what was "
-    "resampled, registered, compressed or denoised before, and line noise of scanners, has noise that "
-    "neighbours share: such noise is taken for signal and stays."
-)
-PAIRS_FAIL = (
-    "It takes for noise whatever differs between the two planes of a pair: what moves, bleaches or lies at "
-    "another depth is averaged away. Their noise must be independent of each other."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to learn from, and how; every default stands here.
-
-    Attributes
-    ----------
-    source : path or array
-        A noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
-    name : str
-        Of the model.
-    method : {"n2v", "n2n"}
-        Noise2Void: some pixels are hidden and learned from those around. Noise2Noise: planes that show the
-        same with other noise teach each other.
-    second : path, optional
-        For n2n: another recording of the same, plane for plane; by default planes follow each other.
-    pair_axis : str, optional
-        For n2n: axis along which they do; by default T, or else Z.
-    start : str or path, optional
-        A model to start from, or ``"none"``; by default the shipped one for the channels.
-    iterations : int
-    axes : str, optional
-        Of the source, as for `Restorer`.
-    range : "dtype", "percentile" or (float, float), optional
-        What becomes 0 and 1, fixed for the whole source and kept with the model; see `Planes.range`.
-    patch, batch : int
-        Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
-    learning_rate : float, optional
-        By default 1e-3 from the start, 3e-4 from a model.
-    share, stand : float, str
-        Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
-    norm : {"l2", "l1"}
-        Of the loss.
-    network : mapping
-        Arguments of the network where it starts from nothing, but for its channels.
-    device : str
-        As for `Restorer`, but CUDA or CPU.
-    precision : {"fp32", "bf16", "fp16"}, optional
-        By default bf16 on a GPU that has it.
-    workers : int, optional
-        Processes that cut crops; by default none on a CPU.
-    seed : int
-    """
-
-    source: str | PathLike[str] | NDArray[Any]
-    name: str
-    method: Method = "n2v"
-    second: str | PathLike[str] | None = None
-    pair_axis: str | None = None
-    start: str | PathLike[str] | None = None
-    iterations: int = 2000
-    axes: str | None = None
-    range: RangeRule | None = None
-    patch: int = 64
-    batch: int | None = None
-    learning_rate: float | None = None
-    share: float = SHARE
-    stand: Stand = STAND
-    norm: Norm = "l2"
-    network: Mapping[str, Any] | None = None
-    device: str = "auto"
-    precision: str | None = None
-    workers: int | None = None
-    seed: int = 0
 
 
 class Step(NamedTuple):
@@ -172,22 +78,15 @@ class Fit:
         self.folder = root / recipe.name
         self.option_file = root / f"{recipe.name}.yml"
         self.console = root / f"{recipe.name}.log"
-        self._copy = root / f"{recipe.name}.npy"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
         device = find_device(recipe.device)
         if device.type not in ("cpu", "cuda"):
             device = torch.device("cpu")  # the loop knows no other
         self.device = device
-        source, axes = recipe.source, recipe.axes
-        if isinstance(source, str | PathLike):
-            planes = Planes(source, axes)
-            self.source = Path(source).absolute()
-        else:
-            root.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self._copy) as temporary:
-                np.save(temporary, np.asarray(source), allow_pickle=False)
-            planes, self.source = Planes(self._copy, axes), self._copy
+        self.source = _file(recipe.source, root, recipe.name)
+        self._second = None if recipe.second is None else _file(recipe.second, root, f"{recipe.name}-second")
+        planes = Planes(self.source, recipe.axes)
         self.planes = planes
         self.range = planes.range(recipe.range)
         smallest = min(min(planes.size(n)) for n in range(len(planes)))
@@ -324,8 +223,8 @@ class Fit:
         if recipe.method == "n2v":
             train |= {"share": recipe.share, "stand_in": recipe.stand}
         else:
-            if recipe.second is not None:
-                train["dataroot_gt"] = str(Path(recipe.second).absolute())
+            if self._second is not None:
+                train["dataroot_gt"] = str(self._second)
             if recipe.pair_axis:
                 train["pair_axis"] = recipe.pair_axis
         bf16 = cuda and torch.cuda.is_bf16_supported()
@@ -448,6 +347,24 @@ class Fit:
                 "",
             )
         )
+
+
+def _file(source: Any, folder: Path, name: str) -> Path:
+    """Path of a source; an array, which may be lazy, is written under a name that tells its values."""
+    if isinstance(source, str | PathLike):
+        return Path(source).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with atomic_path(folder / f"{name}.npy") as temporary:
+        copy = np.lib.format.open_memmap(temporary, "w+", np.dtype(source.dtype), tuple(source.shape))
+        for part in range(copy.shape[0]) if copy.ndim > 2 else [slice(None)]:
+            copy[part] = np.asarray(source[part])
+            digest.update(copy[part].tobytes())
+        copy.flush()
+        del copy
+    path = folder / f"{name}-{digest.hexdigest()[:12]}.npy"
+    (folder / f"{name}.npy").replace(path)
+    return path
 
 
 def can_train() -> bool:

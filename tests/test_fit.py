@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kbnet_plugin import Restorer, cli, fit, zoo
-from kbnet_plugin.fit import Fit, Recipe
+from kbnet_plugin.fit import Fit
+from kbnet_plugin.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 

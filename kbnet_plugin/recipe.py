@@ -1,0 +1,105 @@
+"""What to learn from, and how; told without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
+
+from .blindspot import SHARE, STAND, Norm, Stand
+from .ranges import RangeRule
+
+Method = Literal["n2v", "n2n"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+SCRATCH = "none"
+"""What `Recipe.start` calls weights drawn at random."""
+
+NETWORK: dict[str, Any] = {
+    "type": "KBNet_s",
+    "width": 16,
+    "enc_blk_nums": [1, 1],
+    "middle_blk_num": 2,
+    "dec_blk_nums": [1, 1],
+    "lightweight": True,
+    "ffn_scale": 1.5,
+}
+"""What is trained where nothing is started from."""
+
+WHEN_IT_FAILS = (
+    "It can only remove noise that is independent from pixel to pixel. What a camera demosaicked, what was "
+    "resampled, registered, compressed or denoised before, and line noise of scanners, has noise that "
+    "neighbours share: such noise is taken for signal and stays."
+)
+PAIRS_FAIL = (
+    "It takes for noise whatever differs between the two planes of a pair: what moves, bleaches or lies at "
+    "another depth is averaged away. Their noise must be independent of each other."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to learn from, and how; every default stands here.
+
+    Attributes
+    ----------
+    source : path or array
+        A noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
+    name : str
+        Of the model.
+    method : {"n2v", "n2n"}
+        Noise2Void: some pixels are hidden and learned from those around. Noise2Noise: planes that show the
+        same with other noise teach each other.
+    second : path or array, optional
+        For n2n: another recording of the same, plane for plane; by default planes follow each other.
+    pair_axis : str, optional
+        For n2n: axis along which they do; by default T, or else Z.
+    start : str or path, optional
+        A model to start from, or ``"none"``; by default the shipped one for the channels.
+    iterations : int
+    axes : str, optional
+        Of the source, as for `Restorer`.
+    range : "dtype", "percentile" or (float, float), optional
+        What becomes 0 and 1, fixed for the whole source and kept with the model; see `Planes.range`.
+    patch, batch : int
+        Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
+    learning_rate : float, optional
+        By default 1e-3 from the start, 3e-4 from a model.
+    share, stand : float, str
+        Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
+    norm : {"l2", "l1"}
+        Of the loss.
+    network : mapping
+        Arguments of the network where it starts from nothing, but for its channels.
+    device : str
+        As for `Restorer`, but CUDA or CPU.
+    precision : {"fp32", "bf16", "fp16"}, optional
+        By default bf16 on a GPU that has it.
+    workers : int, optional
+        Processes that cut crops; by default none on a CPU.
+    seed : int
+    """
+
+    source: str | PathLike[str] | NDArray[Any]
+    name: str
+    method: Method = "n2v"
+    second: str | PathLike[str] | NDArray[Any] | None = None
+    pair_axis: str | None = None
+    start: str | PathLike[str] | None = None
+    iterations: int = 2000
+    axes: str | None = None
+    range: RangeRule | None = None
+    patch: int = 64
+    batch: int | None = None
+    learning_rate: float | None = None
+    share: float = SHARE
+    stand: Stand = STAND
+    norm: Norm = "l2"
+    network: Mapping[str, Any] | None = None
+    device: str = "auto"
+    precision: str | None = None
+    workers: int | None = None
+    seed: int = 0
