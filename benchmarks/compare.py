@@ -561,6 +561,7 @@ def _workers(args: argparse.Namespace, device: str, folder: Path) -> Iterator[li
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,  # a terminal's interrupt is for us: twice told, nothing is saved
                 )
             )
     try:
