@@ -54,6 +54,7 @@ SHARE = (
 )
 TESTING = 0.15  # of it for testing, where there are more images than that allows
 FEW = 8  # images to be tested on in any case
+APART = 2  # spreads from which a difference counts; by chance alone one of 14 pairs of three seeds gets there
 LEAST = 10  # iterations below which nothing is trained
 BUSY = (
     0.02  # seconds that KBNet must take on the image that is timed, so that launching alone does not decide
@@ -625,7 +626,7 @@ def _watch(
             return
         done = _progress(folder, runs, told | set(failures), total)
         left = ""
-        if begun < done < len(runs) * total:
+        if begun < done < len(runs) * total and said - clock > 5:
             rest = (said - clock) / (done - begun) * (len(runs) * total - done)
             left = f", {rest / 60:.0f} min left" if rest > 90 else f", {rest:.0f} s left"
         print(f"[{len(told)}/{len(runs)} runs{left}] {text}", file=sys.stderr, flush=True)
@@ -914,7 +915,7 @@ def series(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
     """The PSNR of every seed that is done, by row, by study."""
     plan, store = _read_plan(folder), Store(folder / "cells")
     return {
-        study["name"]: [(row["name"], _values(plan, row, store)[0]) for row in study["rows"]]
+        study["name"]: [(row["name"], list(_values(plan, row, store)[0].values())) for row in study["rows"]]
         for study in plan["studies"]
     }
 
@@ -927,14 +928,14 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 def _values(
     plan: Mapping[str, Any], row: Mapping[str, Any], store: Store
-) -> tuple[list[float], list[dict[str, Any]], list[str]]:
-    """PSNR and provenance of the seeds that are done, and why others failed."""
-    values, found, failures = [], [], []
-    for run, slug, _ in _runs(plan):
+) -> tuple[dict[int, float], list[dict[str, Any]], list[str]]:
+    """PSNR by seed and provenance of the runs that are done, and why others failed."""
+    values, found, failures = {}, [], []
+    for run, slug, seed in _runs(plan):
         if slug != row["run"]:
             continue
         if (content := store.read(run)) is not None:
-            values.append(content["psnr"])
+            values[seed] = content["psnr"]
             found.append(content["provenance"])
         elif (reason := store.failure(run, 0)) is not None:
             failures.append(reason)
@@ -969,7 +970,7 @@ def _table(plan: Mapping[str, Any], study: Mapping[str, Any], store: Store) -> r
         if row["run"]:
             cells |= _costs(plan, row, study["timed"])
         rows.append(results.Row(row["name"], "; ".join(note), row["ours"], cells))
-    text = " ".join(
+    text = "\n\n".join(
         [
             study["text"],
             verdict([r["name"] for r in study["rows"]], numbers, wanted),
@@ -1001,7 +1002,7 @@ def _protocol(plan: Mapping[str, Any]) -> str:
 def _quality(
     plan: Mapping[str, Any],
     row: Mapping[str, Any],
-    values: Sequence[float],
+    values: Mapping[int, float],
     found: Sequence[Mapping[str, Any]],
     failures: Sequence[str],
     protocol: str,
@@ -1024,8 +1025,9 @@ def _quality(
         "data_sha256": test["sha256"],
         "protocol": protocol,
     }
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return results.Measured("measured", statistics.fmean(values), spread, provenance=provenance)
+    spread = statistics.stdev(values.values()) if len(values) > 1 else None
+    mean = statistics.fmean(values.values())
+    return results.Measured("measured", mean, spread, provenance=provenance)
 
 
 def _costs(plan: Mapping[str, Any], row: Mapping[str, Any], timed: bool) -> dict[str, results.Cell]:
@@ -1058,43 +1060,53 @@ def _costs(plan: Mapping[str, Any], row: Mapping[str, Any], timed: bool) -> dict
     return cells
 
 
-def verdict(names: Sequence[str], values: Mapping[str, Sequence[float]], wanted: int) -> str:
-    """What the numbers support, of each row against the first one, and no more."""
+def verdict(names: Sequence[str], values: Mapping[str, Mapping[int, float]], wanted: int) -> str:
+    """What the numbers support, of each row against the first one, and no more.
+
+    Parameters
+    ----------
+    names : sequence of str
+        All rows of the study, in order.
+    values : mapping of str to mapping of int to float
+        PSNR by seed of the rows that have any.
+    wanted : int
+        Seeds that were planned.
+    """
     first, *others = names
-    known = [n for n in others if n in values]
-    if first not in values or not known:
-        return "Nothing can be said yet: too few runs are done."
-    sentences = []
     groups: dict[str, list[str]] = {"above": [], "below": [], "within": [], "alone": []}
-    for name in known:
-        a, b = values[name], values[first]
-        difference = statistics.fmean(a) - statistics.fmean(b)
-        if min(len(a), len(b)) < 2:
-            groups["alone"].append(f"{name} ({difference:+.2f})")
+    for name in others:
+        # Runs of one seed see the same images, crops and noise, so they are compared in pairs.
+        ours, theirs = values.get(first, {}), values.get(name, {})
+        pairs = [theirs[seed] - ours[seed] for seed in theirs if seed in ours]
+        if not pairs:
             continue
-        spread = (statistics.variance(a) + statistics.variance(b)) ** 0.5
-        text = f"{name} ({difference:+.2f} dB, spread {spread:.2f})"
-        kind = "within" if abs(difference) <= spread else "above" if difference > 0 else "below"
-        groups[kind].append(text)
-    if groups["above"]:
-        sentences.append(f"Above {first}: {', '.join(groups['above'])}.")
-    if groups["below"]:
-        sentences.append(f"Below {first}: {', '.join(groups['below'])}.")
-    if groups["within"]:
-        sentences.append(f"Within the spread of {first}, so not told apart: {', '.join(groups['within'])}.")
-    if groups["alone"]:
-        sentences.append(
-            f"Against {first} by one seed, which shows no spread and decides nothing: "
-            f"{', '.join(groups['alone'])}."
+        difference = statistics.fmean(pairs)
+        if len(pairs) == 1:
+            groups["alone"].append(f"{name} ({difference:+.2f} dB)")
+            continue
+        spread = statistics.stdev(pairs)
+        kind = "within" if abs(difference) <= APART * spread else "above" if difference > 0 else "below"
+        groups[kind].append(f"{name} ({difference:+.2f} dB, spread {spread:.2f})")
+    said = [
+        f"{lead}: {', '.join(groups[kind])}."
+        for kind, lead in (
+            ("above", f"Above {first!r}"),
+            ("below", f"Below {first!r}"),
+            ("within", f"Within the spread, so not told apart from {first!r}"),
+            ("alone", f"One seed against {first!r}, which decides nothing"),
         )
-    counts = [len(values.get(n, ())) for n in names]
-    sentences.append(
-        f"Spread: the standard deviations over {wanted} seeds of both rows, added in quadrature."
-        if min(counts) >= wanted
-        else f"Unfinished: {min(counts)} to {max(counts)} of {wanted} seeds of a row are done. Spread: the "
-        "standard deviations over the seeds of both rows, added in quadrature."
+        if groups[kind]
+    ]
+    if not said:
+        return "Nothing can be said yet: too few runs are done."
+    done = [len(values.get(n, ())) for n in names]
+    if min(done) < wanted:
+        said.append(f"Unfinished: {min(done)} to {max(done)} of {wanted} seeds of a row are done.")
+    said.append(
+        "Differences are those of runs of one seed, their spread is the standard deviation over the seeds; "
+        "rows are told apart from twice that on."
     )
-    return " ".join(sentences)
+    return " ".join(said)
 
 
 def _say(folder: Path) -> None:
