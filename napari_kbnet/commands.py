@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from napari.viewer import Viewer
 
 
-def denoise(napari_viewer: Any) -> None:
+def denoise(viewer: Viewer) -> None:
     """Restore the selected image layers by the default model."""
-    _, widget = napari_viewer.window.add_plugin_dock_widget("kbnet", "Restore")
+    _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
     widget.run()

@@ -1,0 +1,95 @@
+"""What napari knows of the plugin before anything of it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from npe2 import PluginManifest
+from qtpy.QtWidgets import QMenu
+
+from napari_kbnet.options import PRECISIONS, Options, saved
+
+TITLES = {"Denoise this layer", "Restore", "Restore files"}
+
+COLD = """
+import sys
+from qtpy.QtWidgets import QApplication
+application = QApplication([])
+import numpy as np
+from napari.components import ViewerModel
+from npe2 import PluginManifest
+manifest = PluginManifest.from_distribution("kbnet")
+viewer = ViewerModel()
+viewer.add_image(np.zeros((20, 20)))
+for widget in manifest.contributions.widgets:
+    command = next(c for c in manifest.contributions.commands if c.id == widget.command)
+    module, name = command.python_name.split(":")
+    made = getattr(__import__(module, fromlist=[name]), name)(viewer)
+    made.close()
+    print(widget.display_name)
+print("torch" in sys.modules)
+"""
+
+
+def test_everything_in_the_manifest_is_there():
+    manifest = PluginManifest.from_distribution("kbnet")
+    manifest.validate_imports()
+    assert manifest.name == "kbnet"
+    assert {"Restore", "Restore files"} <= {w.display_name for w in manifest.contributions.widgets}
+
+
+def test_the_settings_page_has_the_defaults_of_the_options():
+    (page,) = PluginManifest.from_distribution("kbnet").contributions.configurations.values()
+    defaults = {name: p.default for name, p in page.properties.items()}
+    options = Options()
+    assert defaults == {
+        "model": options.model,
+        "device": options.device,
+        "tile": options.tile or 0,
+        "precision": options.precision,
+    }
+    assert tuple(page.properties["precision"].enum) == PRECISIONS
+
+
+def test_the_settings_page_is_kept(settings):
+    settings.device, settings.tile = "cpu", 256
+    assert saved() == Options(device="cpu", tile=256)
+
+
+@pytest.mark.usefixtures("qapp")
+def test_nothing_imports_torch_before_there_is_work():
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[-2] == "False", done.stdout
+
+
+def entries(viewer):
+    """Actions of Layers > Filter > KBNet by their titles."""
+    menu = viewer.window.layers_menu
+    for title in ("Filter", "KBNet"):
+        menu = next(a.menu() for a in menu.actions() if isinstance(a.menu(), QMenu) and a.text() == title)
+    menu.aboutToShow.emit()
+    viewer.window._update_menu_state("layers_menu")
+    return {a.text().removesuffix(" (KBNet)"): a for a in menu.actions() if a.text()}
+
+
+def test_the_menu_is_there_and_on_for_images_alone(viewer):
+    assert TITLES <= entries(viewer).keys()
+    assert not entries(viewer)["Denoise this layer"].isEnabled()
+    viewer.add_labels(np.zeros((20, 20), int))
+    assert not entries(viewer)["Denoise this layer"].isEnabled()
+    viewer.add_image(np.zeros((20, 20)))
+    assert entries(viewer)["Denoise this layer"].isEnabled()
+
+
+def test_the_menu_denoises(qtbot, viewer, settings, gray, noise):
+    settings.model = gray
+    layer = viewer.add_image(noise(40, 50))
+    entries(viewer)["Denoise this layer"].trigger()
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=30_000)
+    result = viewer.layers[1]
+    qtbot.waitUntil(lambda: "finished" in result.metadata["kbnet"], timeout=30_000)
+    assert result.metadata["kbnet"]["model"] == gray
+    assert (result.data != layer.data).any()
