@@ -196,7 +196,7 @@ def settings(viewer: Any, camera: Camera, _folder: Path) -> None:
     """The plugin's page of the preferences."""
     dialog = viewer.window._open_preferences_dialog()
     pages = [dialog._list.item(row).text() for row in range(dialog._list.count())]
-    dialog._list.setCurrentRow(pages.index("KBNet restoration"))
+    dialog._list.setCurrentRow(pages.index("KBNet"))
     dialog.resize(900, 520)
     settle()
     camera.widget(dialog)
