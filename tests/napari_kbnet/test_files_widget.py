@@ -16,9 +16,8 @@ from kbnet_plugin.stores import restore_stack, working_folder
 
 
 @pytest.fixture
-def widget(make_napari_viewer, tmp_path, checkpoint):
+def widget(viewer, tmp_path, checkpoint):
     """The widget as the menu opens it, its folders and a small model chosen."""
-    viewer = make_napari_viewer()
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore files")
     (tmp_path / "in").mkdir()
     widget.source.setText(str(tmp_path / "in"))
@@ -156,8 +155,7 @@ def test_other_settings_than_those_of_the_stopped_run_are_named(widget, finish, 
     assert widget.said.text() == "1 restored, 0 kept, 0 failed"
 
 
-def test_a_closed_viewer_stops_the_work(make_napari_viewer, qtbot, tmp_path, checkpoint):
-    viewer = make_napari_viewer()
+def test_a_closed_viewer_stops_the_work(viewer, qtbot, tmp_path, checkpoint):
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore files")
     (tmp_path / "in").mkdir()
     stack(tmp_path / "in/a.tif", (400, 100, 100))

@@ -14,8 +14,7 @@ KEYS = {"photograph": (300, 451, 3), "cells": (512, 512), "stack": (3, 7, 256, 2
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_sample_opens_on_top_of_its_invisible_truth(make_napari_viewer, key):
-    viewer = make_napari_viewer()
+def test_a_sample_opens_on_top_of_its_invisible_truth(viewer, key):
     viewer.open_sample("kbnet", key)
     truth, noisy = viewer.layers
     assert (noisy.name, truth.name) == (f"Noisy {key}", f"Truth of {key}")
@@ -30,8 +29,7 @@ def test_a_sample_opens_on_top_of_its_invisible_truth(make_napari_viewer, key):
     assert 10 < peak_signal_noise_ratio(truth.data, noisy.data) < 25
 
 
-def test_the_stack_says_what_its_axes_are_and_measure(make_napari_viewer):
-    viewer = make_napari_viewer()
+def test_the_stack_says_what_its_axes_are_and_measure(viewer):
     viewer.open_sample("kbnet", "stack")
     layer = viewer.layers["Noisy stack"]
     assert layer.axis_labels == ("t", "z", "y", "x")
