@@ -79,7 +79,7 @@ class Fit:
         self.option_file = root / f"{recipe.name}.yml"
         self.console = root / f"{recipe.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        self._stopped = self._asked = False
         device = find_device(recipe.device)
         if device.type not in ("cpu", "cuda"):
             device = torch.device("cpu")  # the loop knows no other
@@ -124,8 +124,9 @@ class Fit:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._asked = False
         if self._stopped:
-            process.terminate()
+            self._ask()
         seen = 0
         try:
             while True:
@@ -137,16 +138,19 @@ class Fit:
                     break
                 time.sleep(0.1)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        if process.returncode not in (0, 128 + 15) and not self._stopped:
+            self._ask()
+            process.wait()
+        if process.returncode != 0 and not self._stopped:
             raise ValueError(self._complaint(process.returncode))
 
     def stop(self) -> None:
         """Ask the training to end after its step, from any thread; what it learned is kept."""
         self._stopped = True
-        if self._process is not None and self._process.poll() is None:
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._process is not None and self._process.poll() is None and not self._asked:
+            self._asked = True  # asked twice, it would end without saving
             self._process.terminate()
 
     @property

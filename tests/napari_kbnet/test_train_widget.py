@@ -1,0 +1,166 @@
+"""The widget that learns from a noisy layer: what it trains, shows, keeps and says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kbnet_plugin import fit, zoo
+from napari_kbnet.curve import LossCurve, bounds, smooth
+
+needs_training = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
+
+
+@pytest.fixture(autouse=True)
+def _own_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("KBNET_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def widget(viewer):
+    """The widget as the menu opens it, over a small noisy stack."""
+    noise = np.random.default_rng(0).normal(0, 60, (2, 70, 80))
+    stack = (noise + np.linspace(400, 3000, 80)).clip(0).astype(np.uint16)
+    viewer.add_image(stack, name="My cells (1)", scale=(2, 1, 1))
+    _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Train on this layer")
+    widget.steps.setValue(2)
+    widget.device.setCurrentText("cpu")
+    return widget
+
+
+@pytest.fixture
+def finish(qtbot, widget):
+    """Press the button, and wait for the end."""
+
+    def press():
+        widget.start.click()
+        qtbot.waitUntil(lambda: widget.worker is None and widget.start.isEnabled(), timeout=90_000)
+
+    return press
+
+
+@needs_training
+def test_a_model_is_learned_and_stands_in_the_list_of_restore(viewer, widget, finish, qtbot):
+    assert widget.name.text() == "My-cells-1"
+    assert widget.understood.text() == "2 gray planes of 70 x 80"
+    assert "independent from pixel to pixel" in widget.warning.text()
+    drawn = []
+    widget.curve.add = lambda *step: drawn.append(step)
+    finish()
+    assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
+    assert widget.said.text() == "Kept as My-cells-1: it stands in the list of models now."
+    assert zoo.find("My-cells-1").range == pytest.approx(np.percentile(viewer.layers[0].data, (0.1, 99.9)))
+    widget.restore.click()
+    (restore,) = (
+        w.widget() if hasattr(w, "widget") else w
+        for name, w in viewer.window.dock_widgets.items()
+        if name.startswith("Restore")
+    )
+    assert restore.form.model.value() == "My-cells-1"
+    assert restore.layers() == [viewer.layers[0]]
+
+
+@needs_training
+def test_stop_keeps_what_is_learned_and_more_steps_go_on(widget, finish, qtbot):
+    widget.steps.setValue(100_000)
+    widget.start.click()
+    assert not widget.start.isEnabled()
+    qtbot.waitUntil(lambda: widget.bar.value() > 0, timeout=90_000)
+    widget.stop.click()
+    qtbot.waitUntil(lambda: widget.worker is None, timeout=90_000)
+    assert widget.said.text().startswith("Kept as My-cells-1")
+    kept = zoo.find("My-cells-1").title
+    assert "1 its" not in kept.replace("1,", "")
+    widget.method.setCurrentIndex(1)
+    finish()
+    assert "begun with other settings" in widget.said.text()
+    assert zoo.find("My-cells-1").title == kept
+    widget.overwrite.setChecked(True)
+    widget.steps.setValue(1)
+    finish()
+    assert "(n2n, 1 its)" in zoo.find("My-cells-1").title
+
+
+@needs_training
+def test_closing_the_viewer_ends_the_training(viewer, widget, qtbot, tmp_path):
+    widget.steps.setValue(100_000)
+    widget.start.click()
+    worker, done = widget.worker, []
+    worker.finished.connect(lambda: done.append(True))
+    qtbot.waitUntil(lambda: widget.bar.value() > 0, timeout=90_000)
+    viewer.close()
+    qtbot.waitUntil(lambda: bool(done), timeout=90_000)
+    options = json.loads((tmp_path / "models/fits/My-cells-1.yml").read_text())
+    assert options["train"]["total_iter"] == 100_000
+    states = list((tmp_path / "models/fits/My-cells-1/training_states").iterdir())
+    assert 0 < min(int(p.stem) for p in states) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "said"),
+    [
+        ("denoise-gray", "", "denoise-gray is a model that ships with kbnet; choose another name"),
+        ("mine", "YX", "axes 'YX' are 2, the array has 3"),
+    ],
+)
+def test_what_cannot_work_is_one_line(widget, finish, monkeypatch, name, axes, said):
+    shown = []
+    monkeypatch.setattr("napari_kbnet.background.show_error", shown.append)
+    widget.name.setText(name)
+    widget.axes.setText(axes)
+    finish()
+    assert said in widget.said.text().replace("Denoise", "denoise")
+    assert shown == [widget.said.text()]
+
+
+def test_without_a_layer_one_is_asked_for(viewer, widget):
+    viewer.layers.clear()
+    widget.start.click()
+    assert widget.said.text() == "Choose an image layer first."
+
+
+def test_a_second_recording_is_asked_for_only_where_planes_pair_up(viewer, widget):
+    assert not widget.second.isVisibleTo(widget)
+    viewer.add_image(np.ones((2, 70, 80), np.uint16), name="again")
+    widget.layer.choose(viewer.layers[0])
+    widget.method.setCurrentIndex(1)
+    assert widget.second.isVisibleTo(widget)
+    assert "moves" in widget.warning.text()
+    assert widget.recipe().second is None
+    widget.second.choose(viewer.layers[1])
+    assert widget.recipe().second is viewer.layers[1].data
+
+
+def test_the_curve_is_drawn_where_the_losses_are(qtbot):
+    curve = LossCurve()
+    qtbot.addWidget(curve)
+    curve.resize(240, 120)
+    empty = curve.grab().toImage()
+    for i in range(1, 50):
+        curve.add(i, 100, 1 / i)
+    full = curve.grab().toImage()
+    columns = [x for x in range(240) if any(full.pixel(x, y) != empty.pixel(x, y) for y in range(80, 110))]
+    assert 5 <= min(columns) < 15
+    assert 110 < max(columns) < 130  # half of the steps are done
+    curve.clear()
+    assert curve.grab().toImage() == empty
+
+
+def test_the_axis_shows_nearly_all_and_the_mean_runs():
+    low, high = bounds([1.0] * 98 + [1e9, 1e-9])
+    assert low < 1 < high < 2
+    assert smooth([(1, 1.0), (2, 3.0)]) == [(1, 1.0), (2, 3.0)]
+    assert smooth([(i, float(i % 2)) for i in range(20)])[-1] == (19, 0.5)
+
+
+def test_opening_the_widget_imports_no_torch():
+    code = "import sys, napari_kbnet.train_widget; print('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert ended.stdout == "False\n"
