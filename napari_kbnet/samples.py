@@ -40,11 +40,10 @@ def stack() -> list[LayerData]:
     """The same tissue in depth and time: planes go out of focus, the stage drifts, the dye bleaches."""
     nuclei, membranes = _stains()
     rng = np.random.default_rng(1)
-    depths = [_relief(rng, nuclei.shape, middle) for middle in (2.0, 4.5)]
-    planes = [
-        np.clip(sum(_defocus(*part, plane) for part in zip((nuclei, membranes), depths, strict=True)), 0, 1)
-        for plane in range(_PLANES)
+    parts = [
+        _planes(part, _relief(rng, part.shape, sharp)) for part, sharp in ((nuclei, 2.0), (membranes, 4.5))
     ]
+    planes = np.clip(sum(parts), 0, 1)
     drift = [(_ROW + 8 * frame, _COLUMN + 5 * frame) for frame in range(_FRAMES)]
     clean = np.array(
         [
@@ -96,16 +95,19 @@ def _relief(rng: np.random.Generator, shape: tuple[int, ...], middle: float) -> 
     return middle + 1.2 * rough / rough.std()
 
 
-def _defocus(part: NDArray[Any], depth: NDArray[Any], plane: int) -> NDArray[Any]:
-    """What a plane sees: blurred and dimmer, the further it lies from where a pixel is sharp."""
+def _planes(part: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
+    """What every plane sees: blurred and dimmer, the further it lies from where a pixel is sharp."""
     from scipy.ndimage import gaussian_filter
 
-    distance = np.minimum(np.abs(depth - plane), _PLANES)
-    seen = np.zeros_like(part)
-    for level in range(_PLANES + 1):  # blurs of whole distances, and between them their mixture
-        weight = np.clip(1 - np.abs(distance - level), 0, None)
-        seen += weight * gaussian_filter(part, 1.5 * level) / (1 + 0.5 * level)
-    return seen
+    # Blurs for whole distances, and between them their mixture.
+    blurs = [gaussian_filter(part, 1.5 * level) / (1 + 0.5 * level) for level in range(_PLANES + 1)]
+    distances = [np.minimum(np.abs(depth - plane), _PLANES) for plane in range(_PLANES)]
+    return np.array(
+        [
+            sum(np.clip(1 - np.abs(distance - level), 0, None) * blur for level, blur in enumerate(blurs))
+            for distance in distances
+        ]
+    )
 
 
 def _expose(clean: NDArray[Any]) -> NDArray[Any]:
