@@ -20,19 +20,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
-
 from basicsr_ext.errors import BadInput, nearest, one_line
-from basicsr_ext.options import read_options
-from benchmarks import results
 from benchmarks.store import Store
+from benchmarks.studies import (
+    FILE,
+    Row,
+    Studies,
+    Study,
+    Test,
+    every_run,
+    read_plan,
+    read_studies,
+    series,
+    tables,
+)
 from kbnet_plugin._files import atomic_path
 
-FILE = Path(__file__).with_suffix(".yml")
 LISTING = Path(__file__).resolve().parent.parent / "options" / "zoo" / "photographs.txt"
 OUR_OWN = {  # for where there is no data; both lists lie inside scikit-image
     "train": [
@@ -54,12 +61,13 @@ SHARE = (
 )
 TESTING = 0.15  # of it for testing, where there are more images than that allows
 FEW = 8  # images to be tested on in any case
-APART = 2  # spreads from which a difference counts; by chance alone one of 14 pairs of three seeds gets there
 LEAST = 10  # iterations below which nothing is trained
 BUSY = (
     0.02  # seconds that KBNet must take on the image that is timed, so that launching alone does not decide
 )
 SIDES = (256, 512, 1024, 2048)
+
+__all__ = ["main", "series", "tables"]
 
 EXAMPLES = """examples:
   python benchmarks/compare.py --budget 60m --jobs 2 --data DATA
@@ -70,96 +78,6 @@ Every row is trained with `basicsr train` on the same images, crops, noise, seed
 of each row are timed first; the iterations are what the budget then allows for all rows and seeds together,
 and stay what they were when the same command goes on after an interruption. Exit status: 0 good, 1 a training
 failed, 2 bad input, 130 interrupted."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Row(_Strict):
-    """A network of a study: what differs from the network of all."""
-
-    name: str
-    ours: bool = False
-    arguments: dict[str, Any] = {}
-    network: dict[str, Any] = {}
-    equal: Literal["macs", "time"] | None = None
-
-    @model_validator(mode="after")
-    def _one_thing(self) -> Row:
-        if self.network and self.arguments:
-            raise ValueError("a row is arguments or a network of its own")
-        if self.equal and "type" not in self.network:
-            raise ValueError("equal is for a network of its own, with a type")
-        return self
-
-
-class Study(_Strict):
-    """Rows that are compared with the first one."""
-
-    name: str
-    title: str
-    text: str
-    timed: bool = False
-    rows: tuple[Row, ...]
-
-    @field_validator("name")
-    @classmethod
-    def _usable(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9-]+", name):
-            raise ValueError(f"{name!r} must be small letters, digits and hyphens")
-        return name
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Study:
-        names = [r.name for r in self.rows]
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"study {self.name!r}: needs two rows at least, of different names")
-        if self.rows[0].equal:
-            raise ValueError(f"study {self.name!r}: the first row is what the others are equal to")
-        return self
-
-
-class Test(_Strict):
-    """On what the trained networks are measured."""
-
-    sets: tuple[str, ...]
-    sigma: float
-
-
-class Studies(_Strict):
-    """The whole file."""
-
-    options: dict[str, Any]
-    network: dict[str, Any]
-    test: Test
-    studies: tuple[Study, ...]
-
-    def chosen(self, names: Sequence[str]) -> tuple[Study, ...]:
-        """The studies of these names; without any, all."""
-        known = {s.name: s for s in self.studies}
-        for name in names:
-            if name not in known:
-                raise BadInput(f"--study {name}: no such study{nearest(name, known)}")
-        return tuple(s for s in self.studies if not names or s.name in names)
-
-
-def read_studies(file: Path = FILE) -> Studies:
-    """What a file of studies says.
-
-    Raises
-    ------
-    BadInput
-        One line that names the file, the place and the mend.
-    """
-    content = read_options(file)
-    try:
-        return Studies.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = " ".join(str(p + 1 if isinstance(p, int) else p) for p in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{file}: {place + ': ' if place else ''}{message}") from None
 
 
 def seconds(text: str) -> float:
@@ -264,7 +182,7 @@ def _run(args: argparse.Namespace) -> int:
     _, device = _place(args.device, None)
     folder = _writable(args.out).resolve()
     conditions = _conditions(given, args, device)
-    plan = _read(folder / "plan.json")
+    plan = read_plan(folder)
     if plan is not None and (changed := _changed(plan["conditions"], conditions)):
         raise BadInput(f"--out {folder}: holds a comparison of {changed}; name another folder")
     if plan is not None and {s.name for s in chosen} - {s["name"] for s in plan["studies"]}:
@@ -606,7 +524,7 @@ def _watch(
 ) -> dict[str, str]:
     """Tell how far the runs are until all are done or failed; returns the failures."""
     store = Store(folder / "cells")
-    runs, total = list(_runs(plan)), plan["iterations"]
+    runs, total = list(every_run(plan)), plan["iterations"]
     names = _names(plan)
     told: set[str] = {r for r, _, _ in runs if store.read(r)}
     failures: dict[str, str] = {}
@@ -661,13 +579,6 @@ def _watch(
     return {f"{names[slug]}, seed {seed}": failures[run] for run, slug, seed in runs if run in failures}
 
 
-def _runs(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Name, network and seed of all runs: every network once before any a second time."""
-    for seed in range(plan["conditions"]["seeds"]):
-        for slug in plan["networks"]:
-            yield f"{slug}-seed{seed}", slug, seed
-
-
 def _names(plan: Mapping[str, Any]) -> dict[str, str]:
     """What the first study that has it calls a network."""
     found: dict[str, str] = {}
@@ -700,14 +611,14 @@ def work(folder: Path, index: int) -> int:
     variants.register()
     started = time.time()
     store = Store(folder / "cells")
-    while (plan := _read(folder / "plan.json")) is None:
+    while (plan := read_plan(folder)) is None:
         if os.getppid() != parent:
             return 1
-        if (draft := _read(folder / "draft.json")) is not None:
+        if (draft := read_plan(folder, "draft.json")) is not None:
             for slug in draft["networks"]:
                 _claim(store, f"step-{slug}", started, lambda s=slug, d=draft: _time_step(d, s, folder))
         time.sleep(0.2)
-    runs = list(_runs(plan))
+    runs = list(every_run(plan))
     pending = [run for run, _, _ in runs]
     by_name = {run: (slug, seed) for run, slug, seed in runs}
     while pending:
@@ -902,213 +813,6 @@ def _time_step(plan: Mapping[str, Any], slug: str, folder: Path) -> dict[str, An
     }
 
 
-# Telling
-
-
-def tables(folder: Path) -> list[results.Table]:
-    """What was trained in a folder: a table a study, with what its numbers support."""
-    plan, store = _read_plan(folder), Store(folder / "cells")
-    return [_table(plan, study, store) for study in plan["studies"]]
-
-
-def series(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
-    """The PSNR of every seed that is done, by row, by study."""
-    plan, store = _read_plan(folder), Store(folder / "cells")
-    return {
-        study["name"]: [(row["name"], list(_values(plan, row, store)[0].values())) for row in study["rows"]]
-        for study in plan["studies"]
-    }
-
-
-def _read_plan(folder: Path) -> dict[str, Any]:
-    if (plan := _read(folder / "plan.json")) is None:
-        raise BadInput(f"{folder}: no plan.json in it; benchmarks/compare.py --out makes it")
-    return plan
-
-
-def _values(
-    plan: Mapping[str, Any], row: Mapping[str, Any], store: Store
-) -> tuple[dict[int, float], list[dict[str, Any]], list[str]]:
-    """PSNR by seed and provenance of the runs that are done, and why others failed."""
-    values, found, failures = {}, [], []
-    for run, slug, seed in _runs(plan):
-        if slug != row["run"]:
-            continue
-        if (content := store.read(run)) is not None:
-            values[seed] = content["psnr"]
-            found.append(content["provenance"])
-        elif (reason := store.failure(run, 0)) is not None:
-            failures.append(reason)
-    return values, found, failures
-
-
-def _table(plan: Mapping[str, Any], study: Mapping[str, Any], store: Store) -> results.Table:
-    conditions = plan["conditions"]
-    wanted = conditions["seeds"]
-    test = conditions["test"]
-    protocol = _protocol(plan)
-    columns = [
-        results.Column("psnr", "PSNR", test["title"].split(" (")[0], "dB", 2, "higher"),
-        results.Column("parameters", "parameters", "", "M", 3, "lower"),
-        results.Column("macs_full", "MACs in full", "", "G", 2, "lower"),
-    ]
-    if study["timed"]:
-        columns.append(results.Column("time", "time", "", "ms", 1, "lower"))
-    rows, numbers = [], {}
-    for row in study["rows"]:
-        values, found, failures = _values(plan, row, store)
-        if values:
-            numbers[row["name"]] = values
-        note = []
-        if row["run"] and row["equal"]:
-            note.append(f"width {plan['networks'][row['run']]['network']['width']}")
-        if row["run"] and len(values) < wanted:
-            note.append(f"{len(values)} of {wanted} seeds done")
-            if failures:
-                note.append(f"{len(failures)} failed: {failures[0]}")
-        cells = {"psnr": results.Cell(measured=_quality(plan, row, values, found, failures, protocol))}
-        if row["run"]:
-            cells |= _costs(plan, row, study["timed"])
-        rows.append(results.Row(row["name"], "; ".join(note), row["ours"], cells))
-    text = "\n\n".join(
-        [
-            study["text"],
-            verdict([r["name"] for r in study["rows"]], numbers, wanted),
-            f"Small networks, {protocol}. Other sizes and longer training may order them otherwise.",
-        ]
-    )
-    if study["timed"]:
-        side = next((n["side"] for n in plan["networks"].values() if "side" in n), None)
-        text += f" Time: one image of {side} x {side}, float32, {plan['provenance']['device']}."
-    return results.Table(f"compare-{study['name']}", study["title"], text, tuple(columns), tuple(rows))
-
-
-def _protocol(plan: Mapping[str, Any]) -> str:
-    """How all rows of a folder were trained and tested."""
-    conditions = plan["conditions"]
-    train, test = conditions["train"], conditions["test"]
-    options = conditions["options"]["datasets"]["train"]
-    crop, all_of_them = options["gt_size"], len(test["files"])
-    tested = f"all {all_of_them}" if plan["tested"] == all_of_them else f"the first {plan['tested']}"
-    return (
-        f"trained from scratch: {plan['iterations']} iterations of {options['batch_size_per_gpu']} crops of "
-        f"{crop} x {crop} from {train['title']}, white noise of sigma {options['sigma_range']:g}, the same "
-        f"images, crops, noise and seeds for each network; tested on {tested} images of {test['title']} with "
-        f"sigma {test['sigma']:g} (not clipped, results rounded to 8 bits, in tiles of "
-        f"{conditions['options']['val']['tile']})"
-    )
-
-
-def _quality(
-    plan: Mapping[str, Any],
-    row: Mapping[str, Any],
-    values: Mapping[int, float],
-    found: Sequence[Mapping[str, Any]],
-    failures: Sequence[str],
-    protocol: str,
-) -> results.Measured:
-    wanted = plan["conditions"]["seeds"]
-    if row["reason"]:
-        return results.Measured("not measured", reason=row["reason"])
-    if not values and failures:
-        return results.Measured("failed", reason=failures[0])
-    if not values:
-        return results.Measured("not measured", reason=f"0 of {wanted} seeds done: the comparison goes on")
-    train, test = plan["conditions"]["train"], plan["conditions"]["test"]
-    provenance = dict(found[-1]) | {
-        "command": plan["provenance"]["command"],
-        "date": max(f["date"] for f in found),
-        "seconds": round(sum(f["seconds"] for f in found), 1),
-        "network": plan["networks"][row["run"]]["network"],
-        "weights": f"trained here, {len(values)} of {wanted} seeds",
-        "data": f"{train['title']}; {test['title']}",
-        "data_sha256": test["sha256"],
-        "protocol": protocol,
-    }
-    spread = statistics.stdev(values.values()) if len(values) > 1 else None
-    mean = statistics.fmean(values.values())
-    return results.Measured("measured", mean, spread, provenance=provenance)
-
-
-def _costs(plan: Mapping[str, Any], row: Mapping[str, Any], timed: bool) -> dict[str, results.Cell]:
-    network, conditions = plan["networks"][row["run"]], plan["conditions"]
-    here = plan["provenance"] | {"network": network["network"]}
-    counted = here | {"protocol": "one image of 256 x 256 pixels, counted by torch's FLOP counter"}
-    cells = {
-        "parameters": results.Cell(
-            measured=results.Measured("measured", network["parameters"], provenance=counted)
-        ),
-        "macs_full": results.Cell(
-            measured=results.Measured("measured", network["macs_full"], provenance=counted)
-        ),
-    }
-    if timed and "seconds" in network:
-        side = network["side"]
-        tf32 = ", TF32 allowed" if conditions["device"] == "cuda" else ""
-        protocol = (
-            f"one image of {side} x {side}, float32{tf32}, all "
-            "timed rows in turn; median, and half the distance of the quartiles"
-        )
-        cells["time"] = results.Cell(
-            measured=results.Measured(
-                "measured",
-                network["seconds"] * 1e3,
-                (network["high"] - network["low"]) / 2 * 1e3,
-                provenance=here | {"protocol": protocol},
-            )
-        )
-    return cells
-
-
-def verdict(names: Sequence[str], values: Mapping[str, Mapping[int, float]], wanted: int) -> str:
-    """What the numbers support, of each row against the first one, and no more.
-
-    Parameters
-    ----------
-    names : sequence of str
-        All rows of the study, in order.
-    values : mapping of str to mapping of int to float
-        PSNR by seed of the rows that have any.
-    wanted : int
-        Seeds that were planned.
-    """
-    first, *others = names
-    groups: dict[str, list[str]] = {"above": [], "below": [], "within": [], "alone": []}
-    for name in others:
-        # Runs of one seed see the same images, crops and noise, so they are compared in pairs.
-        ours, theirs = values.get(first, {}), values.get(name, {})
-        pairs = [theirs[seed] - ours[seed] for seed in theirs if seed in ours]
-        if not pairs:
-            continue
-        difference = statistics.fmean(pairs)
-        if len(pairs) == 1:
-            groups["alone"].append(f"{name} ({difference:+.2f} dB)")
-            continue
-        spread = statistics.stdev(pairs)
-        kind = "within" if abs(difference) <= APART * spread else "above" if difference > 0 else "below"
-        groups[kind].append(f"{name} ({difference:+.2f} dB, spread {spread:.2f})")
-    said = [
-        f"{lead}: {', '.join(groups[kind])}."
-        for kind, lead in (
-            ("above", f"Above {first!r}"),
-            ("below", f"Below {first!r}"),
-            ("within", f"Within the spread, so not told apart from {first!r}"),
-            ("alone", f"One seed against {first!r}, which decides nothing"),
-        )
-        if groups[kind]
-    ]
-    if not said:
-        return "Nothing can be said yet: too few runs are done."
-    done = [len(values.get(n, ())) for n in names]
-    if min(done) < wanted:
-        said.append(f"Unfinished: {min(done)} to {max(done)} of {wanted} seeds of a row are done.")
-    said.append(
-        "Differences are those of runs of one seed, their spread is the standard deviation over the seeds; "
-        "rows are told apart from twice that on."
-    )
-    return " ".join(said)
-
-
 def _say(folder: Path) -> None:
     """The tables on the terminal."""
     from benchmarks import measure
@@ -1131,15 +835,6 @@ def _say(folder: Path) -> None:
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError:
-        raise BadInput(f"{path}: damaged; remove it to plan anew") from None
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
