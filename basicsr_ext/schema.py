@@ -172,7 +172,7 @@ class _Noisy(_Crops):
 
 class BlindSpot(_Noisy):
     type: Literal["Dataset_BlindSpot"] = _key(..., "noisy pictures; a few pixels are hidden (Noise2Void)")
-    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.03")
+    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.1")
     stand_in: Literal["median", "uniform"] | None = _key(None, "what is seen there; null: median")
 
 

@@ -21,10 +21,12 @@ Norm = Literal["l2", "l1"]
 STANDS: tuple[str, ...] = get_args(Stand)
 NORMS: tuple[str, ...] = get_args(Norm)
 
-SHARE = 0.03
+# Measured on BSD68 at sigma 25 with few steps, which is what people have: more hidden pixels and nearer
+# surroundings than the papers take teach faster.
+SHARE = 0.1
 STAND: Stand = "median"
-RADIUS = 2
-"""Of the surroundings, in pixels: 5 x 5, the hidden pixel left out."""
+RADIUS = 1
+"""Of the surroundings, in pixels: 3 x 3, the hidden pixel left out."""
 
 
 def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) -> tuple[NDArray[Any], ...]:

@@ -85,6 +85,7 @@ class Fit:
             device = torch.device("cpu")  # the loop knows no other
         self.device = device
         self.source = _file(recipe.source, root, recipe.name)
+        self.label = self.source.name if isinstance(recipe.source, str | PathLike) else recipe.name
         self._second = None if recipe.second is None else _file(recipe.second, root, f"{recipe.name}-second")
         planes = Planes(self.source, recipe.axes)
         self.planes = planes
@@ -156,11 +157,13 @@ class Fit:
     @property
     def summary(self) -> str:
         """What is about to be learned from what, for people."""
-        (height, width), low_high = self.planes.size(0), "{:g} to {:g}".format(*self.range)
+        (height, width), count = self.planes.size(0), len(self.planes)
+        kind = "colour" if self.planes.channels == 3 else "gray"
         start = self.options["path"]["pretrain_network_g"]
+        start = Path(start).stem if start else "nothing"
         return (
-            f"{len(self.planes):,} plane(s) of {height} x {width}, {self.planes.channels} channel(s); "
-            f"{low_high} is 0..1; {self.recipe.method} from {Path(start).stem if start else 'nothing'} "
+            f"{count:,} {kind} plane{'s' if count > 1 else ''} of {height} x {width}; "
+            f"{self.range[0]:g} to {self.range[1]:g} is 0..1; {self.recipe.method} from {start} "
             f"on {self.device}" + (f"; going on after {self.iteration:,} steps" if self.resumes else "")
         )
 
@@ -183,7 +186,7 @@ class Fit:
         return zoo.add(
             self.folder / "models" / f"net_g_{iteration}.pth",
             self.recipe.name,
-            title=f"learned from {self.source.name} without truth ({self.recipe.method}, {iteration:,} its)",
+            title=f"learned from {self.label} without truth ({self.recipe.method}, {iteration:,} its)",
             task="denoise",
             window=self.patch * 3 // 2,
             range=self.range,
@@ -203,7 +206,7 @@ class Fit:
             model = zoo.find(start)
             if model.channels != self.planes.channels:
                 raise ValueError(
-                    f"{model.name} takes {model.channels} channel(s), {self.source.name} has "
+                    f"{model.name} takes {model.channels} channel(s), {self.label} has "
                     f"{self.planes.channels}; start from another model, or from {SCRATCH!r}"
                 )
             weights = str(model.path.absolute())
@@ -330,7 +333,7 @@ class Fit:
             (
                 f"# {recipe.name}",
                 "",
-                f"Removes the noise of recordings like {self.source.name}; learned from it without truth.",
+                f"Removes the noise of recordings like {self.label}; learned from it without truth.",
                 "",
                 f"- learned from: {self.source}, {len(self.planes):,} plane(s), {self.planes.dtype}",
                 f"- by: {how}",

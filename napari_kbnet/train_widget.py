@@ -181,7 +181,7 @@ class TrainWidget(QWidget):
 
     def open_restore(self) -> None:
         """Open the widget Restore with the layer and the new model."""
-        _, widget = self.viewer.window.add_plugin_dock_widget(PLUGIN, "Restore")
+        _, widget = self.viewer.window.add_plugin_dock_widget(PLUGIN, "Restore", tabify=True)
         for layer in self.layer.layers():
             widget.layer.choose(layer)
         widget.form.model.set_value(self.name.text().strip())

@@ -51,10 +51,12 @@ def test_what_stands_in_does_not_depend_on_the_hidden_pixel(stand):
     assert np.array_equal(before, stand_ins(picture, rows, columns, stand, generator(1)))
 
 
-def test_the_median_is_that_of_the_24_around():
+@pytest.mark.parametrize("radius", [1, 2])
+def test_the_median_is_that_of_the_pixels_around(radius):
     picture = generator().random((9, 9, 1), np.float32)
-    around = np.delete(picture[2:7, 2:7].ravel(), 12)
-    found = stand_ins(picture, np.array([4]), np.array([4]), "median", generator())
+    square = picture[4 - radius : 5 + radius, 4 - radius : 5 + radius].ravel()
+    around = np.delete(square, len(square) // 2)
+    found = stand_ins(picture, np.array([4]), np.array([4]), "median", generator(), radius)
     assert found.item() == pytest.approx(np.median(around))
 
 
