@@ -114,6 +114,8 @@ def restore_widget(viewer: Any, sample: str | None = "stack") -> Any:
         viewer.open_sample("kbnet", sample)
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
     settle()
+    viewer.reset_view()
+    settle()
     return widget
 
 
@@ -160,8 +162,10 @@ def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
     """Before and after, by a preview."""
     widget = restore_widget(viewer, "photograph")
     widget.truth.choose(viewer.layers["Truth of photograph"])
+    viewer.scene.camera.zoom = 3  # a first preview is small: how fast the model is, is not known yet
+    settle()
     widget.preview.button.click()
-    wait(lambda: widget.preview.layer is not None)
+    wait(lambda: widget.preview.layer is not None and not widget.work.busy)
     settle()
     camera.screen(viewer)
 
