@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.micro import fitted
-from kbnet_plugin import Restorer, zoo
+from kbnet_plugin import Restorer, load_network, zoo
 from kbnet_plugin._files import one_line
 from kbnet_plugin.blindspot import NORMS, SHARE, STAND, STANDS
 from kbnet_plugin.fit import Fit
@@ -81,7 +81,7 @@ def psnr(output: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], clip: bool) 
     return float(-10 * np.log10(np.square(values - truth).mean() / 255**2))
 
 
-def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[zoo.Model, dict[str, Any]]:
+def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit, dict[str, Any]]:
     """Write the noisy pictures, train on them, and say what it took."""
     began = time.monotonic()
     folder = args.out / task
@@ -116,7 +116,7 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[zoo.
     print(f"{task}: {fit.summary}; {recipe.iterations:,} steps", flush=True)
     rate, _ = train(fit, began + 60 * args.minutes if args.minutes else None)
     options = fit.options
-    return fit.save(), {
+    return fit, {
         "iterations": fit.iteration,
         "of": recipe.iterations,
         "iterations_per_second": rate,
@@ -211,14 +211,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     """Train, evaluate, print a table and write it as JSON."""
-    model, budget = learn(args, task, pictures)
-    clip = task == "bsd68"
+    fit, budget = learn(args, task, pictures)
+    model, clip = fit.save(), task == "bsd68"
+    settings = {"device": args.device, "dtype": "float32", "window": model.window, "range": model.range}
+    restorers = {
+        "as trained": Restorer(load_network(fit.checkpoint), **settings),
+        "balanced": Restorer(model.load(), **settings),
+    }
+    if args.self_ensemble:
+        restorers["balanced, self-ensemble"] = Restorer(model.load(), **settings, self_ensemble=True)
     scores = {"noisy": [psnr(noisy, truth, clip=False) for noisy, truth in pictures]}
-    for ensemble in (False, True) if args.self_ensemble else (False,):
-        restorer = Restorer.from_pretrained(
-            model.path, device=args.device, dtype="float32", self_ensemble=ensemble
-        )
-        label = f"{model.name}{', self-ensemble' if ensemble else ''}"
+    for name, restorer in restorers.items():
+        label = f"{model.name}, {name}"
         scores[label] = [psnr(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
     rows = [[name, f"{np.mean(values):.2f}"] for name, values in scores.items()]
     rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED[task].items()]

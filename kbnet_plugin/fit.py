@@ -26,11 +26,16 @@ import torch
 from . import zoo
 from ._files import atomic_path
 from ._version import __version__
+from .balance import best_share, noise_variance, scale_correction
+from .nn import KBNet_l, KBNet_s
 from .planes import KEPT, Planes
+from .ranges import Range
 from .recipe import METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import find_device
 from .shelf import check_name
-from .weights import identify, read_state_dict
+from .weights import identify, load_network, read_state_dict
+
+_WINDOWS = 64  # that the balance is found from
 
 
 class Step(NamedTuple):
@@ -173,8 +178,15 @@ class Fit:
         states = (p for p in (self.folder / "training_states").glob("*.state") if p.stem.isdigit())
         return max((int(p.stem) for p in states), default=0)
 
+    @property
+    def checkpoint(self) -> Path:
+        """The last one; what `save` makes a model of."""
+        return self.folder / "models" / f"net_g_{self.iteration}.pth"
+
     def save(self) -> zoo.Model:
         """Put what was learned into the user's list of models.
+
+        What was learned from hidden pixels is balanced with the pixels themselves (see `balance`).
 
         Raises
         ------
@@ -183,14 +195,16 @@ class Fit:
         """
         if not (iteration := self.iteration):
             raise ValueError(f"{self.recipe.name}: stopped before anything was learned; nothing is kept")
+        network = load_network(self.checkpoint)
+        share = self._balance(network) if self.recipe.method == "n2v" else None
         return zoo.add(
-            self.folder / "models" / f"net_g_{iteration}.pth",
+            network.cpu(),
             self.recipe.name,
             title=f"learned from {self.label} without truth ({self.recipe.method}, {iteration:,} its)",
             task="denoise",
             window=self.patch * 3 // 2,
             range=self.range,
-            card=self._card(iteration),
+            card=self._card(iteration, share),
             overwrite=True,
         )
 
@@ -315,7 +329,26 @@ class Fit:
         last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
         return f"training ended by a fault ({last}); {self.console} says more"
 
-    def _card(self, iteration: int) -> str:
+    def _balance(self, network: KBNet_s | KBNet_l) -> float:
+        """Scale the network's correction to the share that promises the least error; the share."""
+        side = min(self.patch * 3 // 2, *(min(self.planes.size(n)) for n in range(len(self.planes))))
+        chosen = np.random.default_rng(0)
+        scale = Range(self.range[0], self.range[1] - self.range[0])
+        windows = []
+        for _ in range(_WINDOWS):
+            number = int(chosen.integers(len(self.planes)))
+            top, left = (int(chosen.integers(n - side + 1)) for n in self.planes.size(number))
+            window = slice(top, top + side), slice(left, left + side)
+            windows.append(scale.apply(self.planes.read(number, window)))
+        windows = [w for w in windows if np.isfinite(w).all()]
+        if not windows:
+            return 1.0
+        pictures = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).to(self.device)
+        share = best_share(network.to(self.device), pictures, noise_variance(windows))
+        scale_correction(network, share)
+        return share
+
+    def _card(self, iteration: int, share: float | None) -> str:
         recipe, network = self.recipe, self.options["network_g"]
         started = self.options["path"]["pretrain_network_g"]
         how = {
@@ -342,6 +375,11 @@ class Fit:
                 f" crops of {self.patch} x {self.patch}, loss {recipe.norm}, seed {recipe.seed}",
                 f"- network: {network['type']}, {settings}; started from "
                 f"{Path(started).stem if started else 'nothing'}",
+                *(
+                    []
+                    if share is None
+                    else [f"- balance: {share:.2f} of the learned correction, which promises the least error"]
+                ),
                 f"- kbnet {__version__}, torch {torch.__version__}",
                 f"- command: `{' '.join(again)}`",
                 "",

@@ -1,0 +1,62 @@
+"""How far to follow what was learned without truth."""
+
+import numpy as np
+import pytest
+import torch
+
+from kbnet_plugin.balance import BOUNDS, best_share, noise_variance, scale_correction
+
+
+def generator():
+    return np.random.default_rng(0)
+
+
+def test_the_noise_is_found_over_structure_and_where_values_are_missing():
+    clean = np.add.outer(np.sin(np.arange(200) / 9), np.arange(160) / 160)[..., None]
+    noisy = (clean + generator().normal(0, 0.1, clean.shape)).astype(np.float32)
+    noisy[50:60, 20:90] = np.nan
+    assert noise_variance([noisy]) == pytest.approx(0.01, rel=0.05)
+
+
+def test_noise_that_grows_with_the_signal_counts_by_its_mean_variance():
+    bright = np.repeat(np.linspace(2, 60, 256), 256).reshape(256, 256, 1)
+    noisy = generator().poisson(bright).astype(np.float32)
+    assert noise_variance([noisy]) == pytest.approx(bright.mean(), rel=0.1)
+
+
+def test_nothing_has_no_noise():
+    assert noise_variance([np.full((4, 4, 1), np.nan, np.float32)]) == 0
+
+
+def ring(x):
+    """Mean of the eight pixels around, which does not see the pixel."""
+    kernel = torch.ones(1, 1, 3, 3)
+    kernel[0, 0, 1, 1] = 0
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), "reflect")
+    return torch.nn.functional.conv2d(padded, kernel / 8)
+
+
+def test_the_share_is_the_one_of_the_least_error():
+    ramp = torch.linspace(0, 1, 64).repeat(16, 1, 64, 1)
+    noisy = ramp + 0.1 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
+    share = best_share(ring, noisy, 0.01)
+    assert share == pytest.approx(8 / 9, abs=0.02)
+    errors = {s: (noisy + s * (ring(noisy) - noisy) - ramp).square().mean() for s in (share, 0.8, 1.0)}
+    assert min(errors, key=errors.__getitem__) == share
+
+
+def test_a_share_without_sense_is_bounded_and_nothing_is_left_alone():
+    noisy = torch.rand(2, 1, 16, 16)
+    assert best_share(lambda x: x, noisy, 0.01) == 1
+    assert best_share(ring, noisy, 1e-9) == BOUNDS[0]
+    assert best_share(ring, noisy, 1e9) == BOUNDS[1]
+
+
+@pytest.mark.parametrize("variant", ["tiny_s", "tiny_l"])
+def test_the_last_layer_takes_the_share(request, variant):
+    network = request.getfixturevalue(variant)()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        before = network(x) - x
+        scale_correction(network, 0.5)
+        assert torch.allclose(network(x) - x, before / 2, atol=1e-6)
