@@ -196,7 +196,8 @@ class Fit:
         if not (iteration := self.iteration):
             raise ValueError(f"{self.recipe.name}: stopped before anything was learned; nothing is kept")
         network = load_network(self.checkpoint)
-        share = self._balance(network) if self.recipe.method == "n2v" else None
+        balanced = self.recipe.balance and self.recipe.method == "n2v"
+        share = self._balance(network) if balanced else None
         return zoo.add(
             network.cpu(),
             self.recipe.name,

@@ -72,6 +72,8 @@ class Recipe:
         Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
     norm : {"l2", "l1"}
         Of the loss.
+    balance : bool
+        For n2v: let a pixel's own value weigh as much as promises the least error; see `kbnet_plugin.balance`.
     network : mapping
         Arguments of the network where it starts from nothing, but for its channels.
     device : str
@@ -98,6 +100,7 @@ class Recipe:
     share: float = SHARE
     stand: Stand = STAND
     norm: Norm = "l2"
+    balance: bool = True
     network: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str | None = None

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from kbnet_plugin import Restorer, cli, fit, zoo
+from kbnet_plugin import Restorer, cli, fit, load_network, zoo
 from kbnet_plugin.fit import Fit
 from kbnet_plugin.recipe import Recipe
 
@@ -48,7 +49,19 @@ def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(sta
     assert restored.dtype == np.uint16
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
+    assert "- balance: " in card
     assert str(stack) in card
+
+
+def test_what_is_kept_is_what_was_trained_scaled_by_the_balance_of_the_card(stack):
+    run = Fit(recipe(stack))
+    list(run.run())
+    trained, balanced = load_network(run.checkpoint), run.save()
+    share = float(balanced.card.read_text().split("- balance: ")[1].split()[0])
+    weights = trained.ending.weight.detach()
+    assert torch.allclose(balanced.load().ending.weight.detach(), share * weights, rtol=0.01)
+    plain = Fit(recipe(stack, balance=False)).save()
+    assert torch.equal(plain.load().ending.weight.detach(), weights)
 
 
 def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
