@@ -215,15 +215,17 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     model, clip = fit.save(), task == "bsd68"
     settings = {"device": args.device, "dtype": "float32", "window": model.window, "range": model.range}
     restorers = {
-        "as trained": Restorer(load_network(fit.checkpoint), **settings),
-        "balanced": Restorer(model.load(), **settings),
+        f"{model.name}, as trained": Restorer(load_network(fit.checkpoint), **settings),
+        f"{model.name}, balanced": Restorer(model.load(), **settings),
     }
     if args.self_ensemble:
-        restorers["balanced, self-ensemble"] = Restorer(model.load(), **settings, self_ensemble=True)
+        eight = Restorer(model.load(), **settings, self_ensemble=True)
+        restorers[f"{model.name}, balanced, self-ensemble"] = eight
+    if args.start != SCRATCH:
+        restorers[f"{args.start}, as it was"] = Restorer(zoo.find(args.start).load(), **settings)
     scores = {"noisy": [psnr(noisy, truth, clip=False) for noisy, truth in pictures]}
     for name, restorer in restorers.items():
-        label = f"{model.name}, {name}"
-        scores[label] = [psnr(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
+        scores[name] = [psnr(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
     rows = [[name, f"{np.mean(values):.2f}"] for name, values in scores.items()]
     rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED[task].items()]
     device = str(restorer.device)

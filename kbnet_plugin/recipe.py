@@ -73,7 +73,8 @@ class Recipe:
     norm : {"l2", "l1"}
         Of the loss.
     balance : bool
-        For n2v: let a pixel's own value weigh as much as promises the least error; see `kbnet_plugin.balance`.
+        For n2v: let a pixel's own value count as far as it promises the least error; see
+        `kbnet_plugin.balance`.
     network : mapping
         Arguments of the network where it starts from nothing, but for its channels.
     device : str
