@@ -31,7 +31,7 @@ from qtpy.QtWidgets import (
 from .background import Background, tell
 from .form import OptionsForm
 from .options import Options
-from .worker import devices, plainly
+from .worker import WorkError, devices, plainly
 
 if TYPE_CHECKING:
     from kbnet_plugin.batch import Job, Step
@@ -121,7 +121,10 @@ class FilesWidget(QWidget):
         self.cancel.setEnabled(False)
         self.said.setText("Stopping after this tile ...")
 
-    def _show(self, news: Sequence[Job] | Step) -> None:
+    def _show(self, news: list[Job] | Step | WorkError) -> None:
+        if isinstance(news, WorkError):
+            self._failed(news)
+            return
         if isinstance(news, list):
             self.table.show_jobs(news)
             self.bar.setRange(0, _FINE * len(news))
@@ -170,20 +173,23 @@ class FilesWidget(QWidget):
 
 def _restore(
     options: Options, source: Path, target: Path, axes: str | None, overwrite: bool, cancelled: Event
-) -> Generator[list[Job] | Step, None, None]:
+) -> Generator[list[Job] | Step | WorkError, None, None]:
     """First the jobs, then every step; runs beside the window."""
-    with plainly():
-        from kbnet_plugin.batch import pair, restore_files
+    try:
+        with plainly():
+            from kbnet_plugin.batch import pair, restore_files
 
-        choose = options.choice()
-        jobs = pair([source], target)
-        yield jobs
-        steps = restore_files(choose, jobs, axes=axes, overwrite=overwrite, resume=not overwrite)
-        with closing(steps):
-            for step in steps:
-                yield step
-                if cancelled.is_set():
-                    return
+            choose = options.choice()
+            jobs = pair([source], target)
+            yield jobs
+            steps = restore_files(choose, jobs, axes=axes, overwrite=overwrite, resume=not overwrite)
+            with closing(steps):
+                for step in steps:
+                    yield step
+                    if cancelled.is_set():
+                        return
+    except WorkError as error:
+        yield error  # raised, it would meet a slot of napari's that PySide6 cannot call
 
 
 class _Table(QTableWidget):
