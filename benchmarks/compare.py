@@ -177,9 +177,12 @@ def _run(args: argparse.Namespace) -> int:
     chosen = given.chosen(args.study)
     if args.data is not None and not args.data.is_dir():
         raise BadInput(f"--data: no folder {args.data}")
+    import torch
+
     from benchmarks.run_all import _place, _writable
 
     _, device = _place(args.device, None)
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
     folder = _writable(args.out).resolve()
     conditions = _conditions(given, args, device)
     plan = read_plan(folder)
@@ -290,100 +293,110 @@ def _plan(
     running: Sequence[subprocess.Popen[bytes]],
     started: float,
 ) -> dict[str, Any]:
-    """Networks of all rows, what they cost, and how many iterations the budget allows."""
-    from basicsr_ext import registry  # noqa: F401 - first: it imports BasicSR without its noise
-    from benchmarks import measure, variants
+    """Networks of all rows, what they cost, and how many iterations the budget allows.
 
-    known = {s["name"] for s in before["studies"]} if before else set()
-    studies = [s for s in chosen if s.name not in known]
-    networks: dict[str, dict[str, Any]] = dict(before["networks"]) if before else {}
-    fresh: list[str] = []
-    late: list[tuple[dict[str, Any], dict[str, Any], str]] = []
-    planned = []
-    for study in studies:
-        rows = []
-        first = _network(given, study.rows[0])
-        for row in study.rows:
-            entry = {"name": row.name, "ours": row.ours, "run": None, "reason": "", "equal": row.equal}
-            rows.append(entry)
-            network = _network(given, row)
-            try:
-                variants.build(network | ({"width": 8} if row.equal else {}))
-                if row.equal == "macs":
-                    network = equal_macs(first, network)
-            except ModuleNotFoundError as error:
-                entry["reason"] = f"needs a package: pip install {error}"
-                continue
-            except (TypeError, ValueError) as error:
-                raise BadInput(f"study {study.name}, {row.name}: {one_line(error)}") from error
-            if row.equal == "time":
-                late.append((entry, network, _slug(first)))
-                continue
-            entry["run"] = _slug(network)
-            if entry["run"] not in networks:
-                networks[entry["run"]] = {"network": network, **variants.cost(network)}
-                fresh.append(entry["run"])
-        planned.append(
-            {"name": study.name, "title": study.title, "text": study.text, "timed": study.timed, "rows": rows}
-        )
-    plan = {
+    A plan that is there keeps its conditions and iterations, and gets the studies that it lacks.
+    """
+    from basicsr_ext import registry  # noqa: F401 - first: it imports BasicSR without its noise
+    from benchmarks import measure
+
+    plan: dict[str, Any] = before or {
         "conditions": conditions,
-        "iterations": before["iterations"] if before else None,
-        "tested": before["tested"] if before else None,
-        "networks": networks,
-        "studies": [*(before["studies"] if before else []), *planned],
+        "iterations": None,
+        "tested": None,
+        "networks": {},
+        "studies": [],
+        "provenance": measure.provenance(device),
     }
+    known = {s["name"] for s in plan["studies"]}
+    fresh = [_planned(given, study, plan["networks"]) for study in chosen if study.name not in known]
+    plan["studies"] += fresh
     store = Store(folder / "cells")
     if before is None:
         _write(folder / "draft.json", plan)
-        _note(f"timing some steps of {len(networks)} networks, {args.jobs} at a time")
-        _wait_for(running, lambda: all(store.read(f"step-{s}") for s in networks))
-    wanted = {r["run"] for s in planned if s["timed"] for r in s["rows"] if r["run"]}
-    side = None
-    if wanted:
-        first = networks[planned[0]["rows"][0]["run"]]["network"]
-        side = _side(first, device)
-        for entry, network, model in late:
-            network = equal_time(networks[model]["network"], network, side, device)
-            entry["run"] = _slug(network)
-            networks.setdefault(entry["run"], {"network": network, **variants.cost(network)})
-            wanted.add(entry["run"])
-        _note(f"timing {len(wanted)} networks side by side at {side} x {side}")
-        calls = {s: _call(networks[s]["network"], side, device) for s in sorted(wanted)}
-        for slug, timing in measure.interleave(calls, 9, device, warm_up=3).items():
-            networks[slug] |= {"seconds": timing.median, "low": timing.low, "high": timing.high, "side": side}
+        _note(f"timing some steps of {len(plan['networks'])} networks, {args.jobs} at a time")
+        keys = [f"step-{slug}" for slug in plan["networks"]]
+        _wait_for(running, lambda: all(store.read(k) or store.failure(k, started) for k in keys))
+    _time([s for s in fresh if s["timed"]], plan["networks"], device)
     if before is None:
-        measured = {s: store.read(f"step-{s}") for s in networks}
-        known_times = [m for m in measured.values() if m]
+        found = {slug: store.read(f"step-{slug}") for slug in plan["networks"]}
+        timed = [t for t in found.values() if t]
+        if not timed:
+            reason = store.failure(f"step-{next(iter(found))}", started)
+            raise BadInput(f"no network makes a step: {reason}")
         # A network made equal in time was not there to be timed in steps: it may be the slowest.
-        slowest = {key: max(m[key] for m in known_times) for key in ("step", "image", "start")}
-        times = [m or slowest for m in measured.values()]
+        slowest = {key: max(t[key] for t in timed) for key in ("step", "image", "start")}
+        timed = [t or slowest for t in found.values()]
         left = args.budget - (time.time() - started)
         plan["iterations"], plan["tested"] = affordable(
-            left, args.jobs, args.seeds, times, len(conditions["test"]["files"])
+            left, args.jobs, args.seeds, timed, len(conditions["test"]["files"])
         )
-        plan["provenance"] = measure.provenance(device)
         (folder / "draft.json").unlink()
         _note(
-            f"{plan['iterations']} iterations each: {args.seeds} x {len(networks)} runs, steps of "
-            f"{min(t['step'] for t in times) * 1e3:.0f} to {slowest['step'] * 1e3:.0f} ms, {args.jobs} at a "
-            f"time; tested on {plan['tested']} images"
+            f"steps of {min(t['step'] for t in timed) * 1e3:.0f} to {slowest['step'] * 1e3:.0f} ms, "
+            f"{args.jobs} at a time; each run is tested on {plan['tested']} images"
         )
-    else:
-        plan["provenance"] = before["provenance"]
-        _note(f"{plan['iterations']} iterations each, as the runs that are there")
+    _note(f"{plan['iterations']} iterations each: {args.seeds} seeds of {len(plan['networks'])} networks")
     _write(folder / "plan.json", plan)
     return plan
 
 
+def _planned(given: Studies, study: Study, networks: dict[str, Any]) -> dict[str, Any]:
+    """A study as the plan has it; networks that are new are added. Those of equal time are left open."""
+    from benchmarks import variants
+
+    rows = []
+    first = _network(given, study.rows[0])
+    for row in study.rows:
+        network = _network(given, row)
+        entry = {"name": row.name, "ours": row.ours, "run": None, "reason": "", "equal": row.equal}
+        rows.append(entry)
+        try:
+            variants.build(network | ({"width": 8} if row.equal else {}))
+        except ModuleNotFoundError as error:
+            entry["reason"] = f"needs a package: pip install {error}"
+            continue
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"study {study.name}, {row.name}: {one_line(error)}") from error
+        if row.equal == "time":
+            entry["open"] = network
+            continue
+        entry["run"] = _add(equal_macs(first, network) if row.equal else network, networks)
+    return study.model_dump(include={"name", "title", "text", "timed"}) | {"rows": rows}
+
+
+def _add(network: dict[str, Any], networks: dict[str, Any]) -> str:
+    """The name of a network's runs: its type, and what it is made of."""
+    from benchmarks import variants
+
+    text = json.dumps(network, sort_keys=True)
+    slug = f"{network['type']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    if slug not in networks:
+        networks[slug] = {"network": network, **variants.cost(network)}
+    return slug
+
+
+def _time(studies: Sequence[Mapping[str, Any]], networks: dict[str, Any], device: str) -> None:
+    """Find the rows of equal time, and time all rows of these studies side by side."""
+    from benchmarks import measure
+
+    if not studies:
+        return
+    side = _side(networks[studies[0]["rows"][0]["run"]]["network"], device)
+    for study in studies:
+        for row in study["rows"]:
+            if network := row.pop("open", None):
+                model = networks[study["rows"][0]["run"]]["network"]
+                row["run"] = _add(equal_time(model, network, side, device), networks)
+    slugs = dict.fromkeys(r["run"] for s in studies for r in s["rows"] if r["run"])
+    _note(f"timing {len(slugs)} networks side by side at {side} x {side}")
+    calls = {slug: _call(networks[slug]["network"], side, device) for slug in slugs}
+    for slug, timing in measure.interleave(calls, 9, device, warm_up=3).items():
+        networks[slug] |= {"seconds": timing.median, "low": timing.low, "high": timing.high, "side": side}
+
+
 def _network(given: Studies, row: Row) -> dict[str, Any]:
     return dict(row.network) if row.network else given.network | row.arguments
-
-
-def _slug(network: Mapping[str, Any]) -> str:
-    """The name of a network's runs: its type, and what it is made of."""
-    text = json.dumps(network, sort_keys=True)
-    return f"{network['type']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def equal_macs(model: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -464,8 +477,7 @@ def _workers(args: argparse.Namespace, device: str, folder: Path) -> Iterator[li
     """Processes that train, for as long as the block runs."""
     import torch
 
-    threads = max(1, torch.get_num_threads() // args.jobs)
-    torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
     (folder / "draft.json").unlink(missing_ok=True)
     running = []
     for i in range(args.jobs):

@@ -66,8 +66,8 @@ class Study(_Strict):
         names = [r.name for r in self.rows]
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"study {self.name!r}: needs two rows at least, of different names")
-        if self.rows[0].equal:
-            raise ValueError(f"study {self.name!r}: the first row is what the others are equal to")
+        if self.rows[0].network:
+            raise ValueError(f"study {self.name!r}: the first row is the network of all, or a variant of it")
         return self
 
 
