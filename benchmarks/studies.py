@@ -317,10 +317,11 @@ def verdict(names: Sequence[str], values: Mapping[str, Mapping[int, float]], wan
     done = [len(values.get(n, ())) for n in names]
     if min(done) < wanted:
         said.append(f"Unfinished: {min(done)} to {max(done)} of {wanted} seeds of a row are done.")
-    said.append(
-        "Differences are those of runs of one seed, their spread is the standard deviation over the seeds; "
-        "rows are told apart from twice that on."
-    )
+    if groups["above"] or groups["below"] or groups["within"]:
+        said.append(
+            "Differences are those of runs of one seed, their spread is the standard deviation over the "
+            "seeds; rows are told apart from twice that on."
+        )
     return " ".join(said)
 
 
