@@ -49,19 +49,12 @@ def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(sta
     assert restored.dtype == np.uint16
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
-    assert "- balance: " in card
     assert str(stack) in card
-
-
-def test_what_is_kept_is_what_was_trained_scaled_by_the_balance_of_the_card(stack):
-    run = Fit(recipe(stack))
-    list(run.run())
-    trained, balanced = load_network(run.checkpoint), run.save()
-    share = float(balanced.card.read_text().split("- balance: ")[1].split()[0])
-    weights = trained.ending.weight.detach()
-    assert torch.allclose(balanced.load().ending.weight.detach(), share * weights, rtol=0.01)
+    share = float(card.split("- balance: ")[1].split()[0])
+    trained = load_network(run.checkpoint).ending.weight.detach()
+    assert torch.allclose(model.load().ending.weight.detach(), share * trained, rtol=0.01)
     plain = Fit(recipe(stack, balance=False)).save()
-    assert torch.equal(plain.load().ending.weight.detach(), weights)
+    assert torch.equal(plain.load().ending.weight.detach(), trained)
 
 
 def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
@@ -72,8 +65,7 @@ def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
     assert longer.save().title.endswith("6 its)")
     with pytest.raises(FileExistsError, match=r"other settings \(datasets.train.gt_size\)"):
         Fit(recipe(stack, patch=20))
-    anew = Fit(recipe(stack, patch=20), overwrite=True)
-    assert [s.iteration for s in anew.run()] == [1, 2, 3, 4]
+    assert not Fit(recipe(stack, patch=20), overwrite=True).resumes
 
 
 def test_stopping_from_another_thread_keeps_what_is_learned(stack):
@@ -85,15 +77,6 @@ def test_stopping_from_another_thread_keeps_what_is_learned(stack):
         seen.append(step)
     assert 0 < run.iteration < 100_000
     assert run.save().name == "mine"
-
-
-def test_leaving_the_loop_ends_the_process(stack):
-    run = Fit(recipe(stack, iterations=100_000))
-    steps = run.run()
-    next(steps)
-    steps.close()
-    assert run._process.poll() is not None
-    assert run.iteration > 0
 
 
 def test_what_was_stopped_before_it_learned_anything_leaves_no_model(stack):
@@ -118,7 +101,7 @@ def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(st
     assert "moves" in run.save().card.read_text()
     np.save(tmp_path / "again.npy", np.load(stack)[::-1])
     second = Fit(recipe(stack, method="n2n", second=tmp_path / "again.npy", name="two"))
-    assert len(list(second.run())) == 4
+    assert second.options["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "again.npy")
 
 
 def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
