@@ -15,6 +15,7 @@ from napari.layers import Layer
 from napari.qt.threading import create_worker
 from napari.utils import progress
 from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QApplication,
     QComboBox,
@@ -44,7 +45,7 @@ from .worker import Job, Preview, Step
 LARGE = 1 << 30
 """Bytes of a result from which it is written to a file, unless the user says otherwise."""
 
-_REFRESH = 0.1  # seconds between two drawings of a growing layer
+_REFRESH = 100  # milliseconds between two drawings of a growing layer
 _MEASURED = 1024  # pixels of a side; the middle of what is shown is as noisy as all of it
 _AUTOMATIC, _MEMORY, _FOLDER = "automatic", "in memory", "in a folder ..."
 
@@ -75,7 +76,7 @@ class RestoreWidget(QWidget):
         self._running: list[tuple[Any, Job]] = []
         self._folder: Path | None = None
         self._bar: Any = None
-        self._drawn = 0.0
+        self._step: Step | None = None
         self._began = 0.0
         self._known: Any = None
 
@@ -106,6 +107,10 @@ class RestoreWidget(QWidget):
         self.copy.setToolTip("A Python program that does the same")
         self._lay_out()
 
+        self._drawing = QTimer(self)
+        self._drawing.setSingleShot(True)
+        self._drawing.setInterval(_REFRESH)
+        self._drawing.timeout.connect(self._draw)
         self.work = Background(self)
         self.work.failed.connect(self.said.setText)
         self.layer.chosen.connect(self._layer_chosen)
@@ -215,7 +220,7 @@ class RestoreWidget(QWidget):
         self.work.forget()
         self.work.hold(True)
         self._cancelled.clear()
-        self._drawn = 0.0
+        self._step = None
         # The bar is made here: made in the worker's thread, it ends the program.
         self._bar = progress(total=1, desc="Restoring")
         self._ready(False)
@@ -268,40 +273,60 @@ class RestoreWidget(QWidget):
         return next(reversed(own or self._pairs), None)
 
     def _stepped(self, step: Step) -> None:
-        source, job = self._running[step.number]
-        now = time.monotonic()
+        self._step = step
         if step.state == "began":
-            self._began = now
-            name = f"{source.name} restored"
-            layer = Layer.create(*result(source, step.data, name, step.record))
-            add_above(self.viewer, source, layer)
-            self._pairs.append(_Pair(source, layer, job))
-            self._bar.reset(step.total)
-            self.bar.setRange(0, step.total)
-            self.bar.setValue(0)
-            self.said.setText(f"{source.name}: {step.total:,} tiles")
+            self._begin(step)
+        elif step.state != "tile":
+            self._end(step)
+        elif not self._drawing.isActive():
+            self._drawing.start()  # and what comes meanwhile is drawn with it
+
+    def _begin(self, step: Step) -> None:
+        source, job = self._running[step.number]
+        self._began = time.monotonic()
+        layer = Layer.create(*result(source, step.data, f"{source.name} restored", step.record))
+        add_above(self.viewer, source, layer)
+        self._pairs.append(_Pair(source, layer, job))
+        self.bar.setRange(0, step.total)
+        self.bar.setValue(0)
+        self.said.setText(f"{source.name}: {step.total:,} tiles")
+        self._bar.reset(step.total)
+
+    def _draw(self) -> None:
+        """Show how far it has come."""
+        step = self._step
+        if step is None or step.state != "tile":
             return
+        source, layer = self._pairs[-1].source, self._pairs[-1].result
+        seconds = (time.monotonic() - self._began) / step.done * (step.total - step.done)
+        self.bar.setValue(step.done)
+        self.said.setText(f"{source.name}: {_tiles(step)}, {_duration(seconds)} left")
+        if self._is_visible(layer, step.touched):
+            layer.refresh(extent=False, thumbnail=False, highlight=False)
+        self._bar.update(step.done - self._bar.n)  # last, since it lets other events in
+
+    def _end(self, step: Step) -> None:
+        pair = self._pairs[-1]
+        if step.data is not None:
+            pair.result.data = step.data
+        else:
+            pair.result.refresh()
+        pair.result.metadata = {**pair.result.metadata, RECORD: step.record}
+        if step.state == "done":
+            self.said.setText(f"{pair.source.name}: done in {_duration(time.monotonic() - self._began)}")
+            if self._is_there(pair.result) and self._is_there(pair.source):
+                self._measure(pair)
+        else:
+            self._part(step)
+            self.said.setText(f"{pair.source.name}: stopped, {_tiles(step)} are done and kept")
+
+    def _part(self, step: Step) -> None:
+        """Say in a result's name that it is not whole; take away what is nothing yet."""
         layer = self._pairs[-1].result
-        last = step.state != "tile"
-        drawn = last or now - self._drawn > _REFRESH
-        if drawn:
-            self._drawn = now
-            self.bar.setValue(step.done)
-            self.said.setText(_said(source.name, step, now - self._began))
-            if last and step.data is not None:
-                layer.data = step.data
-            elif last:
-                layer.refresh()
-            elif self._is_visible(layer, step.touched):
-                layer.refresh(extent=False, thumbnail=False, highlight=False)
-        if last:
-            layer.metadata = {**layer.metadata, RECORD: step.record}
-            if step.state == "stopped":
-                layer.name = f"{layer.name} ({step.done} of {step.total} tiles)"
-            elif self._is_there(layer) and self._is_there(source):
-                self._measure(self._pairs[-1])
-        if drawn:
-            self._bar.update(step.done - self._bar.n)  # last, since it lets other events in
+        if step.done:
+            layer.name = f"{layer.name} ({_tiles(step)})"
+        elif self._is_there(layer):
+            self.viewer.layers.remove(layer)
 
     def _is_there(self, layer: Any) -> bool:
         return layer in self.viewer.layers
@@ -319,6 +344,8 @@ class RestoreWidget(QWidget):
         )
 
     def _failed(self, error: Exception) -> None:
+        if self._step is not None and self._step.state in ("began", "tile"):
+            self._part(self._step)
         self.said.setText(tell(error))
 
     def _finished(self) -> None:
@@ -528,13 +555,8 @@ def _residual(pair: _Pair) -> tuple[Any, dict[str, Any], str]:
     return data, state | looks, kind
 
 
-def _said(name: str, step: Step, seconds: float) -> str:
-    if step.state == "stopped":
-        return f"{name}: stopped, {step.done:,} of {step.total:,} tiles are done and kept"
-    if step.state == "done":
-        return f"{name}: done in {_duration(seconds)}"
-    left = seconds / step.done * (step.total - step.done)
-    return f"{name}: {step.done:,} of {step.total:,} tiles, {_duration(left)} left"
+def _tiles(step: Step) -> str:
+    return f"{step.done:,} of {step.total:,} tiles"
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ source, target = Path({source!r}), Path({target!r}){hint}
 {restorer}
 noisy = tifffile.imread(source)
 clean = restorer(noisy, axes={axes!r})
-tifffile.imwrite(target, clean)
+tifffile.imwrite(target, clean, photometric={photometric!r})
 """
 
 _FILE = """
@@ -76,7 +76,12 @@ def script(record: dict[str, Any]) -> str:
     when = f" on {record['finished'][:10]}" if "finished" in record else ""
     head = _HEAD.format(layer=record["layer"], kbnet=record["versions"]["kbnet"], when=when)
     body = form.format(
-        source=str(source), target=str(target), hint=hint, restorer=restorer, axes=record["axes"]
+        source=str(source),
+        target=str(target),
+        hint=hint,
+        restorer=restorer,
+        axes=record["axes"],
+        photometric="rgb" if record["axes"].endswith("S") else "minisblack",
     )
     return head + body
 

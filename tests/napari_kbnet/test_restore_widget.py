@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+
+import dask.array as da
 import numpy as np
 import pytest
+import tifffile
+import zarr
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
 
-from kbnet_plugin import Restorer
+from kbnet_plugin import Restorer, restore
+from kbnet_plugin.stores import open_stack
+from napari_kbnet import restore_widget, worker
+from napari_kbnet.layers import full_resolution
+
+PLACED = {
+    "scale": (0.5, 2),
+    "translate": (10, -20),
+    "rotate": 30,
+    "shear": [0.3],
+    "affine": [[1, 0.2, 5], [0, 1.1, 7], [0, 0, 1]],
+    "units": ("um", "um"),
+    "axis_labels": ("y", "x"),
+    "colormap": "magma",
+    "contrast_limits": (20, 200),
+    "gamma": 0.8,
+    "blending": "additive",
+    "opacity": 0.7,
+    "metadata": {"microscope": "A"},
+}
 
 
 @pytest.fixture
@@ -14,15 +42,441 @@ def widget(viewer):
     return viewer.window.add_plugin_dock_widget("kbnet", "Restore")[1]
 
 
+@pytest.fixture
+def told(viewer):
+    """List what napari tells the user from now on."""
+    from napari.utils.notifications import notification_manager
+
+    before = len(notification_manager.records)
+    return lambda: [record.message for record in list(notification_manager.records)[before:]]
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Let the Restorer compute as many tiles as are released."""
+    semaphore, solve = threading.Semaphore(0), restore.Restorer.solve
+
+    def solve_when_released(*arguments):
+        assert semaphore.acquire(timeout=30)
+        return solve(*arguments)
+
+    monkeypatch.setattr(restore.Restorer, "solve", solve_when_released)
+    yield semaphore
+    semaphore.release(10_000)
+
+
 def finish(qtbot, widget):
     qtbot.waitUntil(lambda: widget.worker is None and not widget.work.busy, timeout=60_000)
 
 
-def test_a_run_gives_what_the_restorer_gives(qtbot, viewer, widget, gray, noise):
-    layer = viewer.add_image(noise(70, 90))
-    widget.form.model.set_value(gray)
+def run(qtbot, widget, model, **fields):
+    widget.form.model.set_value(model)
+    for name, value in fields.items():
+        getattr(widget.form, name).setValue(value)
     widget.start.click()
     finish(qtbot, widget)
-    expected = Restorer.from_pretrained(gray)(layer.data)
-    assert (expected != layer.data).any()
+
+
+def kinds(noise, folder):
+    """Layers of every kind: how to add one, and what it holds."""
+    gray, stack = noise(70, 90), noise(2, 3, 2, 40, 50)
+    lazy = zarr.create_array(folder / "lazy.zarr", shape=(3, 64, 64), chunks=(1, 64, 64), dtype=np.uint8)
+    lazy[:] = noise(3, 64, 64)
+    mapped = np.memmap(folder / "mapped", np.uint16, "w+", shape=(50, 60))
+    mapped[:] = noise(50, 60)
+    return {
+        "gray": (lambda v: v.add_image(gray), gray, "YX"),
+        "float": (lambda v: v.add_image(gray / 7), gray / 7, "YX"),
+        "RGB": (lambda v: v.add_image(noise(60, 70, 3)), noise(60, 70, 3), "YXS"),
+        "RGBA": (lambda v: v.add_image(noise(60, 70, 4)), noise(60, 70, 4), "YXS"),
+        "5-D": (lambda v: v.add_image(stack), stack, "TZCYX"),
+        "dask": (lambda v: v.add_image(da.from_array(stack[0, 0], chunks=(1, 20, 50))), stack[0, 0], "ZYX"),
+        "pyramid": (lambda v: v.add_image([gray, gray[::2, ::2]], multiscale=True), gray, "YX"),
+        "zarr": (lambda v: v.add_image(lazy, axis_labels=("t", "y", "x")), lazy[:], "TYX"),
+        "mapped": (lambda v: v.add_image(mapped), np.array(mapped), "YX"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["gray", "float", "RGB", "RGBA", "5-D", "dask", "pyramid", "zarr", "mapped"])
+def test_a_run_gives_what_the_restorer_gives(qtbot, viewer, widget, gray, color, noise, tmp_path, kind):
+    add, values, axes = kinds(noise, tmp_path)[kind]
+    layer = add(viewer)
+    model = color if kind.startswith("RGB") else gray
+    run(qtbot, widget, model, tile=96)
+    expected = Restorer.from_pretrained(model, tile=96)(values, axes)
+    assert (expected != values).any()
+    result = viewer.layers[1]
+    assert (result.data.dtype, result.rgb, result.ndim) == (values.dtype, layer.rgb, layer.ndim)
+    np.testing.assert_array_equal(result.data, expected)
+    np.testing.assert_array_equal(full_resolution(layer), values)  # it stays as it was
+    assert result.metadata["kbnet"]["axes"] == axes
+
+
+def test_a_result_lies_and_looks_as_its_source(qtbot, viewer, widget, gray, noise):
+    source = viewer.add_image(noise(40, 50), name="cells", **PLACED)
+    run(qtbot, widget, gray)
+    result = viewer.layers["cells restored"]
+    np.testing.assert_array_equal(result.extent.world, source.extent.world)
+    for name in ("scale", "translate", "rotate", "shear"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(source, name))
+    np.testing.assert_array_equal(result.affine.affine_matrix, source.affine.affine_matrix)
+    for name in ("units", "axis_labels", "contrast_limits", "gamma", "blending", "opacity"):
+        assert getattr(result, name) == getattr(source, name), name
+    assert result.colormap.name == "magma"
+    record = result.metadata["kbnet"]
+    assert result.metadata["microscope"] == "A"
+    assert record["weights"] == Restorer.from_pretrained(gray).fingerprint
+    assert (record["model"], record["layer"], record["tiles"]) == (gray, "cells", [1, 1])
+    assert {"kbnet", "torch", "napari", "numpy", "python"} <= record["versions"].keys()
+    assert "kbnet" not in source.metadata
+
+
+def test_a_preview_shows_what_a_run_gives(qtbot, viewer, widget, gray, noise):
+    source = viewer.add_image(noise(3, 40, 50), scale=(3, 2, 2), rotate=20, translate=(1, 2, 3))
+    viewer.dims.set_current_step(0, 2)
+    widget.form.model.set_value(gray)
+    widget.preview.split.setValue(0)
+    widget.preview.button.click()
+    finish(qtbot, widget)
+    preview = widget.preview.layer
+    expected = Restorer.from_pretrained(gray)(source.data, "ZYX")[2:]
+    np.testing.assert_array_equal(preview.data, expected)
+    corner = preview.data_to_world((0, 5, 6))
+    np.testing.assert_allclose(corner, source.data_to_world((2, 5, 6)))
+    assert [layer.name for layer in viewer.layers] == [source.name, preview.name]
+    assert viewer.layers.selection.active is source
+    assert widget.plan.text().startswith("3 tiles of at most 40 x 50")
+
+    widget.preview.split.setValue(40)  # left of 20 pixels as it was
+    np.testing.assert_array_equal(preview.data[..., :20], source.data[2:, :, :20])
+    np.testing.assert_array_equal(preview.data[..., 20:], expected[..., 20:])
+    widget.preview.blink.setChecked(True)
+    qtbot.waitUntil(lambda: np.array_equal(preview.data, source.data[2:]), timeout=5_000)
+    qtbot.waitUntil(lambda: np.array_equal(preview.data, expected), timeout=5_000)
+    widget.preview.blink.setChecked(False)
+
+    widget.start.click()
+    finish(qtbot, widget)
+    assert preview not in viewer.layers
+
+
+def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
+    plane = noise(2000, 3000)
+    source = viewer.add_image([plane, plane[::4, ::4]], multiscale=True, name="wide")
+    widget.form.model.set_value(gray)
+    widget.preview.split.setValue(0)
+    viewer.scene.camera.center, viewer.scene.camera.zoom = (0, 1500, 400), 8
+    qtbot.wait(300)
+    widget.preview.button.click()
+    finish(qtbot, widget)
+    preview = widget.preview.layer
+    height, width = preview.data.shape
+    assert max(height, width) <= 256
+    middle = np.add(preview.translate, (height / 2, width / 2))
+    np.testing.assert_allclose(middle, (1500, 400), atol=16)
+    top, left = (int(n) for n in preview.translate)
+    seen = source.data[0][top - 32 : top + height + 32, left - 32 : left + width + 32]
+    expected = Restorer.from_pretrained(gray)(np.ascontiguousarray(seen))[32:-32, 32:-32]
+    np.testing.assert_array_equal(preview.data, expected)
+
+
+def test_a_live_preview_follows_the_plane_and_the_options(qtbot, viewer, widget, gray, noise):
+    source = viewer.add_image(noise(3, 40, 50))
+    viewer.dims.set_current_step(0, 0)
+    widget.form.model.set_value(gray)
+    widget.preview.split.setValue(0)
+    widget.preview.live.setChecked(True)
+    qtbot.waitUntil(lambda: widget.preview.layer is not None, timeout=30_000)
+    finish(qtbot, widget)
+    viewer.dims.set_current_step(0, 1)
+    qtbot.waitUntil(lambda: widget.preview.layer.translate[0] == 1, timeout=30_000)
+    widget.form.strength.setValue(0)
+    qtbot.waitUntil(lambda: np.array_equal(widget.preview.layer.data, source.data[1:2]), timeout=30_000)
+
+
+def test_cancel_stops_within_a_tile_and_keeps_what_is_done(qtbot, viewer, widget, gray, noise, gate):
+    source = viewer.add_image(noise(2, 100, 100) // 2 + 100, name="stack")
+    widget.form.model.set_value(gray)
+    widget.form.tile.setValue(80)
+    widget.start.click()
+    gate.release(3)
+    qtbot.waitUntil(lambda: widget.bar.value() == 3, timeout=30_000)
+    shown = viewer.layers[1]
+    assert shown.data.any()
+    assert not shown.data.all()
+    widget.cancel.click()
+    gate.release(2)  # the one that is computed, and the next, which was begun meanwhile
+    finish(qtbot, widget)
+    result = viewer.layers[1]
+    done, total = result.metadata["kbnet"]["tiles"]
+    assert 3 <= done <= 4 < total
+    assert result.name == f"stack restored ({done} of {total} tiles)"
+    gate.release(1000)
+    whole = Restorer.from_pretrained(gray, tile=80)(source.data, "ZYX")
+    kept = result.data != 0
+    assert 0 < kept.mean() < 1
+    np.testing.assert_array_equal(result.data[kept], whole[kept])
+
+    widget.start.click()  # and the next run works
+    finish(qtbot, widget)
+    np.testing.assert_array_equal(viewer.layers["stack restored"].data, whole)
+
+
+def test_closing_the_viewer_stops_the_worker(qtbot, viewer, widget, gray, noise, gate):
+    viewer.add_image(noise(2, 100, 100))
+    widget.form.model.set_value(gray)
+    widget.form.tile.setValue(80)
+    widget.start.click()
+    running = widget.worker
+    gate.release(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2, timeout=30_000)
+    viewer.close()
+    gate.release(3)
+    qtbot.waitUntil(lambda: not running.is_running, timeout=20_000)
+    assert gate.acquire(blocking=False)  # nobody took the last of them
+
+
+def test_several_layers_are_restored_one_after_the_other(qtbot, viewer, widget, gray, noise):
+    first, second = (viewer.add_image(noise(30, 40) // n, name=f"picture {n}") for n in (1, 2))
+    viewer.add_labels(np.zeros((30, 40), int))
+    viewer.layers.selection = {first, second}
+    assert widget.start.text() == "Restore 2 layers"
+    run(qtbot, widget, gray)
+    restorer = Restorer.from_pretrained(gray)
+    for source in (first, second):
+        result = viewer.layers[viewer.layers.index(source) + 1]
+        assert result.name == f"{source.name} restored"
+        np.testing.assert_array_equal(result.data, restorer(source.data))
+
+
+def test_other_layers_cannot_be_chosen(viewer, widget, told):
+    viewer.add_labels(np.zeros((30, 40), int), name="labels")
+    assert not widget.layer.model().item(widget.layer.findText("labels")).isEnabled()
+    widget.start.click()
+    assert told() == ["Choose an image layer first."]
+
+
+def test_axes_are_shown_and_can_be_corrected(qtbot, viewer, widget, color, noise):
+    stack = noise(3, 40, 50)
+    viewer.add_image(stack)
+    assert widget.form.axes.placeholderText() == "ZYX"
+    assert widget.form.understood.text() == "3 gray planes of 40 x 50"
+    widget.form.axes.setText("SYX")
+    widget.form.axes.editingFinished.emit()
+    assert widget.form.understood.text() == "1 RGB plane of 40 x 50"
+    run(qtbot, widget, color)
+    expected = Restorer.from_pretrained(color)(stack, "SYX")
     np.testing.assert_array_equal(viewer.layers[1].data, expected)
+    widget.form.axes.setText("SSX")
+    widget.form.axes.editingFinished.emit()
+    assert "none twice" in widget.form.understood.text()
+
+
+def broken(name):
+    """Ways of going wrong, and a word of what is said then."""
+    return {
+        "missing": ("no-such-model.pth", "no-such-model.pth"),
+        "damaged": (b"nothing of the kind", "truncated or not a safetensors file"),
+        "channels": ("color", "the model takes"),
+        "memory": ("gray", "out of memory"),
+        "device": ("gray", "not available on this machine"),
+    }[name]
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "channels", "memory", "device"])
+def test_an_error_is_told_and_the_next_run_works(
+    qtbot, viewer, widget, told, gray, tiny_s, noise, tmp_path, monkeypatch, what
+):
+    model, said = broken(what)
+    layer = viewer.add_image(noise(40, 50))
+    if what == "damaged":
+        (tmp_path / "bad.safetensors").write_bytes(model)
+        model = str(tmp_path / "bad.safetensors")
+    elif what == "channels":
+        from kbnet_plugin import save_network
+
+        model = str(tmp_path / "six.safetensors")
+        save_network(tiny_s(img_channel=6), model)
+    elif what == "memory":
+        model = gray
+        monkeypatch.setattr(restore.Restorer, "_run", _out_of_memory)
+    elif what == "device":
+        model = gray
+        widget.form.device.insertItem(0, "cuda:7", "cuda:7")
+        widget.form.device.setCurrentIndex(0)
+    run(qtbot, widget, model)
+    (message,) = told()
+    assert said.lower() in message.lower()
+    assert "\n" not in message
+    assert widget.said.text() == message
+    assert widget.start.isEnabled()
+    monkeypatch.undo()
+    widget.form.device.setCurrentIndex(widget.form.device.findData("auto"))
+    run(qtbot, widget, gray)
+    assert len(viewer.layers) == 2  # nothing is left of the run that failed
+    np.testing.assert_array_equal(viewer.layers[1].data, Restorer.from_pretrained(gray)(layer.data))
+
+
+def _out_of_memory(*_):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkeypatch, gate, tmp_path):
+    monkeypatch.setattr(restore_widget, "LARGE", 1000)
+    monkeypatch.setattr(restore_widget.tempfile, "tempdir", str(tmp_path))
+    stack = noise(2, 2, 100, 90)
+    viewer.add_image(stack, name="big", scale=(1, 2, 0.5, 0.5), units=("s", "um", "um", "um"))
+    assert f"written as OME-Zarr below {tmp_path}" in widget.plan.text()
+    widget.form.model.set_value(gray)
+    widget.form.tile.setValue(80)
+    widget.start.click()
+    gate.release(3)
+    qtbot.waitUntil(lambda: widget.bar.value() == 3, timeout=30_000)
+    grown = np.asarray(viewer.layers[1].data)
+    assert grown.any()
+    assert not grown.all()
+    gate.release(1000)
+    finish(qtbot, widget)
+    result = viewer.layers[1]
+    expected = Restorer.from_pretrained(gray, tile=80)(stack, "TZYX")
+    np.testing.assert_array_equal(np.asarray(result.data), expected)
+    with open_stack(result.metadata["kbnet"]["file"]) as (stored, info):
+        np.testing.assert_array_equal(stored[:], expected)
+        assert (info.axes, info.sizes["Z"], info.sizes["X"]) == (
+            "TZYX",
+            (2.0, "micrometer"),
+            (0.5, "micrometer"),
+        )
+
+
+def test_a_stopped_file_goes_on(qtbot, viewer, widget, gray, noise, gate, tmp_path):
+    stack = noise(3, 100, 90)
+    viewer.add_image(stack, name="a/b")
+    widget.form.model.set_value(gray)
+    widget.form.tile.setValue(80)
+    widget._folder = tmp_path
+    widget.where.blockSignals(True)
+    widget.where.setCurrentText("in a folder ...")
+    widget.where.blockSignals(False)
+    widget.start.click()
+    gate.release(4)
+    qtbot.waitUntil(lambda: widget.bar.value() == 4, timeout=30_000)
+    widget.cancel.click()
+    gate.release(2)  # the one that is computed, and the next, which was begun meanwhile
+    finish(qtbot, widget)
+    done, total = viewer.layers[1].metadata["kbnet"]["tiles"]
+    assert np.asarray(viewer.layers[1].data).any()
+    gate.release(total - done)
+    widget.start.click()
+    finish(qtbot, widget)
+    gate.release(100)
+    whole = Restorer.from_pretrained(gray, tile=80)(stack, "ZYX")
+    np.testing.assert_array_equal(np.asarray(viewer.layers["a/b restored"].data), whole)
+    assert (tmp_path / "a_b restored.zarr").is_dir()
+
+
+def test_wide_planes_are_shown_by_an_overview(noise):
+    array = zarr.create_array({}, shape=(2, 5000, 300), chunks=(1, 512, 300), dtype=np.uint8)
+    target = worker.Watched(array, "ZYX")
+    values = noise(2, 5000, 300)
+    for z in range(2):
+        for y in range(0, 5000, 777):
+            target[z, slice(y, y + 777), slice(0, 300)] = values[z, y : y + 777]
+    full, small = target.shown
+    np.testing.assert_array_equal(full[:], values)
+    np.testing.assert_array_equal(small, values[:, ::3, ::3])
+
+
+def test_quality_is_told(qtbot, viewer, widget, gray, noise):
+    truth = np.full((3, 64, 64), 100, np.uint8)
+    noisy = np.clip(truth + np.random.default_rng(0).normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+    viewer.add_image(truth, name="truth")
+    viewer.add_image(noisy, name="noisy")
+    widget.truth.choose(viewer.layers["truth"])
+    widget.form.strength.setValue(0)
+    run(qtbot, widget, gray)
+    from skimage.metrics import peak_signal_noise_ratio
+
+    plane = viewer.dims.current_step[0]
+    decibels = peak_signal_noise_ratio(truth[plane], noisy[plane])
+    said = widget.quality.text()
+    assert f"PSNR {decibels:.2f} → {decibels:.2f} dB" in said
+    sigma = float(said.split()[1])
+    assert 17 < sigma < 23
+    assert "SSIM" in said
+    widget.truth.setCurrentIndex(0)
+    widget.preview.button.click()
+    finish(qtbot, widget)
+    assert "PSNR" not in widget.quality.text()
+
+
+def test_the_residual_is_what_was_taken_away(qtbot, viewer, widget, color, noise):
+    layer = viewer.add_image(noise(50, 60, 3), name="photo", scale=(2, 3))
+    run(qtbot, widget, color)
+    widget.residual.click()
+    residual = viewer.layers["photo residual"]
+    gone = layer.data.astype(np.float32) - viewer.layers["photo restored"].data
+    np.testing.assert_allclose(residual.data, gone.mean(axis=-1), atol=1e-4)
+    np.testing.assert_array_equal(residual.extent.world, layer.extent.world)
+
+
+@pytest.mark.parametrize("saved", ["picture", "stack", "nowhere"])
+def test_copy_as_script_gives_a_program_that_does_the_same(
+    qtbot, viewer, widget, gray, noise, tmp_path, monkeypatch, saved
+):
+    values = noise(3, 40, 50) if saved == "stack" else noise(70, 80)
+    path = tmp_path / "my cells.tif"
+    tifffile.imwrite(path, values, photometric="minisblack")
+    if saved == "nowhere":
+        viewer.add_image(values, name="my cells")
+    else:
+        viewer.open(path, plugin="napari")
+    widget.form.halo.setValue(16)
+    widget.form.strength.setValue(70)
+    run(qtbot, widget, gray, tile=64)
+    expected = viewer.layers[1].data
+    widget.copy.click()
+    text = QApplication.clipboard().text()
+    monkeypatch.chdir(tmp_path)
+    if saved == "nowhere":
+        path.rename(tmp_path / "my_cells.tif")  # where the script says that it is to be saved
+    exec(compile(text, "script", "exec"), {"__name__": "__main__"})
+    (written,) = tmp_path.glob("my?cells_restored.tif")
+    np.testing.assert_array_equal(tifffile.imread(written), expected)
+
+
+def test_samples_open_and_are_restored(qtbot, viewer, widget, gray, color):
+    for key, axes in (("photograph", "YXS"), ("cells", "YX"), ("stack", "TZYX")):
+        noisy = viewer.open_sample("kbnet", key)[-1]
+        viewer.layers.selection = {noisy}
+        assert widget.form.axes.placeholderText() == axes
+        widget.form.model.set_value(color if noisy.rgb else gray)
+        widget.preview.button.click()
+        finish(qtbot, widget)
+        assert widget.preview.layer is not None
+        if key == "photograph":
+            run(qtbot, widget, color)
+            assert viewer.layers[f"{noisy.name} restored"].data.any()
+        viewer.layers.clear()
+        qtbot.wait(200)  # vispy draws what is added at once to a viewer just cleared from memory that is gone
+
+
+def test_how_long_the_window_waits_during_a_run(qtbot, viewer, widget, gray, noise, caplog):
+    viewer.add_image(noise(2, 256, 256))
+    run(qtbot, widget, gray, tile=192)  # torch and the model are loaded
+    ticks = [time.perf_counter()]
+    timer = QTimer()
+    timer.timeout.connect(lambda: ticks.append(time.perf_counter()))
+    timer.start(2)
+    widget.start.click()
+    finish(qtbot, widget)
+    timer.stop()
+    pauses = np.diff(ticks)
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("kbnet").info(
+            "longest pause of the window in a run of %.1f s: %.0f ms; 99 %% below %.0f ms",
+            ticks[-1] - ticks[0],
+            1000 * pauses.max(),
+            1000 * np.percentile(pauses, 99),
+        )
+    assert len(ticks) > 10
