@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
         if name == "train":
             command.add_argument("--auto_resume", action="store_true", help="go on from the last checkpoint")
+            command.add_argument(
+                "--parent",
+                type=int,
+                metavar="PID",
+                help="save and end when this process, which started it, is gone",
+            )
     listing = commands.add_parser(
         "options", help="list every key of an option file", description="Print every key and its default."
     )
@@ -123,7 +129,7 @@ def _run(args: argparse.Namespace) -> int:
         registry.register()
         registry.check_names(options, args.opt)
         if args.command == "train":
-            return train.train(options, args.opt, auto_resume=args.auto_resume)
+            return train.train(options, args.opt, auto_resume=args.auto_resume, parent=args.parent)
         return evaluate.test(options)
     finally:
         logs.stop()

@@ -39,8 +39,8 @@ WARM = 5
 """Steps after which their time says something about the rest."""
 
 
-def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
-    """Run an experiment to its end.
+def train(options: Options, option_file: str, *, auto_resume: bool, parent: int | None = None) -> int:
+    """Run an experiment to its end, or to that of the process `parent` that started it.
 
     Returns
     -------
@@ -107,6 +107,8 @@ def train(options: Options, option_file: str, *, auto_resume: bool) -> int:
                 if isinstance(batch, Failure):
                     raise BadInput(batch.message)
                 run.step(batch)
+                if parent is not None and os.getppid() != parent:
+                    received.append(signal.SIGTERM)
                 if dist.any_rank(bool(received)):
                     run.finish(interrupted=True)
                     return 128 + (received[0] if received else signal.SIGTERM)

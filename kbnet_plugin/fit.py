@@ -122,7 +122,7 @@ class Fit:
         with self.console.open("wb") as console:
             # A session of its own: Ctrl-C is for us to hear, and we ask the process to save once.
             self._process = process = subprocess.Popen(
-                [*command, "--auto_resume"],
+                [*command, "--auto_resume", "--parent", str(os.getpid())],
                 cwd=self.option_file.parent,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -1,8 +1,11 @@
 """Learning from noisy pictures alone, through the loop that `basicsr train` runs."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from kbnet_plugin.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 
+ROOT = Path(__file__).parents[1]
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
 
 
@@ -77,6 +81,26 @@ def test_stopping_from_another_thread_keeps_what_is_learned(stack):
         seen.append(step)
     assert 0 < run.iteration < 100_000
     assert run.save().name == "mine"
+
+
+def test_the_training_does_not_outlive_who_started_it(stack, tmp_path):
+    code = f"""
+from kbnet_plugin.fit import Fit
+from kbnet_plugin.recipe import Recipe
+import os, signal
+source, many = {str(stack)!r}, 10**6
+run = Fit(Recipe(source=source, name="mine", axes="ZYX", patch=16, batch=2, iterations=many, device="cpu"))
+for step in run.run():
+    print(run._process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    pid = int(died.stdout)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert Fit(recipe(stack), overwrite=True).iteration > 0  # and it saved
 
 
 def test_what_was_stopped_before_it_learned_anything_leaves_no_model(stack):
