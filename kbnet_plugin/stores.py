@@ -252,6 +252,7 @@ def grow(
     order = _zarr_order(axes, target) if to_zarr else _tiff_order(axes)
     stored = tuple(shape[axes.index(a)] for a in order)
     work.mkdir(exist_ok=True)
+    complete = False
     try:
         data = work / "data"
         grown: Any
@@ -265,10 +266,10 @@ def grow(
             _finish_zarr(data, group, info, order, target)
         else:
             _finish_tiff(data, grown, info, order, target)
+        complete = True
     finally:
-        if work.exists() and not _has_progress(work):
+        if work.exists() and (complete or not _has_progress(work)):
             shutil.rmtree(work)
-    shutil.rmtree(work)
 
 
 def open_levels(path: Path, axes: str) -> list[Reordered]:

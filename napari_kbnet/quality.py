@@ -119,4 +119,4 @@ def _float(picture: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -299,8 +299,9 @@ class RestoreWidget(QWidget):
             return
         source, layer = self._pairs[-1].source, self._pairs[-1].result
         seconds = (time.monotonic() - self._began) / step.done * (step.total - step.done)
+        left = f"{_duration(seconds)} left" if step.done < step.total else "finishing ..."
         self.bar.setValue(step.done)
-        self.said.setText(f"{source.name}: {_tiles(step)}, {_duration(seconds)} left")
+        self.said.setText(f"{source.name}: {_tiles(step)}, {left}")
         if self._is_visible(layer, step.touched):
             layer.refresh(extent=False, thumbnail=False, highlight=False)
         self._bar.update(step.done - self._bar.n)  # last, since it lets other events in

@@ -18,7 +18,7 @@ import torch
 import kbnet_plugin
 from kbnet_plugin import Restorer, stores
 from kbnet_plugin.cli import main
-from kbnet_plugin.stores import RawArray, open_stack, restore_stack
+from kbnet_plugin.stores import RawArray, grow, open_levels, open_stack, restore_stack, working_folder
 
 zarr = pytest.importorskip("zarr")
 
@@ -367,6 +367,42 @@ def test_what_does_not_fit_is_named(bad):
     ):
         status, error = bad(*arguments.split())
         assert (status, named in error) == (2, True), error
+
+
+@pytest.mark.parametrize("axes", ["ZCTYX", "ZYXS", "YX"])
+def test_what_grows_is_read_along_its_own_axes(tmp_path, axes):
+    array = values([2, 3, 4, 300, 310][-len(axes) :] if "S" not in axes else [2, 300, 310, 3])
+    target = tmp_path / "grown.zarr"
+    with grow(target, axes, array.shape, array.dtype) as growing:
+        assert not target.exists()
+        growing.array[tuple(slice(0, n) for n in array.shape)] = array
+        np.testing.assert_array_equal(growing.array, array)
+        for key in (
+            0,
+            (..., slice(3, 9)),
+            (1 if len(axes) > 2 else 5, ..., 2),
+            (slice(1, 2), slice(None, 1)),
+        ):
+            np.testing.assert_array_equal(growing.array[key], array[key])
+    full, half = open_levels(target, axes)
+    np.testing.assert_array_equal(full, array)
+    assert (full.ndim, full.size, len(full)) == (array.ndim, array.size, len(array))
+    assert half.shape == tuple(
+        (n + 1) // 2 if a in "YX" else n for a, n in zip(axes, array.shape, strict=True)
+    )
+    assert not working_folder(target).exists()
+
+
+def test_what_did_not_grow_leaves_nothing(tmp_path):
+    target = tmp_path / "grown.zarr"
+
+    def broken():
+        with grow(target, "YX", (30, 40), np.dtype(np.uint8)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_zarr_stacks_say_what_to_install(bad, monkeypatch):

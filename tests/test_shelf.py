@@ -1,0 +1,40 @@
+"""What is told without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import kbnet_plugin
+from kbnet_plugin import shelf, zoo
+
+
+def test_models_are_named_as_the_zoo_names_them(monkeypatch, tmp_path, tiny_s):
+    monkeypatch.setenv(shelf.FOLDER_VARIABLE, str(tmp_path))
+    zoo.add(tiny_s(), "mine")
+    (tmp_path / "denoise-gray.pth").write_bytes(b"a name that is taken")
+    usable = {model.name: model.path for model in zoo.models() if not model.problem}
+    assert shelf.everything() == usable
+    assert "mine" in usable
+
+
+def test_names_are_told_without_torch():
+    program = """
+import sys, kbnet_plugin
+from kbnet_plugin import axes, ranges, shelf, tiling
+shelf.everything()
+print("torch" in sys.modules)
+kbnet_plugin.Restorer
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_the_package_gives_what_it_lists_and_nothing_else():
+    for name in kbnet_plugin.__all__:
+        assert getattr(kbnet_plugin, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Restore'"):
+        kbnet_plugin.Restore  # noqa: B018
