@@ -31,7 +31,7 @@ from .layer_box import LayerBox
 from .layers import describe, full_resolution, understood
 from .options import PLUGIN, saved
 from .scroll import Column
-from .worker import plainly
+from .worker import WorkError, plainly
 
 if TYPE_CHECKING:
     from kbnet_plugin.fit import Fit, Step
@@ -102,7 +102,8 @@ class TrainWidget(QWidget):
         self.device = QComboBox()
         self.device.addItems(list(dict.fromkeys(["auto", "cpu", "cuda", saved().device])))
         self.device.setCurrentText(saved().device)
-        self.warning = _note()
+        self.warning = QLabel()  # not grey: it is to be read
+        self.warning.setWordWrap(True)
         self.start, self.stop = QPushButton("Train on this layer"), QPushButton("Stop and keep")
         self.bar, self.curve, self.said = QProgressBar(), LossCurve(), QLabel()
         self.said.setWordWrap(True)
@@ -169,7 +170,7 @@ class TrainWidget(QWidget):
         )
         self.worker.yielded.connect(self._show)
         self.worker.returned.connect(self._keep)
-        self.worker.errored.connect(lambda error: self.said.setText(tell(error)))
+        self.worker.errored.connect(self._failed)
         self.worker.finished.connect(self._finished)
         self.worker.start()
 
@@ -186,15 +187,21 @@ class TrainWidget(QWidget):
             widget.layer.choose(layer)
         widget.form.model.set_value(self.name.text().strip())
 
-    def _show(self, news: Step | str) -> None:
+    def _failed(self, error: Exception) -> None:
+        self.said.setText(tell(error))
+
+    def _show(self, news: Step | str | WorkError) -> None:
+        if isinstance(news, WorkError):
+            return self._failed(news)
         if isinstance(news, str):
-            self.said.setText(news)
-            return
+            return self.said.setText(news)
         self.bar.setRange(0, news.total)
         self.bar.setValue(news.iteration)
         self.curve.add(*news)
 
     def _keep(self, name: str) -> None:
+        if not name:
+            return  # an error, and it is said
         self.said.setText(f"Kept as {name}: it stands in the list of models now.")
         self.restore.show()
 
@@ -279,16 +286,21 @@ class TrainWidget(QWidget):
         layout.addWidget(Column(inside))
 
 
-def _train(recipe: Recipe, overwrite: bool, stop: Stop) -> Generator[Step | str, None, str]:
+def _train(recipe: Recipe, overwrite: bool, stop: Stop) -> Generator[Step | str | WorkError, None, str]:
     """What is about to be learned, then every step; the name of the model at last. Runs beside the window."""
-    with plainly():
-        from kbnet_plugin.fit import Fit
+    try:
+        with plainly():
+            from kbnet_plugin.fit import Fit
 
-        fit = Fit(recipe, overwrite=overwrite)
-        stop.watch(fit)
-        yield fit.summary
-        yield from fit.run()
-        return fit.save().name
+            fit = Fit(recipe, overwrite=overwrite)
+            stop.watch(fit)
+            yield fit.summary
+            yield from fit.run()
+            return fit.save().name
+    except WorkError as error:
+        # Not raised: what napari connects to `errored` fails under PySide6.
+        yield error
+        return ""
 
 
 def _note() -> QLabel:
