@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fitting.add_argument("--patch", type=int, default=Recipe.patch, help="side of a crop, %(default)s")
     fitting.add_argument("--batch", type=int, help="crops of a step; 8, or 64 on a GPU")
-    fitting.add_argument("--learning-rate", type=float, help="3e-3 from nothing, 3e-4 from a model")
+    fitting.add_argument("--learning-rate", type=float, help="3e-3 from nothing, 1e-3 from a model")
     fitting.add_argument(
         "--no-balance",
         dest="balance",

@@ -250,7 +250,7 @@ class Fit:
             if recipe.pair_axis:
                 train["pair_axis"] = recipe.pair_axis
         bf16 = cuda and torch.cuda.is_bf16_supported()
-        rate = recipe.learning_rate or (3e-3 if weights is None else 3e-4)
+        rate = recipe.learning_rate or (3e-3 if weights is None else 1e-3)
         total = recipe.iterations
         return {
             "name": recipe.name,

@@ -67,7 +67,7 @@ class Recipe:
     patch, batch : int
         Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
     learning_rate : float, optional
-        By default 3e-3 from nothing, 3e-4 from a model.
+        By default 3e-3 from nothing, 1e-3 from a model.
     share, stand : float, str
         Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
     norm : {"l2", "l1"}
