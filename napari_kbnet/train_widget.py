@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
+from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from .layer_box import LayerBox
 from .layers import describe, full_resolution, understood
 from .options import PLUGIN, saved
 from .scroll import Column
-from .worker import WorkError, plainly
+from .worker import WorkError, holds, plainly
 
 if TYPE_CHECKING:
     from kbnet_plugin.fit import Fit, Step
@@ -163,6 +164,7 @@ class TrainWidget(QWidget):
         self.worker = create_worker(
             _train,
             recipe,
+            self.layer.layers()[0].source.path,
             self.overwrite.isChecked(),
             self._stop,
             _start_thread=False,
@@ -286,12 +288,16 @@ class TrainWidget(QWidget):
         layout.addWidget(Column(inside))
 
 
-def _train(recipe: Recipe, overwrite: bool, stop: Stop) -> Generator[Step | str | WorkError, None, str]:
+def _train(
+    recipe: Recipe, path: str | None, overwrite: bool, stop: Stop
+) -> Generator[Step | str | WorkError, None, str]:
     """What is about to be learned, then every step; the name of the model at last. Runs beside the window."""
     try:
         with plainly():
             from kbnet_plugin.fit import Fit
 
+            if path is not None and holds(path, recipe.source):
+                recipe = replace(recipe, source=path)  # nothing is to be written a second time
             fit = Fit(recipe, overwrite=overwrite)
             stop.watch(fit)
             yield fit.summary

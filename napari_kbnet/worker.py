@@ -260,7 +260,7 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
     yield replace(step, data=data, record=step.record | {"file": str(job.target)})
 
 
-def _holds(path: str, array: Any) -> bool:
+def holds(path: str, array: Any) -> bool:
     """Whether a file is all of an array, as far as its shape says; a layer may be one channel of it."""
     from kbnet_plugin.images import read_image
     from kbnet_plugin.stores import is_stack, open_stack
@@ -369,7 +369,7 @@ def _record(job: Job, restorer: Restorer, model: str) -> dict[str, Any]:
         "device": str(restorer.device),
         "axes": job.axes,
         "layer": job.name,
-        "path": job.path if job.path is not None and _holds(job.path, job.array) else None,
+        "path": job.path if job.path is not None and holds(job.path, job.array) else None,
         "versions": {"kbnet": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "napari")},
     }

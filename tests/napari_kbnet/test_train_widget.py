@@ -67,6 +67,20 @@ def test_a_model_is_learned_and_stands_in_the_list_of_restore(viewer, widget, fi
 
 
 @needs_training
+def test_a_layer_of_a_file_is_learned_from_the_file(viewer, widget, finish, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "cells.tif"
+    tifffile.imwrite(path, viewer.layers[0].data, photometric="minisblack")
+    viewer.layers.clear()
+    viewer.open(path, plugin="napari")
+    assert widget.name.text() == "cells"
+    widget.steps.setValue(1)
+    finish()
+    assert str(path) in zoo.find("cells").card.read_text()
+    assert not list((tmp_path / "models/fits").glob("*.npy"))
+
+
+@needs_training
 def test_stop_keeps_what_is_learned_and_more_steps_go_on(widget, finish, qtbot):
     widget.steps.setValue(100_000)
     widget.start.click()
