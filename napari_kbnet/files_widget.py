@@ -49,6 +49,7 @@ class FilesWidget(QWidget):
         self._cancelled = Event()
         self._counts: Counter[str] = Counter()
         self._last: Step | None = None
+        self._trouble = ""
         self.source, self.target = QLineEdit(), QLineEdit()
         self.source.setPlaceholderText("a folder, a file or a pattern: /data/*.tif")
         self.target.setPlaceholderText("a folder; made if need be")
@@ -94,7 +95,7 @@ class FilesWidget(QWidget):
             return
         self._cancelled.clear()
         self._counts.clear()
-        self._last = None
+        self._last, self._trouble = None, ""
         self.table.show_jobs([])
         self.bar.setRange(0, 0)  # busy, until the files are known
         self.bar.show()
@@ -138,21 +139,21 @@ class FilesWidget(QWidget):
         self.bar.setValue(round(_FINE * (self._counts.total() + part)))
 
     def _failed(self, error: Exception) -> None:
-        self.table.show_jobs([])
-        self.said.setText(tell(error))
+        self._trouble = tell(error)
 
     def _finished(self) -> None:
         self.worker = None
         self._running(False)
         self.bar.hide()
-        if self.table.rowCount() == 0:
-            return  # an error, and it is said
-        if self._last is not None and self._last.state == "running":
+        if self._last is None:  # it never began
+            self.said.setText(self._trouble)
+            return
+        if self._last.state == "running":
             self.table.show_stopped(self._last)
         said = ", ".join(f"{self._counts[state]} {state}" for state in ("restored", "kept", "failed"))
         if left := self.table.rowCount() - self._counts.total():
             said += f", {left} left"
-        self.said.setText(said)
+        self.said.setText(f"{self._trouble} ({said})" if self._trouble else said)
 
     def _running(self, running: bool) -> None:
         self.form.setEnabled(not running)
@@ -231,7 +232,8 @@ class _Table(QTableWidget):
 
     def show_stopped(self, step: Step) -> None:
         """Say that a file was under way."""
-        self._say(step, "stopped" if step.size else "stopped: goes on next time")
+        goes_on = step.done and step.size is None  # a stack, of which something is there
+        self._say(step, "stopped: goes on next time" if goes_on else "stopped")
 
     def _say(self, step: Step, text: str, *, failed: bool = False) -> None:
         row = self._rows[step.job]

@@ -139,6 +139,28 @@ def test_an_error_is_one_line_and_the_next_run_works(widget, finish, tmp_path, s
     assert widget.said.text() == "1 restored, 0 kept, 0 failed"
 
 
+def test_what_ends_a_run_leaves_what_was_done(widget, finish, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "in" / name)
+
+    def run_out(self, blocks, *rest, solve=Restorer.solve):
+        if (tmp_path / "out/a.png").exists():
+            raise MemoryError
+        return solve(self, blocks, *rest)
+
+    monkeypatch.setattr(Restorer, "solve", run_out)
+    monkeypatch.setattr("napari_kbnet.background.show_error", lambda text: None)
+    finish()
+    said = table(widget)
+    assert said.pop("a.png").startswith("restored in ")
+    assert said == {"b.png": "stopped", "c.png": "waits"}
+    assert widget.said.text().startswith("Out of memory")
+    assert widget.said.text().endswith("(1 restored, 0 kept, 0 failed, 2 left)")
+    monkeypatch.undo()
+    finish()
+    assert widget.said.text() == "2 restored, 1 kept, 0 failed"
+
+
 def test_other_settings_than_those_of_the_stopped_run_are_named(widget, finish, tmp_path, checkpoint):
     stack(tmp_path / "in/a.tif")
     (tmp_path / "out").mkdir()
