@@ -20,17 +20,19 @@ from .nn import KBNet_l, KBNet_s
 _BINS = 16  # of brightness, as noise may depend on it
 _MEDIAN = 0.6745  # of |N(0, 1)|
 _PROBE = 0.01  # of 0..1; how far an input is moved to see how the output follows
+DOUBTFUL = 0.4
+"""Of `independence`; below it, learning from hidden pixels is not promising."""
+
 BOUNDS = 0.25, 1.5
 """A share beyond these says that the assumptions do not hold."""
 
 
-def noise_variance(pictures: Sequence[NDArray[np.float32]]) -> float:
-    """Mean variance of the noise of pictures (H, W, C), from differences within squares of 2 x 2 pixels."""
+def noise_variance(pictures: Sequence[NDArray[np.float32]], distance: int = 1) -> float:
+    """Mean variance of the noise of pictures (H, W, C), from corners of squares `distance` pixels wide."""
     details, levels = [], []
     for picture in pictures:
-        height, width = (n - n % 2 for n in picture.shape[:2])
-        whole = picture[:height, :width].astype(np.float64)
-        a, b, c, d = (whole[i::2, j::2] for i in (0, 1) for j in (0, 1))
+        whole = picture.astype(np.float64)
+        a, b, c, d = (whole[i, j] for i in _ends(distance) for j in _ends(distance))
         details.append((a - b - c + d).ravel() / 2)
         levels.append((a + b + c + d).ravel() / 4)
     detail, level = np.concatenate(details), np.concatenate(levels)
@@ -38,6 +40,21 @@ def noise_variance(pictures: Sequence[NDArray[np.float32]]) -> float:
     ordered = detail[known][np.argsort(level[known], kind="stable")]
     parts = [part for part in np.array_split(np.abs(ordered), _BINS) if part.size]
     return float(np.mean([(np.median(part) / _MEDIAN) ** 2 for part in parts])) if parts else 0.0
+
+
+def _ends(distance: int) -> tuple[slice, slice]:
+    return slice(None, -distance), slice(distance, None)
+
+
+def independence(pictures: Sequence[NDArray[np.float32]]) -> float:
+    """How much of the noise neighbouring pixels do not share: 1 for all of it.
+
+    It is the ratio of the noise found from neighbours to that found from pixels two apart. White noise gives
+    0.6 to 1; demosaicked, resampled and compressed pictures 0.1 to 0.3, and so do pictures without noise, of
+    which only structure is left.
+    """
+    apart = noise_variance(pictures, 2)
+    return noise_variance(pictures) / apart if apart > 0 else 1.0
 
 
 @torch.inference_mode()

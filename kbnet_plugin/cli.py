@@ -412,6 +412,8 @@ def _fit(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     print(f"{fit.summary}\n{WHEN_IT_FAILS if fit.recipe.method == 'n2v' else PAIRS_FAIL}")
+    if fit.doubt:
+        print(f"kbnet: {fit.doubt}", file=sys.stderr)
     with tqdm(total=fit.recipe.iterations, unit="it", disable=None, dynamic_ncols=True) as bar:
         try:
             for step in fit.run():

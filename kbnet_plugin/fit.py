@@ -16,21 +16,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from . import zoo
 from ._files import atomic_path
 from ._version import __version__
-from .balance import best_share, noise_variance, scale_correction
+from .balance import DOUBTFUL, best_share, independence, noise_variance, scale_correction
 from .nn import KBNet_l, KBNet_s
 from .planes import KEPT, Planes
 from .ranges import Range
-from .recipe import METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from .recipe import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import find_device
 from .shelf import check_name
 from .weights import identify, load_network, read_state_dict
@@ -330,8 +332,16 @@ class Fit:
         last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
         return f"training ended by a fault ({last}); {self.console} says more"
 
-    def _balance(self, network: KBNet_s | KBNet_l) -> float:
-        """Scale the network's correction to the share that promises the least error; the share."""
+    @cached_property
+    def doubt(self) -> str:
+        """What speaks against learning from hidden pixels of this source; empty where nothing does."""
+        if self.recipe.method != "n2v" or not self._windows:
+            return ""
+        return DOUBT if independence(self._windows) < DOUBTFUL else ""
+
+    @cached_property
+    def _windows(self) -> list[NDArray[np.float32]]:
+        """Pieces from all over the source, whole ones only, in units of the range."""
         side = min(self.patch * 3 // 2, *(min(self.planes.size(n)) for n in range(len(self.planes))))
         chosen = np.random.default_rng(0)
         scale = Range(self.range[0], self.range[1] - self.range[0])
@@ -341,11 +351,14 @@ class Fit:
             top, left = (int(chosen.integers(n - side + 1)) for n in self.planes.size(number))
             window = slice(top, top + side), slice(left, left + side)
             windows.append(scale.apply(self.planes.read(number, window)))
-        windows = [w for w in windows if np.isfinite(w).all()]
-        if not windows:
+        return [w for w in windows if np.isfinite(w).all()]
+
+    def _balance(self, network: KBNet_s | KBNet_l) -> float:
+        """Scale the network's correction to the share that promises the least error; the share."""
+        if not self._windows:
             return 1.0
-        pictures = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).to(self.device)
-        share = best_share(network.to(self.device), pictures, noise_variance(windows))
+        pictures = torch.from_numpy(np.stack(self._windows)).permute(0, 3, 1, 2).to(self.device)
+        share = best_share(network.to(self.device), pictures, noise_variance(self._windows))
         scale_correction(network, share)
         return share
 
@@ -388,6 +401,7 @@ class Fit:
                 "",
                 fails,
                 "",
+                *([self.doubt, ""] if self.doubt else []),
                 "Look at the difference of input and output: structure there means that signal was taken",
                 "away. It was compared with no truth, as there is none.",
                 "",

@@ -34,6 +34,11 @@ WHEN_IT_FAILS = (
     "resampled, registered, compressed or denoised before, and line noise of scanners, has noise that "
     "neighbours share: such noise is taken for signal and stays."
 )
+DOUBT = (
+    "Neighbouring pixels seem to share their noise here, or there is hardly any: little may be gained. Take "
+    "the recording before it was demosaicked, resampled, compressed or denoised, or learn from pairs of "
+    "planes (n2n)."
+)
 PAIRS_FAIL = (
     "It takes for noise whatever differs between the two planes of a pair: what moves, bleaches or lies at "
     "another depth is averaged away. Their noise must be independent of each other."

@@ -300,7 +300,7 @@ def _train(
                 recipe = replace(recipe, source=path)  # nothing is to be written a second time
             fit = Fit(recipe, overwrite=overwrite)
             stop.watch(fit)
-            yield fit.summary
+            yield f"{fit.summary}\n\n{fit.doubt}".rstrip()
             yield from fit.run()
             return fit.save().name
     except WorkError as error:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.balance import BOUNDS, best_share, noise_variance, scale_correction
+from kbnet_plugin.balance import BOUNDS, DOUBTFUL, best_share, independence, noise_variance, scale_correction
 
 
 def generator():
@@ -22,6 +22,16 @@ def test_noise_that_grows_with_the_signal_counts_by_its_mean_variance():
     bright = np.repeat(np.linspace(2, 60, 256), 256).reshape(256, 256, 1)
     noisy = generator().poisson(bright).astype(np.float32)
     assert noise_variance([noisy]) == pytest.approx(bright.mean(), rel=0.1)
+
+
+def test_noise_that_neighbours_share_is_told_from_noise_that_they_do_not():
+    ramp = np.add.outer(np.arange(160), np.arange(120)) / 280
+    noise = generator().normal(0, 0.1, (161, 121))
+    white = (ramp + noise[1:, 1:])[..., None].astype(np.float32)
+    moved = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 4  # by half a pixel
+    assert independence([white]) == pytest.approx(1, abs=0.1)
+    assert independence([(ramp + moved)[..., None].astype(np.float32)]) < DOUBTFUL
+    assert independence([np.zeros((8, 8, 1), np.float32)]) == 1
 
 
 def test_nothing_has_no_noise():

@@ -157,6 +157,15 @@ def test_what_cannot_work_is_said_before_anything_runs(stack, settings, said):
     assert not (zoo.folder() / "fits").exists()
 
 
+def test_noise_that_neighbours_share_is_doubted_before_anything_runs(stack, tmp_path):
+    assert Fit(recipe(stack)).doubt == ""
+    white = np.load(stack).astype(float)
+    rows = white[:, 1:] + white[:, :-1]
+    np.save(tmp_path / "moved.npy", rows[..., 1:] + rows[..., :-1])
+    assert "share their noise" in Fit(recipe(tmp_path / "moved.npy", name="moved")).doubt
+    assert Fit(recipe(tmp_path / "moved.npy", name="moved", method="n2n")).doubt == ""
+
+
 def test_without_the_extra_the_mend_is_named(stack, monkeypatch):
     monkeypatch.setattr(fit, "can_train", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'kbnet\[train\]'"):
