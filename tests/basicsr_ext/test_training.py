@@ -206,6 +206,21 @@ def test_pretrained_weights_are_used_and_their_layout_is_found(pairs, options, w
     assert same(weights(key="params_ema"), expected)
 
 
+def test_the_average_of_a_short_run_forgets_its_start(pairs, options, write):
+    options["train"].update(total_iter=12, ema_decay=0.9999, scheduler={"type": "ConstantLR", "factor": 1})
+    found = {}
+    for rate in (0.0, 1e-3):
+        options["train"]["optim_g"]["lr"] = rate
+        assert main(["train", "-opt", write(options)]) == 0
+        found[rate] = weights()
+    average = weights(key="params_ema")
+
+    def apart(one, other):
+        return sum(float((one[k] - other[k]).abs().sum()) for k in one)
+
+    assert 0 < apart(found[1e-3], average) < 0.7 * apart(found[1e-3], found[0.0])
+
+
 def test_metrics_see_clamped_images(pairs, options, write, capsys, monkeypatch):
     options["val"]["use_image"] = False
     options["val"]["metrics"]["ours"] = {"type": "calculate_psnr_clamped"}
