@@ -84,8 +84,8 @@ class ImageCleanModel(Mended, BaseModel):
         if train.get("activation_checkpointing"):
             _checkpoint_blocks(self.net_g)
         if train.get("compile"):
-            # Crops come in few sizes, those of the stages; one graph for any size is slower. On a GPU starting
-            # the kernels one by one takes longer than they run: recorded, a step took 20 ms instead of 46.
+            # Crops come in few sizes, those of the stages; one graph for any size is slower. On a GPU,
+            # starting kernels one by one takes longer than they run: a recorded step took 20 ms, not 46.
             recorded = "reduce-overhead" if self.device.type == "cuda" else None
             self.net_g.compile(dynamic=False, mode=recorded)
         self.net_g = self.model_to_device(self.net_g)
@@ -178,7 +178,7 @@ class ImageCleanModel(Mended, BaseModel):
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         if self.net_g_ema is not None:
-            # Shorter memory at first: with 0.999 alone the random start would weigh a sixth after 1,800 steps.
+            # Shorter memory at first: with 0.999 alone the start would weigh a sixth after 1,800 steps.
             self.model_ema(min(self.ema_decay, current_iter / (10 + current_iter)))
 
     def autocast(self) -> Any:
