@@ -31,6 +31,7 @@ from qtpy.QtWidgets import (
 from .background import Background, tell
 from .form import OptionsForm
 from .options import Options
+from .scroll import Column
 from .worker import WorkError, devices, plainly
 
 if TYPE_CHECKING:
@@ -71,12 +72,16 @@ class FilesWidget(QWidget):
         buttons = QHBoxLayout()
         buttons.addWidget(self.start)
         buttons.addWidget(self.cancel)
-        layout = QVBoxLayout(self)
+        inside = QWidget()
+        layout = QVBoxLayout(inside)
         layout.addWidget(self.form)
         layout.addLayout(buttons)
         layout.addWidget(self.bar)
         layout.addWidget(self.said)
         layout.addWidget(self.table, stretch=1)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.addWidget(Column(inside))
         self.bar.hide()
         self._running(False)
         self.start.clicked.connect(self.run)
