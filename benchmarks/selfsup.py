@@ -114,6 +114,7 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         network=network,
         device=args.device,
         precision=args.precision,
+        compile=args.compile,
         workers=args.workers,
     )
     if not args.iterations:  # as many as fit: the learning rate must know their number beforehand
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patch", type=int, default=Recipe.patch)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--compile", action="store_true", help="pays on a GPU from some minutes on")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--share", type=float, default=SHARE)
     parser.add_argument("--stand", choices=STANDS, default=STAND)

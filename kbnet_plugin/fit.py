@@ -265,6 +265,7 @@ class Fit:
             "train": {
                 "total_iter": total,
                 "precision": recipe.precision or ("bf16" if bf16 else "fp32"),
+                "compile": recipe.compile,
                 "optim_g": {"type": "AdamW", "lr": rate, "weight_decay": 1e-4, "betas": [0.9, 0.99]},
                 "scheduler": {
                     "type": "CosineAnnealingRestartCyclicLR",
@@ -436,7 +437,7 @@ def _changed(before: Any, now: Any, where: str = "") -> list[str]:
     """Keys that differ, apart from those that a run may go on with."""
     if where in ("train.total_iter", "train.scheduler", "train.warmup_iter", "train.ema_decay", "logger"):
         return []
-    if where in ("num_gpu", "train.precision", "datasets.train.num_worker_per_gpu"):
+    if where in ("num_gpu", "train.precision", "train.compile", "datasets.train.num_worker_per_gpu"):
         return []
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [where]

@@ -86,6 +86,8 @@ class Recipe:
         As for `Restorer`, but CUDA or CPU.
     precision : {"fp32", "bf16", "fp16"}, optional
         By default bf16 on a GPU that has it.
+    compile : bool
+        Compile the network first, which takes a minute and pays on a GPU from some thousand steps on.
     workers : int, optional
         Processes that cut crops; by default none on a CPU.
     seed : int
@@ -110,5 +112,6 @@ class Recipe:
     network: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str | None = None
+    compile: bool = False
     workers: int | None = None
     seed: int = 0
