@@ -6,7 +6,7 @@ import atexit
 from collections.abc import Callable
 from typing import Any
 
-from napari.qt.threading import WorkerBase, create_worker
+from napari.qt.threading import FunctionWorker, WorkerBase
 from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QObject, Signal
 
@@ -57,7 +57,7 @@ class Background(QObject):
             return
         kind = next(iter(self._waiting))
         self._then, do, arguments = self._waiting.pop(kind)
-        self._worker = create_worker(do, *arguments, _start_thread=False, _ignore_errors=True)
+        self._worker = FunctionWorker(do, *arguments)
         self._worker.returned.connect(self._returned)
         self._worker.errored.connect(self._errored)
         self._worker.finished.connect(self._finished)

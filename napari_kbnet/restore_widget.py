@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Layer
-from napari.qt.threading import create_worker
+from napari.qt.threading import GeneratorWorker
 from napari.utils import progress
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QTimer
@@ -225,13 +225,8 @@ class RestoreWidget(QWidget):
         self._bar = progress(total=1, desc="Restoring")
         self._ready(False)
         self.said.setText("Loading the model ...")
-        self.worker = create_worker(
-            worker.restore,
-            [job for _, job in self._running],
-            self._cancelled,
-            _start_thread=False,
-            _ignore_errors=True,
-        )
+        # Not by create_worker: what that connects to errors fails under PySide.
+        self.worker = GeneratorWorker(worker.restore, [job for _, job in self._running], self._cancelled)
         self.worker.yielded.connect(self._stepped)
         self.worker.errored.connect(self._failed)
         self.worker.finished.connect(self._finished)

@@ -54,7 +54,7 @@ def viewer(qtbot):
     yield viewer
     if hasattr(viewer.window, "_qt_window"):  # not closed by the test
         viewer.close()
-    WorkerBase.await_workers(20_000)
+    WorkerBase.await_workers(60_000)
     qtbot.wait(10)
 
 

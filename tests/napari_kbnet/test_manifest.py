@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QMenu
 
 from napari_kbnet.options import PRECISIONS, Options, saved
 
+PATIENCE = 180_000  # milliseconds; on a busy machine the first tile takes long
 TITLES = {"Denoise this layer", "Restore", "Restore files"}
 
 COLD = """
@@ -88,8 +89,8 @@ def test_the_menu_denoises(qtbot, viewer, settings, gray, noise):
     settings.model = gray
     layer = viewer.add_image(noise(40, 50))
     entries(viewer)["Denoise this layer"].trigger()
-    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=30_000)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
     result = viewer.layers[1]
-    qtbot.waitUntil(lambda: "finished" in result.metadata["kbnet"], timeout=30_000)
+    qtbot.waitUntil(lambda: "finished" in result.metadata["kbnet"], timeout=PATIENCE)
     assert result.metadata["kbnet"]["model"] == gray
     assert (result.data != layer.data).any()
