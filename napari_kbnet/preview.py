@@ -75,14 +75,13 @@ class PreviewPane(QWidget):
         self.live.toggled.connect(self.refresh)
         self.blink.toggled.connect(self._blink)
         self.split.valueChanged.connect(self._draw)
-        viewer.scene.camera.events.connect(self.refresh)
-        viewer.dims.events.current_step.connect(self.refresh)
-        viewer.dims.events.order.connect(self.refresh)
+        for events in (viewer.scene.camera.events, viewer.dims.events.current_step, viewer.dims.events.order):
+            events.connect(self.refresh)
         viewer.layers.events.removed.connect(self._removed)
 
     def refresh(self, _event: Any = None) -> None:
         """Ask for a new preview soon, if it is to be live."""
-        if self.live.isChecked():
+        if self.live.isChecked() and self.isVisible():  # napari keeps a widget whose dock was closed
             self._settled.start()
 
     def show_preview(self, layer: Any, preview: Preview, axes: str) -> None:

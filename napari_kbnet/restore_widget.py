@@ -77,6 +77,7 @@ class RestoreWidget(QWidget):
         self._folder: Path | None = None
         self._bar: Any = None
         self._step: Step | None = None
+        self._pair: _Pair | None = None
         self._began = 0.0
         self._known: Any = None
 
@@ -239,7 +240,7 @@ class RestoreWidget(QWidget):
 
     def add_residual(self) -> None:
         """Add what the last result took away from its source."""
-        pair = self._pair()
+        pair = self._last_pair()
         if pair is None:
             return self._mend("Restore a layer first.")
         add_above(self.viewer, pair.result, Layer.create(*_residual(pair)))
@@ -257,10 +258,10 @@ class RestoreWidget(QWidget):
         for layer in self.layers():
             if layer.metadata.get(RECORD):
                 return layer.metadata[RECORD]
-        pair = self._pair()
+        pair = self._last_pair()
         return pair.result.metadata[RECORD] if pair else None
 
-    def _pair(self) -> _Pair | None:
+    def _last_pair(self) -> _Pair | None:
         """The last result, of the chosen layer if there is one."""
         self._pairs = [pair for pair in self._pairs if pair.result in self.viewer.layers]
         chosen = self.layers()
@@ -281,7 +282,8 @@ class RestoreWidget(QWidget):
         self._began = time.monotonic()
         layer = Layer.create(*result(source, step.data, f"{source.name} restored", step.record))
         add_above(self.viewer, source, layer)
-        self._pairs.append(_Pair(source, layer, job))
+        self._pair = _Pair(source, layer, job)
+        self._pairs.append(self._pair)
         self.bar.setRange(0, step.total)
         self.bar.setValue(0)
         self.said.setText(f"{source.name}: {step.total:,} tiles")
@@ -290,9 +292,9 @@ class RestoreWidget(QWidget):
     def _draw(self) -> None:
         """Show how far it has come."""
         step = self._step
-        if step is None or step.state != "tile":
+        if step is None or step.state != "tile" or self._pair is None:
             return
-        source, layer = self._pairs[-1].source, self._pairs[-1].result
+        source, layer = self._pair.source, self._pair.result
         seconds = (time.monotonic() - self._began) / step.done * (step.total - step.done)
         left = f"{_duration(seconds)} left" if step.done < step.total else "finishing ..."
         self.bar.setValue(step.done)
@@ -302,7 +304,9 @@ class RestoreWidget(QWidget):
         self._bar.update(step.done - self._bar.n)  # last, since it lets other events in
 
     def _end(self, step: Step) -> None:
-        pair = self._pairs[-1]
+        pair = self._pair
+        if pair is None:
+            return
         if step.data is not None:
             pair.result.data = step.data
         else:
@@ -318,7 +322,9 @@ class RestoreWidget(QWidget):
 
     def _part(self, step: Step) -> None:
         """Say in a result's name that it is not whole; take away what is nothing yet."""
-        layer = self._pairs[-1].result
+        if self._pair is None:
+            return
+        layer = self._pair.result
         if step.done:
             layer.name = f"{layer.name} ({_tiles(step)})"
         elif self._is_there(layer):

@@ -238,6 +238,19 @@ def test_closing_the_viewer_stops_the_worker(qtbot, viewer, widget, gray, noise,
     assert gate.acquire(blocking=False)  # nobody took the last of them
 
 
+def test_a_closed_widget_leaves_the_viewer_alone(qtbot, viewer, widget, noise):
+    viewer.window.remove_dock_widget(widget)
+    widget.preview.live.setChecked(True)
+    layer = viewer.add_image(noise(3, 40, 50))
+    viewer.dims.set_current_step(0, 1)
+    viewer.scene.camera.zoom = 3
+    viewer.add_labels(np.zeros((40, 50), int))
+    layer.name = "another"
+    qtbot.wait(1000)  # longer than a live preview waits for the view to settle
+    assert not widget.work.busy
+    assert len(viewer.layers) == 2
+
+
 def test_several_layers_are_restored_one_after_the_other(qtbot, viewer, widget, gray, noise):
     first, second = (viewer.add_image(noise(30, 40) // n, name=f"picture {n}") for n in (1, 2))
     viewer.add_labels(np.zeros((30, 40), int))
