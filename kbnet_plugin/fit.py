@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Generator
 from functools import cached_property
@@ -117,7 +118,9 @@ class Fit:
         self._write()
         environment = dict(os.environ)
         here = str(Path(__file__).resolve().parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [environment.get("PYTHONPATH")])])
+        if here != sysconfig.get_path("purelib"):  # a source tree, which another folder would not find
+            before = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = os.pathsep.join([here, *([before] if before else [])])
         if self.device.index is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.device.index)
         command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(self.option_file)]
