@@ -9,6 +9,13 @@ import torch
 
 from kbnet_plugin import KBNet_l, KBNet_s, save_network
 
+try:
+    from qtpy import QtWidgets  # noqa: F401  (as pytest-qt does, which ends the session where that fails)
+except Exception:
+    pytest_plugins = []
+else:
+    pytest_plugins = ["pytestqt.plugin"]
+
 # The networks here are tiny. Threads that wait for each other spin, and on a busy machine cost ten times
 # what they save.
 torch.set_num_threads(1)

@@ -15,11 +15,6 @@ os.environ["NAPARI_CONFIG"] = os.path.join(tempfile.mkdtemp(prefix="kbnet-napari
 import numpy as np
 import pytest
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what napari's own imports are warned of
-    import napari
-    from napari.qt.threading import WorkerBase
-
 from kbnet_plugin import save_network
 
 
@@ -34,20 +29,31 @@ def _obstacle() -> str:
     command = [sys.executable, "-c", "from qtpy.QtWidgets import QApplication; QApplication([])"]
     tried = subprocess.run(command, capture_output=True, text=True)
     said = [line for line in tried.stderr.splitlines() if line.strip()]
-    return f"Qt cannot open a window: {said[0] if said else tried.returncode}" if tried.returncode else ""
+    # Python says why at the end, Qt at the beginning.
+    why = (said or [""])[-1 if tried.returncode == 1 else 0]
+    return f"Qt cannot open a window: {why or tried.returncode}" if tried.returncode else ""
 
 
-@pytest.fixture(scope="session")
-def qapp_args():
-    """Stop before pytest-qt makes an application that cannot be."""
-    if obstacle := _obstacle():
-        pytest.skip(obstacle)
-    return ["napari-kbnet-tests"]
+class _Skipped(pytest.Module):
+    def collect(self):
+        pytest.skip(_obstacle(), allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if _obstacle():
+        return _Skipped.from_parent(parent, path=module_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what napari's own imports are warned of
+        import napari.qt.threading  # noqa: F401
+    return None
 
 
 @pytest.fixture
 def viewer(qtbot):
     """Open a real viewer."""
+    import napari
+    from napari.qt.threading import WorkerBase
+
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1200, 800)
     qtbot.waitExposed(viewer.window._qt_window)
