@@ -152,6 +152,7 @@ def restore(viewer: Any, camera: Camera, _folder: Path) -> None:
 def running(viewer: Any, camera: Camera, _folder: Path) -> None:
     """A run under way."""
     widget = restore_widget(viewer)
+    widget.form.model.set_value("denoise-micro")
     widget.start.click()
     wait(lambda: widget.bar.maximum() > 0 and widget.bar.value() / widget.bar.maximum() >= PART)
     camera.screen(viewer)
