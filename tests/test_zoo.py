@@ -101,8 +101,6 @@ def test_a_shipped_model_restores_by_its_name(model):
 
 @each
 def test_a_shipped_model_leaves_clean_pictures_alone(model):
-    if model.version.startswith("0."):
-        pytest.skip(f"{model.name} {model.version} is an early checkpoint")
     pictures = (data.chelsea, data.coffee) if model.channels == 3 else (data.camera, data.page)
     restorer = Restorer.from_pretrained(model.name, device="cpu")
     for picture in pictures:
