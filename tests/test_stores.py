@@ -247,7 +247,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_byte_for_byte_the_same(
     tmp_path, checkpoint, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    ome_zarr(Path("big.zarr"), values((1, 2, 2, 160, 160)))
+    ome_zarr(Path("big.zarr"), values((1, 2, 4, 160, 160)))
     options = ["--model", "tiny.pth", "--device", "cpu", "--tile", "64", "--halo", "16", "--window", "16"]
     root = str(Path(kbnet_plugin.__file__).parents[1])
     ended = subprocess.Popen(
