@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -119,11 +120,6 @@ def crop(scene: Scene, channels: int) -> Picture:
     return picture[top : top + SIZE, left : left + SIZE]
 
 
-def psnr(picture: Picture, truth: Picture) -> float:
-    """In dB, peak 1; neither is clipped."""
-    return float(-10 * np.log10(np.square(picture.astype(np.float64) - truth).mean()))
-
-
 def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scene, float, float]]]:
     """Noisy, restored and clean crops, a row a scene; and the PSNR of the first two."""
     restorer = Restorer.from_pretrained(name, device=device)
@@ -137,7 +133,7 @@ def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scen
         truth = crop(scene, restorer.channels[0])
         noisy = scene.spoil(truth, np.random.default_rng(row))
         restored = restorer(noisy)
-        before, after = psnr(noisy, truth), psnr(restored, truth)
+        before, after = (float(peak_signal_noise_ratio(truth, x, data_range=1)) for x in (noisy, restored))
         found.append((scene, before, after))
         top = MARGIN + row * height
         word = "fails: " if scene.fails else ""
