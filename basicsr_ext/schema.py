@@ -239,7 +239,7 @@ class Train(Section):
     warmup_iter: Integer = _key(-1, "steps over which the rate rises from 0; -1: none")
     pixel_opt: Typed | None = _key(None, "loss: L1Loss, CharbonnierLoss, PSNRLoss, FrequencyLoss, ...")
     frequency_opt: Typed | None = _key(None, "a second loss that is added, e.g. FrequencyLoss")
-    ema_decay: Share = _key(0.0, "averaging of the weights, used in validation; 0: off")
+    ema_decay: Share = _key(0.0, "averaging of the weights, shorter at first; used in validation; 0: off")
     use_grad_clip: bool | None = _key(None, "clip the gradient's norm")
     grad_clip: Positive | None = _key(None, "to this; null: 0.01 with use_grad_clip, else not at all")
     mixing_augs: Mixing | None = _key(None, "mixup")
