@@ -92,7 +92,7 @@ def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], 
             f"h {h:g} x sigma": lambda x, h=h: denoise_nl_means(
                 x, 5, 6, h=h * estimate_sigma(x), sigma=estimate_sigma(x), fast_mode=True
             )
-            for h in (0.6, 0.8, 1, 1.3, 1.7, 2.2, 3)
+            for h in (1, 1.7, 2.2, 3, 4, 5.5)
         },
         "wavelet": {
             f"{method}, {f:g} x sigma": lambda x, method=method, f=f: denoise_wavelet(
