@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kbnet_plugin.ops import native, reference
+from kbnet_plugin.ops import native
+from tests.ops.equation import TOLERANCE, assert_near, case, exact, run
 
 REASON = "the native library is not built (python setup.py build_ext --inplace)"
 built = pytest.mark.skipif(not native.available_isas(), reason=REASON)
 ISAS = native.available_isas() or ("plain",)
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-ALL = (True, True, True, True)
 
 SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
     (2, 64, 4, 3, 32, 16, 18),
@@ -36,39 +35,6 @@ SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
     (2, 8, 2, 5, 32, 1, 6),
     (1, 6, 2, 3, 16, 23, 1),
 ]
-
-
-def case(batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32, seed=0):
-    """x, coefficients, weight, bias, the output's gradient; groups and kernel size."""
-    g = torch.Generator().manual_seed(seed)
-    shapes = (
-        (batch, channels, height, width),
-        (batch, bases, height, width),
-        (1, bases, channels * per_group * kernel**2),
-        (1, bases, channels),
-        (batch, channels, height, width),
-    )
-    tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
-    return tensors, (channels // per_group, kernel)
-
-
-def run(tensors, sizes, needs=ALL):
-    *inputs, grad = tensors
-    return [native.forward(*inputs, *sizes), *native.backward(grad, *inputs, *sizes, needs)]
-
-
-def expected(tensors, sizes):
-    *inputs, grad = (t.double() for t in tensors)
-    return [reference.forward(*inputs, *sizes), *reference.backward(grad, *inputs, *sizes, ALL)]
-
-
-def assert_near(found, wanted, dtype):
-    for name, f, w in zip(("out", "dx", "da", "dw", "db"), found, wanted, strict=True):
-        assert f.dtype == dtype
-        assert f.shape == w.shape
-        assert torch.isfinite(f).all(), name
-        error = ((f.double() - w).abs().max() / w.abs().max()).item()
-        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
 
 
 @pytest.fixture(params=ISAS)
@@ -89,17 +55,17 @@ def threads():
 def test_agrees_with_the_equation(isa, shape):
     for dtype in TOLERANCE:
         tensors, sizes = case(*shape, dtype=dtype)
-        wanted = expected(tensors, sizes)
-        assert_near(run(tensors, sizes), wanted, dtype)
+        wanted = exact(tensors, sizes)
+        assert_near(run(native, tensors, sizes), wanted)
         last = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
-        assert_near(run(last, sizes), wanted, dtype)
+        assert_near(run(native, last, sizes), wanted)
 
 
 @built
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_takes_any_strides(isa, dtype):
     tensors, sizes = case(2, 24, 4, 3, 32, 9, 10, dtype=dtype)
-    wanted = expected(tensors, sizes)
+    wanted = exact(tensors, sizes)
     x, a, w, b, grad = tensors
     strided = [
         x.transpose(2, 3).contiguous().transpose(2, 3),
@@ -108,22 +74,22 @@ def test_takes_any_strides(isa, dtype):
         torch.stack([b, b], -1)[..., 0],
         torch.stack([grad, grad], -1)[..., 1],
     ]
-    assert_near(run(strided, sizes), wanted, dtype)
+    assert_near(run(native, strided, sizes), wanted)
 
 
 @built
 def test_takes_an_expanded_gradient(isa):
     tensors, sizes = case(1, 16, 4, 3, 32, 8, 8)
     tensors[4] = torch.ones(()).expand_as(tensors[4])
-    assert_near(run(tensors, sizes), expected(tensors, sizes), torch.float32)
+    assert_near(run(native, tensors, sizes), exact(tensors, sizes))
 
 
 @built
 def test_computes_only_what_is_needed(isa):
     tensors, sizes = case(1, 16, 4, 3, 32, 6, 7)
-    full = run(tensors, sizes)[1:]
+    full = run(native, tensors, sizes)[1:]
     for needs in itertools.product((False, True), repeat=4):
-        for gradient, one, needed in zip(run(tensors, sizes, needs)[1:], full, needs, strict=True):
+        for gradient, one, needed in zip(run(native, tensors, sizes, needs)[1:], full, needs, strict=True):
             assert (gradient is None) is not needed
             assert gradient is None or torch.equal(gradient, one)
 
@@ -134,10 +100,10 @@ def test_threads_and_repetition_change_no_bit(isa, threads, shape):
     for dtype in (torch.float32, torch.bfloat16):
         tensors, sizes = case(*shape, dtype=dtype)
         threads(1)
-        alone = run(tensors, sizes)
+        alone = run(native, tensors, sizes)
         for count in (1, 2, 3):
             threads(count)
-            assert all(torch.equal(f, g) for f, g in zip(run(tensors, sizes), alone, strict=True))
+            assert all(torch.equal(f, g) for f, g in zip(run(native, tensors, sizes), alone, strict=True))
 
 
 @built
@@ -146,7 +112,7 @@ def test_output_has_the_memory_format_of_x(isa, last):
     (x, a, w, b, grad), sizes = case(2, 8, 4, 3, 32, 5, 6)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    out, dx, *_ = run((x, a, w, b, grad), sizes)
+    out, dx, *_ = run(native, (x, a, w, b, grad), sizes)
     assert out.stride() == dx.stride() == x.stride()
 
 
@@ -157,7 +123,7 @@ def test_large_finite_inputs_stay_finite(isa, huge, dtype):
     tensors, sizes = case(1, 16, 4, 3, 32, 12, 12, dtype=dtype)
     small = [t * 1e-4 for t in tensors]
     small[huge] = tensors[huge] / tensors[huge].abs().max() * torch.finfo(dtype).max
-    assert_near(run(small, sizes), expected(small, sizes), dtype)
+    assert_near(run(native, small, sizes), exact(small, sizes))
 
 
 @built
@@ -175,7 +141,7 @@ def test_infinity_and_nan_are_not_hidden(isa):
 @pytest.mark.parametrize(("batch", "height", "width"), [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
 def test_nothing_in_nothing_out(isa, batch, height, width):
     tensors, sizes = case(batch, 8, 4, 3, 32, height, width)
-    out, dx, da, dw, db = run(tensors, sizes)
+    out, dx, da, dw, db = run(native, tensors, sizes)
     assert (out.shape, dx.shape, da.shape) == (tensors[0].shape, tensors[0].shape, tensors[1].shape)
     assert not dw.any()
     assert not db.any()

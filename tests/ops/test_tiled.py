@@ -7,10 +7,11 @@ import itertools
 import pytest
 import torch
 
-from kbnet_plugin.ops import kernel_basis_attention, reference, tiled
+from kbnet_plugin.ops import kernel_basis_attention, tiled
+from tests.ops import equation
+from tests.ops.equation import assert_near, case, exact, run
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-ALL = (True, True, True, True)
+TOLERANCE = equation.TOLERANCE | {torch.float64: 1e-12}
 SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
     (1, 4, 1, 1, 1, 1, 1),
     (2, 64, 4, 3, 32, 9, 11),
@@ -28,39 +29,11 @@ def tile(request, monkeypatch):
     return request.param
 
 
-def case(batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32):
-    """x, coefficients, weight, bias, the output's gradient; groups and kernel size."""
-    g = torch.Generator().manual_seed(0)
-    shapes = (
-        (batch, channels, height, width),
-        (batch, bases, height, width),
-        (1, bases, channels * per_group * kernel**2),
-        (1, bases, channels),
-        (batch, channels, height, width),
-    )
-    tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
-    return tensors, (channels // per_group, kernel)
-
-
-def run(backend, tensors, sizes, needs=ALL):
-    *inputs, grad = tensors
-    return [backend.forward(*inputs, *sizes), *backend.backward(grad, *inputs, *sizes, needs)]
-
-
-def assert_near(found, tensors, sizes):
-    dtype = tensors[0].dtype
-    expected = run(reference, [t.double() for t in tensors], sizes)
-    for name, f, e in zip(("out", "dx", "da", "dw", "db"), found, expected, strict=True):
-        assert f.dtype == dtype
-        assert f.shape == e.shape
-        assert (f.double() - e).abs().max() <= TOLERANCE[dtype] * e.abs().max(), name
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_the_equation(shape, dtype):
     tensors, sizes = case(*shape, dtype=dtype)
-    assert_near(run(tiled, tensors, sizes), tensors, sizes)
+    assert_near(run(tiled, tensors, sizes), exact(tensors, sizes), TOLERANCE)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -75,7 +48,7 @@ def test_takes_any_strides_and_keeps_the_memory_format(last):
         grad.mT.contiguous().mT,
     ]
     found = run(tiled, tensors, sizes)
-    assert_near(found, tensors, sizes)
+    assert_near(found, exact(tensors, sizes))
     assert all(t.is_contiguous(memory_format=memory_format) for t in found[:2])
 
 
@@ -113,7 +86,7 @@ def test_large_finite_inputs_stay_finite(huge, dtype):
     small[huge] = tensors[huge] / tensors[huge].abs().max() * torch.finfo(dtype).max
     found = run(tiled, small, sizes)
     assert all(t.isfinite().all() for t in found)
-    assert_near(found, small, sizes)
+    assert_near(found, exact(small, sizes))
 
 
 def test_runs_twice_to_the_same_bits_and_threads_change_only_rounding():
@@ -142,4 +115,4 @@ def test_autocast_does_not_reach_inside():
     tensors, sizes = case(1, 16, 4, 3, 32, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run(tiled, tensors, sizes)
-    assert_near(found, tensors, sizes)
+    assert_near(found, exact(tensors, sizes))

@@ -10,18 +10,20 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from kbnet_plugin.ops import kernel_basis_attention, reference
+from kbnet_plugin.ops import kernel_basis_attention
 from kbnet_plugin.ops import triton as backend
+from tests.ops import equation
+from tests.ops.equation import TOLERANCE, assert_near, exact, run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-ALL = (True, True, True, True)
+case = partial(equation.case, device=DEVICE)
 SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
     (1, 4, 1, 1, 1, 1, 1),
     (2, 8, 4, 3, 32, 3, 7),
@@ -53,41 +55,13 @@ def test_under_the_interpreter():
     assert " passed" in done.stdout
 
 
-def case(batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32):
-    """x, coefficients, weight, bias, the output's gradient; groups and kernel size."""
-    g = torch.Generator().manual_seed(0)
-    shapes = (
-        (batch, channels, height, width),
-        (batch, bases, height, width),
-        (1, bases, channels * per_group * kernel**2),
-        (1, bases, channels),
-        (batch, channels, height, width),
-    )
-    tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(DEVICE, dtype) for s in shapes]
-    return tensors, (channels // per_group, kernel)
-
-
-def run(module, tensors, sizes, needs=ALL):
-    *inputs, grad = tensors
-    return [module.forward(*inputs, *sizes), *module.backward(grad, *inputs, *sizes, needs)]
-
-
-def assert_near(found, tensors, sizes):
-    dtype = tensors[0].dtype
-    expected = run(reference, [t.double() for t in tensors], sizes)
-    for name, f, e in zip(("out", "dx", "da", "dw", "db"), found, expected, strict=True):
-        assert f.dtype == dtype
-        assert f.shape == e.shape
-        assert (f.double() - e).abs().max() <= TOLERANCE[dtype] * e.abs().max(), name
-
-
 @runs
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_the_equation(shape, dtype):
     tensors, sizes = case(*shape, dtype=dtype)
     assert backend.unsupported(*tensors[:4], *sizes) is None
-    assert_near(run(backend, tensors, sizes), tensors, sizes)
+    assert_near(run(backend, tensors, sizes), exact(tensors, sizes))
 
 
 @runs
@@ -100,7 +74,7 @@ def test_takes_any_strides():
         torch.stack([b, b], -1)[..., 0],
         grad.mT.contiguous().mT,
     ]
-    assert_near(run(backend, tensors, sizes), tensors, sizes)
+    assert_near(run(backend, tensors, sizes), exact(tensors, sizes))
 
 
 @runs
@@ -119,7 +93,7 @@ def test_gradients_flow_through_the_public_operator():
     inputs = [t.requires_grad_() for t in inputs]
     found = kernel_basis_attention(*inputs, *sizes, backend="triton")
     gradients = torch.autograd.grad(found, inputs, grad)
-    assert_near([found.detach(), *gradients], [t.detach() for t in (*inputs, grad)], sizes)
+    assert_near([found.detach(), *gradients], exact([t.detach() for t in (*inputs, grad)], sizes))
 
 
 @runs
@@ -128,7 +102,7 @@ def test_blocks_chosen_by_time_change_only_rounding(monkeypatch):
 
     monkeypatch.setattr(kernels, "_WORTH_TUNING", 0)
     tensors, sizes = case(1, 8, 4, 3, 5, 3, 4)
-    assert_near(run(backend, tensors, sizes), tensors, sizes)
+    assert_near(run(backend, tensors, sizes), exact(tensors, sizes))
 
 
 @runs
@@ -158,7 +132,7 @@ def test_large_finite_inputs_stay_finite(dtype):
         small[huge] = tensors[huge] / tensors[huge].abs().max() * torch.finfo(dtype).max
         found = run(backend, small, sizes)
         assert all(t.isfinite().all() for t in found)
-        assert_near(found, small, sizes)
+        assert_near(found, exact(small, sizes))
 
 
 @runs
@@ -166,7 +140,7 @@ def test_products_beyond_float16_do_not_overflow():
     tensors, sizes = case(1, 8, 4, 3, 32, 3, 4, dtype=torch.float16)
     scaled = [t * s for t, s in zip(tensors, (300, 1e-3, 1e-3, 1e-3, 300), strict=True)]
     assert (scaled[0].double() * scaled[4].double()).max() > torch.finfo(torch.float16).max
-    assert_near(run(backend, scaled, sizes), scaled, sizes)
+    assert_near(run(backend, scaled, sizes), exact(scaled, sizes))
 
 
 @runs
