@@ -1,0 +1,81 @@
+"""BM3D, told sigma, on a set of the tables: what literature prints of it differs by half a decibel.
+
+Needs the package bm3d of its authors, free for non-commercial use only; nothing else here depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from basicsr_ext.errors import BadInput
+from benchmarks import measure, protocols, sets, tables
+from kbnet_plugin._files import one_line
+
+PROTOCOL = protocols.PROTOCOLS["gaussian"]
+
+
+def bm3d(noisy: protocols.Image, sigma: float) -> protocols.Image:
+    """BM3D of (H, W, 1), CBM3D of (H, W, 3), in 0..1; `sigma` of 255."""
+    from bm3d import bm3d, bm3d_rgb
+
+    denoise = bm3d_rgb if noisy.shape[2] == 3 else bm3d
+    return np.asarray(denoise(noisy.squeeze(), sigma / 255), np.float32).reshape(noisy.shape)
+
+
+def run(dataset: sets.Dataset, sigma: float, limit: int | None) -> Iterator[tuple[str, float]]:
+    """Name and PSNR of every image."""
+    for index, item in enumerate(dataset.items[:limit]):
+        _, truth = item.load(dataset.description.channels)
+        restored = bm3d(protocols.noisy(truth, sigma, index, PROTOCOL), sigma)
+        yield item.name, protocols.compare(restored, truth, ["psnr"], PROTOCOL)["psnr"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  pip install bm3d\n"
+        "  KBNET_DATA=/path/to/data python benchmarks/classical.py --set Kodak24 --sigma 25",
+    )
+    known = tables.Suite(tables.FOLDER).datasets
+    clean = [name for name, description in known.items() if not description.input]
+    parser.add_argument("--data", type=Path, help="test sets, in test/<name>; default: KBNET_DATA")
+    parser.add_argument("--set", choices=clean, default="photographs", help="default: %(default)s")
+    parser.add_argument("--sigma", type=float, default=25, help="of 255; default: %(default)s")
+    parser.add_argument("--images", type=int, help="so many at most; default all")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    data = args.data or os.environ.get("KBNET_DATA")
+    found: dict[str, float] = {}
+    try:
+        dataset = sets.find(args.set, known[args.set], Path(data) if data else None)
+        if dataset is None:
+            raise BadInput(f"no {args.set} in --data (or KBNET_DATA); it is had from {known[args.set].where}")
+        for name, psnr in run(dataset, args.sigma, args.images):
+            found[name] = psnr
+            mean = np.mean(list(found.values()))
+            print(f"{len(found)}/{len(dataset.items)} {name}: {psnr:.2f} dB, mean {mean:.2f}", flush=True)
+    except ModuleNotFoundError as error:
+        print(f"classical: needs a package: pip install {error.name}", file=sys.stderr)
+        return 2
+    except (BadInput, ValueError, OSError) as error:
+        print(f"classical: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("classical: interrupted; the mean above is of the images so far", file=sys.stderr)
+        return 130
+    if args.json:
+        measure.write_json(args.json, provenance=measure.provenance(), sigma=args.sigma, psnr=found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
