@@ -71,7 +71,7 @@ def read_history(path: Path) -> dict[int, float]:
 
 def compare(card: Mapping[int, float], found: Mapping[int, float]) -> dict[int, float]:
     """Relative differences at the iterations that both have."""
-    return {i: abs(found[i] - loss) / loss for i, loss in card.items() if i in found}
+    return {i: abs((found[i] - loss) / loss) for i, loss in card.items() if i in found}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         model = zoo.find(args.model)
         if model.card is None or model.path.parent != MODELS:
             raise ValueError(f"{model.name}: no shipped model; only those have a recipe")
-        facts, text = read_card(model.card)
+        facts, _ = read_card(model.card)
         if args.history:
             found = read_history(args.history)
         else:
@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"recipe: {one_line(error)}", file=sys.stderr)
         return 2
     if args.record:
+        facts, text = read_card(model.card)  # again: somebody may have written in it meanwhile
         facts["losses"] = {i: v for i, v in found.items() if i <= ITERATIONS and i % EVERY == 0}
         write_card(model.card, facts, text)
         print(f"{len(facts['losses'])} losses written to {model.card.relative_to(ROOT)}")

@@ -137,16 +137,17 @@ def history(path, factor=1.0):
     return ["x", "--history", str(path)]
 
 
-def test_recorded_losses_are_compared(house, capsys):
+@pytest.mark.parametrize("sign", [1, -1])  # PSNRLoss is negative
+def test_recorded_losses_are_compared(house, capsys, sign):
     assert run(house, *SAID) == 0
-    same = history(house / "history.csv")
+    same = history(house / "history.csv", factor=sign)
     assert recipe.main(same) == 2
     assert "the card has no losses" in capsys.readouterr().err
     assert recipe.main([*same, "--record"]) == 0
     facts, _ = read_card(house / "models" / "x.md")
-    assert facts["losses"] == {i: 1 / i for i in range(20, 201, 20)}
+    assert facts["losses"] == {i: sign / i for i in range(20, 201, 20)}
     assert recipe.main(same) == 0
-    assert recipe.main(history(house / "other.csv", factor=1.02)) == 1
+    assert recipe.main(history(house / "other.csv", factor=sign * 1.02)) == 1
     assert "DOES NOT REPEAT" in capsys.readouterr().out
 
 
