@@ -373,7 +373,7 @@ def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: 
 
 
 def _say(found: Sequence[Any]) -> None:
-    """The measured cells, what is published in brackets."""
+    """Tables of which something was measured, what is published in brackets."""
     from benchmarks import measure
 
     for table in found:
@@ -385,11 +385,8 @@ def _say(found: Sequence[Any]) -> None:
                 for r in table.rows
             )
         ]
-        lines = []
-        for row in table.rows:
-            shown = [_shown(row.cells.get(c.key), c.digits) for c in columns]
-            if any(s and not s.startswith("[") for s in shown):
-                lines.append([row.name, *shown])
+        lines = [[row.name, *(_shown(row.cells.get(c.key), c.digits) for c in columns)] for row in table.rows]
+        lines = [line for line in lines if any(line[1:])]
         if lines:
             head = [
                 "",

@@ -64,6 +64,7 @@ TABLE = {
             "measure": {"network": "KBNet_s", "arguments": {"width": 8}, "weights": "tiny.pth"},
         },
         {"name": "peer", "measure": {"weights": "peer_{sigma}.pth", "columns": ["Clean"]}},
+        {"name": "printed", "source": "X", "published": {"c25": 32.5}},
     ],
 }
 
@@ -134,7 +135,12 @@ def test_cells_are_measured_missing_things_are_named_and_the_report_lies_there(p
     assert found["KBNet", "macs"]["value"] > 0
     assert "example.org/absent" in found["input", "a"]["reason"]
     assert found["peer", "c25"]["reason"] == "needs weights: peer_25.pth"
-    assert str(place / "out" / "report.html") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(place / "out" / "report.html") in said
+    rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| ")}
+    assert "[31.00]" in rows["KBNet"]
+    assert "[32.50]" in rows["printed"]  # what the literature prints stands beside what is measured
+    assert "peer" not in rows
 
 
 def test_what_was_measured_is_not_measured_again(place, monkeypatch):
