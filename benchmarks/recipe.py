@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 
 import yaml
 
@@ -24,8 +25,11 @@ from kbnet_plugin import zoo
 from kbnet_plugin._files import one_line
 
 ITERATIONS, EVERY = 200, 20
-LIMIT = 0.01
-"""Largest relative difference that counts as the same: threads and instruction sets sum in other orders."""
+LIMIT = 1e-3
+"""Median relative difference up to which they count as the same.
+
+Another processor sums in another order, which training amplifies: the last losses may differ by a percent.
+"""
 
 
 def train(option_file: Path, iterations: int) -> dict[int, float]:
@@ -49,7 +53,8 @@ def train(option_file: Path, iterations: int) -> dict[int, float]:
         shortened = Path(folder) / option_file.name
         shortened.write_text(yaml.safe_dump(options), encoding="utf-8")
         command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(shortened)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        # One thread: more sum in an order of their own.
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         # The option files' relative paths begin at the repository.
         ended = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -118,8 +123,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     rows = [[str(i), f"{known[i]:.8g}", f"{found[i]:.8g}", f"{d:.1e}"] for i, d in differences.items()]
     print(measure.table(["iteration", "card", "now", "relative difference"], rows))
-    same = all(d <= LIMIT for d in differences.values())
-    print(f"{'the recipe repeats' if same else 'THE RECIPE DOES NOT REPEAT'} (limit {LIMIT:.0%})")
+    middle = median(differences.values())
+    same = middle <= LIMIT
+    verdict = "the recipe repeats" if same else "THE RECIPE DOES NOT REPEAT"
+    print(f"{verdict}: {middle:.1e} in the middle (limit {LIMIT:.0e})")
     return 0 if same else 1
 
 
