@@ -259,6 +259,12 @@ class _Run:
                 f"a data worker has ended ({said}); memory may be short: lower "
                 f"datasets.train.num_worker_per_gpu; {self._kept()}"
             )
+        # By its module: importing torch._dynamo to name its errors takes seconds.
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            return (
+                f"train.compile: {said.split(' Set TORCHDYNAMO')[0]}; on a CPU it takes a C++ compiler "
+                f"(g++): install one, or set train.compile: false; {self._kept()}"
+            )
         short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in said
         if short:
             i = max(self.iteration, 1)

@@ -301,6 +301,18 @@ def test_a_port_in_use_is_named(pairs, options, write, capsys, monkeypatch):
     assert said.count("\n") == 1
 
 
+def test_compilation_without_a_compiler_ends_the_run_in_one_line(train, monkeypatch, tmp_path):
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing of an earlier run
+    said = train("compiled", train={"compile": True}, expected=2).splitlines()[-1]
+    assert said.startswith("basicsr: train.compile: ")
+    assert "no-such-compiler" in said
+    assert "install one, or set train.compile: false; no checkpoint has been saved yet" in said
+    assert "TORCHDYNAMO_VERBOSE" not in said
+
+
 def test_a_killed_worker_ends_the_run_in_one_line(pairs, options, write, capfd, monkeypatch):
     import multiprocessing
 
