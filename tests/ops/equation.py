@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.accuracy import tensors
 from kbnet_plugin.ops import reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 ALL = (True, True, True, True)
 
 
-def case(
-    batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32, *, device="cpu", seed=0
-):
+def case(batch, channels, per_group, kernel, bases, height, width, dtype=torch.float32, device="cpu"):
     """x, coefficients, weight, bias, the output's gradient; groups and kernel size."""
-    g = torch.Generator().manual_seed(seed)
-    shapes = (
-        (batch, channels, height, width),
-        (batch, bases, height, width),
-        (1, bases, channels * per_group * kernel**2),
-        (1, bases, channels),
-        (batch, channels, height, width),
-    )
-    tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(device, dtype) for s in shapes]
-    return tensors, (channels // per_group, kernel)
+    shape = (batch, channels, per_group, kernel, bases, height, width)
+    return tensors(shape, dtype, device), (channels // per_group, kernel)
 
 
-def run(backend, tensors, sizes, needs=ALL):
+def run(backend, given, sizes, needs=ALL):
     """The output and the gradients, in the order of the inputs."""
-    *inputs, grad = tensors
+    *inputs, grad = given
     return [backend.forward(*inputs, *sizes), *backend.backward(grad, *inputs, *sizes, needs)]
 
 
-def exact(tensors, sizes):
+def exact(given, sizes):
     """The same by the equation."""
-    return run(reference, [t.double() for t in tensors], sizes)
+    return run(reference, [t.double() for t in given], sizes)
 
 
 def assert_near(found, wanted, tolerance=TOLERANCE):
