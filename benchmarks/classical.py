@@ -1,4 +1,4 @@
-"""BM3D, told sigma, on a set of the tables: what literature prints of it differs by half a decibel.
+"""BM3D, told sigma, on a set of the tables: can what is printed of it be repeated?
 
 Needs the package bm3d of its authors, free for non-commercial use only; nothing else here depends on it.
 """
@@ -22,19 +22,19 @@ from kbnet_plugin._files import one_line
 PROTOCOL = protocols.PROTOCOLS["gaussian"]
 
 
-def bm3d(noisy: protocols.Image, sigma: float) -> protocols.Image:
+def denoise(noisy: protocols.Image, sigma: float) -> protocols.Image:
     """BM3D of (H, W, 1), CBM3D of (H, W, 3), in 0..1; `sigma` of 255."""
     from bm3d import bm3d, bm3d_rgb
 
-    denoise = bm3d_rgb if noisy.shape[2] == 3 else bm3d
-    return np.asarray(denoise(noisy.squeeze(), sigma / 255), np.float32).reshape(noisy.shape)
+    method = bm3d_rgb if noisy.shape[2] == 3 else bm3d
+    return np.asarray(method(noisy.squeeze(), sigma / 255), np.float32).reshape(noisy.shape)
 
 
 def run(dataset: sets.Dataset, sigma: float, limit: int | None) -> Iterator[tuple[str, float]]:
     """Name and PSNR of every image."""
     for index, item in enumerate(dataset.items[:limit]):
         _, truth = item.load(dataset.description.channels)
-        restored = bm3d(protocols.noisy(truth, sigma, index, PROTOCOL), sigma)
+        restored = denoise(protocols.noisy(truth, sigma, index, PROTOCOL), sigma)
         yield item.name, protocols.compare(restored, truth, ["psnr"], PROTOCOL)["psnr"]
 
 
