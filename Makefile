@@ -32,4 +32,4 @@ screenshots: $(INSTALLED)
 	$(BIN)/python docs/screenshots.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so
+	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so kbnet_plugin/ops/_kba_native.txt

@@ -1,18 +1,24 @@
 """Builds the native operator, ``kbnet_plugin/ops/_kba_native.so``; everything else is in setup.cfg.
 
-It is a plain shared library, loaded by ctypes, and optional: the install succeeds where it does not compile.
+It is a plain shared library, loaded by ctypes, and optional: the install succeeds where it does not compile,
+and keeps the compiler's complaint in a text file beside the library's place, which `kbnet info` shows. With
+``KBNET_REQUIRE_NATIVE=1`` in the environment the install fails instead.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import platform
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, LinkError
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SOURCES = "kbnet_plugin/ops/csrc"
@@ -29,10 +35,40 @@ FLAGS = {
 class BuildLibrary(build_ext):
     """Compile each source with its own flags and give the library a name that ctypes can know."""
 
+    complaint = ""
+
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
+        with tempfile.TemporaryFile() as said:
+            try:
+                with _copied(said.fileno()):
+                    self._build(ext)
+            except (CompileError, LinkError) as error:
+                said.seek(0)
+                text = said.read().decode(errors="replace")
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
+                errors = [line for line in lines if "error" in line.lower()]
+                self.complaint = (errors or lines or [str(error)])[-1]
+                raise
+            finally:
+                self._note(Path(self.get_ext_fullpath(ext.name)))
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            self._note(Path(self.get_ext_fullpath(ext.name)))
+
+    def _note(self, library: Path) -> None:
+        note = library.with_suffix(".txt")
+        if self.complaint:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(self.complaint + "\n", encoding="utf-8")
+        else:
+            note.unlink(missing_ok=True)
+
+    def _build(self, ext: Extension) -> None:
         objects = []
         for source in ext.sources:
             flags = FLAGS.get(Path(source).stem, []) if X86 else []
@@ -46,13 +82,30 @@ class BuildLibrary(build_ext):
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=libraries)
 
 
+@contextmanager
+def _copied(target: int) -> Iterator[None]:
+    """Copy to a file what this process and the compilers that it starts say on standard error."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.lseek(target, 0, os.SEEK_SET)
+        while part := os.read(target, 1 << 16):
+            os.write(2, part)
+
+
 setup(
     ext_modules=[
         Extension(
             "kbnet_plugin.ops._kba_native",
             sources=sorted(glob.glob(f"{SOURCES}/*.c")),
             depends=sorted(glob.glob(f"{SOURCES}/*.h")),
-            optional=True,
+            optional=os.environ.get("KBNET_REQUIRE_NATIVE") != "1",
         )
     ],
     cmdclass={"build_ext": BuildLibrary},

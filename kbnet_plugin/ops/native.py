@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._files import one_line
 from . import memory_format
 
 LIBRARY = Path(__file__).with_name("_kba_native.so")
@@ -40,29 +41,39 @@ class _Call(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> ctypes.CDLL | str:
+    """The library, or the reason why there is none."""
     if not LIBRARY.exists():
-        _log.warning(
-            "%s is not built, so the slower 'tiled' backend serves on the CPU; with a C compiler, reinstall "
-            "or run python setup.py build_ext --inplace",
-            LIBRARY.name,
-        )
-        return None
+        reason = f"its library is not built ({_complaint()})"
+    else:
+        try:
+            library = ctypes.CDLL(str(LIBRARY))
+        except OSError as error:
+            reason = f"its library does not load ({one_line(error)})"
+        else:
+            library.kba_choose.argtypes = [ctypes.c_char_p]
+            library.kba_choose.restype = ctypes.c_char_p
+            library.kba_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_char_p]
+            return library
+    _log.warning("the slower 'tiled' backend serves on the CPU: of 'native', %s", reason)
+    return reason
+
+
+def _complaint() -> str:
+    again = "with a C compiler, reinstall or run python setup.py build_ext --inplace"
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        _log.warning("%s does not load (%s), so 'tiled' serves on the CPU", LIBRARY.name, error)
-        return None
-    library.kba_choose.argtypes = [ctypes.c_char_p]
-    library.kba_choose.restype = ctypes.c_char_p
-    library.kba_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_char_p]
-    return library
+        said = LIBRARY.with_suffix(".txt").read_text(encoding="utf-8").strip()  # the compiler's, by setup.py
+    except OSError:
+        return again
+    return f"{said}; {again}"
 
 
 def available_isas() -> tuple[str, ...]:
     """Instruction sets that this build and this processor have, best first; none without the library."""
     library = _library()
-    return () if library is None else tuple(name for name in ISAS if library.kba_choose(name.encode()))
+    if isinstance(library, str):
+        return ()
+    return tuple(name for name in ISAS if library.kba_choose(name.encode()))
 
 
 def isa() -> str:
@@ -93,9 +104,8 @@ def unsupported(
         return "needs 1, 2, 4, 8 or 16 channels a group"
     if kernel_size not in (1, 3, 5):
         return "needs a kernel of 1, 3 or 5"
-    if _library() is None:
-        return "its library is not built (reinstall with a C compiler)"
-    return None
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 def _map(t: Tensor | None) -> _Map:
@@ -123,7 +133,7 @@ def _run(
         *(None if t is None else t.data_ptr() for t in (weight, bias, dweight, dbias)),
     )
     library = _library()
-    assert library is not None
+    assert not isinstance(library, str), library
     if library.kba_run(call, what, isa().encode()):
         raise MemoryError("kernel basis attention: no memory for the scratch of the native backend")
 

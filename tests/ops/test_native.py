@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import platform
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,11 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from kbnet_plugin import cli
 from kbnet_plugin.ops import native
 from tests.ops.equation import TOLERANCE, assert_near, case, exact, run
 
+ROOT = Path(__file__).parents[2]
+REQUIRED = os.environ.get("KBNET_REQUIRE_NATIVE") == "1"
 REASON = "the native library is not built (python setup.py build_ext --inplace)"
-built = pytest.mark.skipif(not native.available_isas(), reason=REASON)
+built = pytest.mark.skipif(not native.available_isas() and not REQUIRED, reason=REASON)
 ISAS = native.available_isas() or ("plain",)
 
 SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
@@ -186,21 +192,116 @@ def test_survives_a_fork():
         assert os.waitpid(child, 0)[1] == 0
         assert torch.equal(before, native.forward(*t, 16, 3))
     """
-    root = Path(__file__).parents[2]
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    subprocess.run(command, cwd=root, check=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
-def test_missing_library_is_said_once(monkeypatch, caplog, tmp_path):
+@built
+def test_survives_a_fork_before_its_first_use():
+    script = """
+        import os, signal, torch
+        from kbnet_plugin.ops import native
+        torch.set_num_threads(2)
+        shapes = ((1, 64, 40, 40), (1, 32, 40, 40), (1, 32, 64 * 36), (1, 32, 64))
+        t = [torch.randn(s) for s in shapes]
+        assert native.available_isas()
+        torch.rand(1 << 22).exp()  # starts torch's team, which the child does not have
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            both = native.forward(*t, 16, 3)
+            torch.set_num_threads(1)
+            os._exit(0 if (both.numpy() == native.forward(*t, 16, 3).numpy()).all() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """Where the library is looked for, and not found."""
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "_kba_native.so")
     native._library.cache_clear()
+    yield tmp_path / "_kba_native.so"
+    native._library.cache_clear()
+
+
+def test_missing_library_is_said_once(elsewhere, caplog):
     tensors, sizes = case(1, 8, 4, 3, 32, 4, 4)
-    try:
-        with caplog.at_level(logging.WARNING):
-            for _ in range(2):
-                assert "not built" in native.unsupported(*tensors[:4], *sizes)
-        assert native.available_isas() == ()
-        assert len(caplog.records) == 1
-        assert "'tiled' backend serves" in caplog.text
-    finally:
-        native._library.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert "not built" in native.unsupported(*tensors[:4], *sizes)
+    assert native.available_isas() == ()
+    assert len(caplog.records) == 1
+    assert "'tiled' backend serves" in caplog.text
+
+
+def test_info_says_why_there_is_no_library(elsewhere, capsys):
+    said = "kba.c:58:36: error: 'RTLD_DEFAULT' undeclared"
+    elsewhere.with_suffix(".txt").write_text(f"{said}\n")
+    assert cli.main(["info"]) == 0
+    assert (
+        f"native: its library is not built ({said}; with a C compiler, reinstall" in capsys.readouterr().out
+    )
+
+
+def test_info_says_why_the_library_does_not_load(elsewhere, capsys):
+    elsewhere.write_bytes(b"no library")
+    assert cli.main(["info"]) == 0
+    assert "native: its library does not load (" in capsys.readouterr().out
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a copy of the source tree in place, by a compiler that works or does not; the exit status."""
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    left = shutil.ignore_patterns("*.so", "*.txt", "zoo", "__pycache__")
+    shutil.copytree(ROOT / "kbnet_plugin", tmp_path / "kbnet_plugin", ignore=left)
+    compiler = tmp_path / "cc"
+
+    def run(works, **environment):
+        complaint = "echo 'kba.c:58:36: error: no such luck' >&2; echo 'compilation terminated.' >&2; exit 1"
+        output = 'for a; do [ "$last" = -o ] && : > "$a"; last=$a; done; exit 0'
+        compiler.write_text(f"#!/bin/sh\n{output if works else complaint}\n")
+        compiler.chmod(0o755)
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=tmp_path,
+            env=os.environ | {"CC": str(compiler), "KBNET_REQUIRE_NATIVE": ""} | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_a_library_that_does_not_compile_leaves_the_reason_until_it_does(build, tmp_path):
+    library = tmp_path / "kbnet_plugin" / "ops" / "_kba_native.so"
+    failed = build(works=False)
+    assert failed.returncode == 0
+    assert "compilation terminated." in failed.stderr
+    assert not library.exists()
+    assert library.with_suffix(".txt").read_text() == "kba.c:58:36: error: no such luck\n"
+    assert build(works=True).returncode == 0
+    assert library.exists()
+    assert not library.with_suffix(".txt").exists()
+
+
+def test_a_library_that_is_required_fails_the_build(build):
+    assert build(works=False, KBNET_REQUIRE_NATIVE="1").returncode != 0
+    assert build(works=True, KBNET_REQUIRE_NATIVE="1").returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("source", sorted((ROOT / "kbnet_plugin/ops/csrc").glob("*.c")), ids=lambda p: p.name)
+def test_the_sources_ask_for_all_that_they_use(source, tmp_path):
+    # Newer glibc defines RTLD_DEFAULT for everybody, older ones (2.28, of manylinux) do not.
+    older = "#include_next <dlfcn.h>\n#ifndef __USE_GNU\n#undef RTLD_DEFAULT\n#undef RTLD_NEXT\n#endif\n"
+    (tmp_path / "dlfcn.h").write_text(older)
+    amx = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+    flags = [*amx, "-mfma"] if platform.machine() == "x86_64" else []
+    strict = ["-std=c11", "-Werror=implicit-function-declaration", "-fsyntax-only", f"-I{tmp_path}"]
+    done = subprocess.run(["gcc", *strict, *flags, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

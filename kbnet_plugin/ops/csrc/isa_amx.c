@@ -4,6 +4,7 @@
  * low * high). While the tile unit computes one block, the vector unit consumes the one before: the two are
  * interleaved by hand and meet in the first level of cache.
  */
+#define _GNU_SOURCE /* syscall */
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <cpuid.h>
 #include <immintrin.h>

@@ -1,4 +1,5 @@
 /* Drivers: tiles, weights, threads. What is specific to an instruction set is behind kba_isa. */
+#define _GNU_SOURCE /* RTLD_DEFAULT, which musl and older glibc keep behind it */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -52,10 +53,12 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void after_fork(void) { atomic_store(&forked, 1); }
 
+/* When the library is loaded, not when it first computes: torch may have used the team, and the process forked, before. */
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
+
 static void initialise(void)
 {
     team = (gomp_parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    pthread_atfork(NULL, NULL, after_fork);
     pthread_key_create(&scratch_key, free);
 }
 
