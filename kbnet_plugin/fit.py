@@ -39,6 +39,7 @@ from .shelf import check_name
 from .weights import identify, load_network, read_state_dict
 
 _WINDOWS = 64  # that the balance is found from
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Step(NamedTuple):
@@ -122,7 +123,7 @@ class Fit:
             before = environment.get("PYTHONPATH")
             environment["PYTHONPATH"] = os.pathsep.join([here, *([before] if before else [])])
         if self.device.index is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.device.index)
+            environment[_VISIBLE] = visible(self.device.index, environment.get(_VISIBLE))
         command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(self.option_file)]
         with self.console.open("wb") as console:
             # A session of its own: Ctrl-C is for us to hear, and we ask the process to save once.
@@ -429,6 +430,21 @@ def _file(source: Any, folder: Path, name: str) -> Path:
     path = folder / f"{name}-{digest.hexdigest()[:12]}.npy"
     (folder / f"{name}.npy").replace(path)
     return path
+
+
+def visible(index: int, listed: str | None) -> str:
+    """``CUDA_VISIBLE_DEVICES`` for a process that is to see one GPU alone.
+
+    Parameters
+    ----------
+    index : int
+        Of the GPU, among those that this process sees.
+    listed : str or None
+        The variable as this process has it: numbers or UUIDs, in the order in which they are counted.
+    """
+    if listed is None:
+        return str(index)
+    return listed.split(",")[index].strip()
 
 
 def can_train() -> bool:

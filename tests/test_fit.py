@@ -119,6 +119,29 @@ def test_a_fault_of_the_training_is_told_in_its_own_line(stack, monkeypatch):
         list(run.run())
 
 
+@pytest.mark.parametrize(
+    ("index", "listed", "wanted"),
+    [(0, None, "0"), (2, None, "2"), (0, "3", "3"), (1, "4,2", "2"), (1, "GPU-1a, GPU-2b,0", "GPU-2b")],
+)
+def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
+    stack, monkeypatch, index, listed, wanted
+):
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    run = Fit(recipe(stack))
+    run.device = torch.device("cuda", index)  # which this machine need not have
+
+    def start(command, env, **options):
+        assert env["CUDA_VISIBLE_DEVICES"] == wanted
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        next(run.run())
+
+
 def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(stack, tmp_path):
     run = Fit(recipe(stack, method="n2n"))
     assert len(list(run.run())) == 4
