@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+_STEPS, _SECONDS = 16, 2.0  # whichever comes first: what is finished is put on disk
+
 
 class Journal:
-    """A file that lists what is finished; one line a step, on disk before the next step begins.
+    """A file that lists what is finished; one line a step, on disk only after the step's result is.
+
+    Putting results on disk takes long on some disks, so it is done for several steps together. What is lost
+    with the process or the power is these few steps, and they are done again.
 
     Parameters
     ----------
@@ -20,6 +26,8 @@ class Journal:
     settings : mapping
         All that the result depends on, as JSON. A journal of other settings is refused: its finished steps
         would not fit.
+    sync : callable, optional
+        Puts on disk what the steps wrote.
 
     Raises
     ------
@@ -27,8 +35,13 @@ class Journal:
         If the journal belongs to other settings; they are named.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], sync: Callable[[], object] | None = None
+    ) -> None:
         self.path = path
+        self._sync = sync
+        self._pending: list[int] = []
+        self._flushed = time.monotonic()
         head = json.dumps(dict(settings), sort_keys=True)
         found = read_settings(path)
         if found is not None and json.dumps(found, sort_keys=True) != head:
@@ -40,7 +53,7 @@ class Journal:
         self._file: IO[bytes]
         if found is None:
             self._file = path.open("wb")
-            self._write(head)
+            self._write([head])
         else:
             lines = path.read_bytes().split(b"\n")
             self.done = {int(line) for line in lines[1:-1]}
@@ -50,11 +63,22 @@ class Journal:
 
     def add(self, step: int) -> None:
         """Note that a step's result is written."""
-        self._write(str(step))
         self.done.add(step)
+        self._pending.append(step)
+        if len(self._pending) >= _STEPS or time.monotonic() - self._flushed >= _SECONDS:
+            self.flush()
 
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
+    def flush(self) -> None:
+        """Put on disk what the noted steps wrote, and then that they are finished."""
+        if self._pending:
+            if self._sync is not None:
+                self._sync()
+            self._write([str(step) for step in self._pending])
+            self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def _write(self, lines: list[str]) -> None:
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -64,7 +88,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self.flush()  # also after Ctrl-C or an error: steps that are finished stay so
+        finally:
+            self._file.close()
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

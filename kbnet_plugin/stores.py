@@ -7,10 +7,12 @@ only when it is complete.
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -258,7 +260,7 @@ def grow(
         grown: Any
         if to_zarr:
             group = _open_group(data, info, order, stored, dtype)
-            grown = group["0"]
+            grown = _ZarrArray(group["0"], data / "0")
         else:
             grown = RawArray(data, stored, dtype)
         yield Growing(Reordered(grown, order, axes), work / "journal")
@@ -330,6 +332,50 @@ class RawArray:
                 file.seek(start + sum(i * s for i, s in zip(index, part.strides, strict=False)))
                 file.write(value[index].tobytes())
 
+    def sync(self) -> None:
+        """Put on disk what was written."""
+        _sync(self.path)
+
+
+class _ZarrArray:
+    """A zarr array in a folder, which remembers the chunks that were written until they are on disk."""
+
+    def __init__(self, array: Any, folder: Path) -> None:
+        self._array, self._folder = array, folder
+        self.shape, self.dtype = array.shape, array.dtype
+        self._written: set[tuple[int, ...]] = set()
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._array[key]
+
+    def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
+        self._array[key] = value
+        touched = []
+        for part, length, chunk in zip(key, self.shape, self._array.chunks, strict=True):
+            start, stop = part.indices(length)[:2] if isinstance(part, slice) else (part, part + 1)
+            touched.append(range(start // chunk, -(-stop // chunk)))
+        self._written.update(itertools.product(*touched))
+
+    def sync(self) -> None:
+        """Put on disk what was written."""
+        encode = self._array.metadata.encode_chunk_key
+        chunks = {self._folder / encode(place) for place in self._written}
+        for path in sorted(chunks) + sorted({chunk.parent for chunk in chunks}):
+            with suppress(FileNotFoundError):  # zarr keeps no chunk of nothing but the fill value
+                _sync(path)
+        self._written.clear()
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or a folder's list of names, on disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # which Windows has no way to ask for
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 class Reordered:
     """An array that is read and written in another order of axes than its own."""
@@ -362,6 +408,11 @@ class Reordered:
         kept = [a for a in self._axes if isinstance(given[a], slice)]
         order = [kept.index(a) for a in self._own if isinstance(given[a], slice)]
         self._array[tuple(given[a] for a in self._own)] = value.transpose(order)
+
+    def sync(self) -> None:
+        """Put on disk what was written; nothing where the array does not offer it."""
+        if (sync := getattr(self._array, "sync", None)) is not None:
+            sync()
 
 
 def _halve(source: Any, target: Any, axes: str) -> None:
@@ -503,7 +554,9 @@ def _finish_zarr(data: Path, group: Any, info: Info, order: str, target: Path) -
     for number in range(1, count):
         shape = _half_shape(level.shape, order)
         above = _create_level(group, number, info, order, shape, level.dtype)
+        above = _ZarrArray(above, data / str(number))
         _halve(level, above, order)
+        above.sync()  # before the journal, which could have them made again, goes
         level = above
     image: dict[str, Any] = {
         "axes": [_zarr_axis(a, info) for a in order],

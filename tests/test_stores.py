@@ -393,6 +393,33 @@ def test_what_grows_is_read_along_its_own_axes(tmp_path, axes):
     assert not working_folder(target).exists()
 
 
+@pytest.mark.parametrize("name", ["b.tif", "b.zarr", "b2.zarr"])
+def test_what_grows_is_put_on_disk_when_asked_and_only_once(tmp_path, monkeypatch, name):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    info = stores.Info(zarr_format=2 if "2" in name else 3)
+    with grow(tmp_path / name, "YXC", (600, 700, 2), np.dtype(np.uint16), info) as growing:
+        data = working_folder(tmp_path / name) / "data"
+
+        def files():  # chunks, or the one file of all values
+            found = [p for p in data.rglob("*") if p.is_file() and p.name.isdigit()] or [data]
+            return {p.stat().st_ino for p in found}
+
+        growing.array[100:400, 500:600, 0] = np.ones((300, 100), np.uint16)
+        growing.array.sync()
+        first = files()
+        assert len(first) == (2 if name.endswith("zarr") else 1)
+        assert first <= set(synced)
+        synced.clear()
+        growing.array[590:600, 690:700, 1] = np.ones((10, 10), np.uint16)
+        growing.array.sync()
+        if name.endswith("zarr"):
+            assert len(files()) == 3
+            assert files() & set(synced) == files() - first
+        else:
+            assert synced == [data.stat().st_ino]
+
+
 def test_what_did_not_grow_leaves_nothing(tmp_path):
     target = tmp_path / "grown.zarr"
 
