@@ -48,12 +48,14 @@ def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) 
     if not 0 < share <= 1:
         raise ValueError(f"the share of hidden pixels must be above 0 and at most 1, not {share:g}")
     counts = [max(1, round(side * share**0.5)) for side in size]
-    steps = (np.arange(n) for n in counts)
-    boxes = np.meshgrid(*steps, indexing="ij")
-    rows, columns = (
-        ((box + generator.random(box.shape)) * (side / n)).astype(np.intp).ravel()
-        for box, side, n in zip(boxes, size, counts, strict=True)
-    )
+    # Borders between whole pixels, or two boxes could draw the same one; moved from call to call, as boxes
+    # are not all of one size and a pixel of a smaller one is drawn more often.
+    borders = [
+        (np.arange(n + 1) * side + generator.integers(n)) // n for side, n in zip(size, counts, strict=True)
+    ]
+    starts = np.meshgrid(*(border[:-1] for border in borders), indexing="ij")
+    ends = np.meshgrid(*(border[1:] for border in borders), indexing="ij")
+    rows, columns = (generator.integers(low, high).ravel() for low, high in zip(starts, ends, strict=True))
     return rows, columns
 
 

@@ -23,6 +23,24 @@ def test_hidden_pixels_are_as_many_as_asked_none_twice_and_all_inside(size, shar
     assert columns.max() < size[1]
 
 
+@pytest.mark.parametrize("size", [(96, 96), (64, 50), (33, 71), (7, 30), (1, 9)])
+@pytest.mark.parametrize("share", [0.002, 0.03, 0.1, 0.3, 0.6, 0.95, 1])
+def test_boxes_that_are_no_whole_number_of_pixels_hide_none_twice(size, share):
+    drawn = generator()
+    wanted = max(1, round(size[0] * share**0.5)) * max(1, round(size[1] * share**0.5))
+    for _ in range(20):
+        places = np.ravel_multi_index(hidden(size, share, drawn), size)  # raises beyond the edges
+        assert len(np.unique(places)) == len(places) == wanted
+
+
+def test_every_pixel_is_hidden_as_often_as_any_other():
+    times, drawn = np.zeros((16, 16)), generator()
+    for _ in range(8000):
+        times[hidden((16, 16), 0.1, drawn)] += 1
+    assert times.sum() == 8000 * 25
+    assert np.abs(times / times.mean() - 1).max() < 0.25  # boxes of 3 x 3 and 4 x 4 differ by 1.78
+
+
 def test_hidden_pixels_are_spread_so_that_no_corner_is_without():
     rows, columns = hidden((60, 60), 1 / 100, generator())
     boxes = {(r // 10, c // 10) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)}
