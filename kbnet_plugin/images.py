@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -249,24 +250,41 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
     tifffile only logs that and leaves the pages out: a stack that was cut short would pass for a shorter one.
     """
-    logger, complaints = logging.getLogger("tifffile"), _Complaints()
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(complaints)
+    listener = _Listener()
+    _listeners.append(listener)
     try:
         with tifffile.TiffFile(path) as tiff:
-            if tiff.series and complaints.cut_short:
+            if tiff.series and listener.cut_short:
                 raise ValueError("pages are missing at its end")
             yield tiff
     finally:
-        logger.removeHandler(complaints)
-        logger.propagate = propagate
+        _listeners.remove(listener)
 
 
-class _Complaints(logging.Handler):
-    cut_short = False
+class _Listener:
+    """Hears what tifffile complains of in the thread that opens a file."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.cut_short |= record.levelno >= logging.ERROR and "offset" in record.getMessage()
+    def __init__(self) -> None:
+        self.cut_short = False
+        self._thread = threading.get_ident()
+
+    def hear(self, record: logging.LogRecord) -> None:
+        if threading.get_ident() == self._thread and record.levelno >= logging.ERROR:
+            self.cut_short |= "offset" in record.getMessage()
+
+
+_listeners: list[_Listener] = []
+
+
+def _pass_on(record: logging.LogRecord) -> bool:
+    """Whether anybody else hears a complaint: not while a file is open here, whose faults are raised."""
+    for listener in _listeners.copy():
+        listener.hear(record)
+    return not _listeners
+
+
+# A filter that stays: files are closed in any order, so none of them could put back what it found.
+logging.getLogger("tifffile").addFilter(_pass_on)
 
 
 def _read_tiff(path: Path) -> tuple[NDArray[Any], Metadata]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import imagecodecs
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from kbnet_plugin.images import Metadata, check_format, read_image, write_image
+from kbnet_plugin.images import Metadata, check_format, open_tiff, read_image, write_image
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -170,6 +171,32 @@ def test_an_uncompressed_truncated_tiff_is_named(tmp_path):
     (tmp_path / "x.tif").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"x\.tif: damaged or incomplete TIFF"):
         read_image(tmp_path / "x.tif")
+
+
+def test_files_that_are_open_at_the_same_time_leave_the_log_as_it_was(tmp_path, caplog):
+    logger = logging.getLogger("tifffile")
+    for name in "ab":
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels((3, 20, 30), "u1"), photometric="minisblack")
+    one, other = open_tiff(tmp_path / "a.tif"), open_tiff(tmp_path / "b.tif")
+    one.__enter__()
+    other.__enter__()
+    logger.error("while both are open")
+    one.__exit__(None, None, None)
+    logger.error("while one is open")
+    other.__exit__(None, None, None)
+    logger.error("afterwards")
+    assert caplog.messages == ["afterwards"]
+
+
+def test_a_stack_that_was_cut_short_is_named_while_another_is_open(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels((3, 20, 30), "u1"), photometric="minisblack")
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        for plane in pixels((9, 20, 30), "u1"):
+            writer.write(plane, photometric="minisblack", metadata=None)
+    whole = (tmp_path / "b.tif").read_bytes()
+    (tmp_path / "b.tif").write_bytes(whole[: len(whole) // 2])
+    with open_tiff(tmp_path / "a.tif"), pytest.raises(ValueError, match="pages are missing"):
+        open_tiff(tmp_path / "b.tif").__enter__()
 
 
 def test_a_wrong_name_is_told_with_the_right_one(tmp_path):
