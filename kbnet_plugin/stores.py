@@ -50,6 +50,8 @@ class Info:
         As for `Restorer`; None where the file does not say.
     sizes : mapping
         Axis to (size of a pixel or step, unit or None).
+    offsets : mapping
+        Axis to where its first pixel or step is, in the unit of its size; 0 where none is named.
     channels : tuple of str
         Their names.
     levels : int
@@ -72,6 +74,7 @@ class Info:
     zarr_format: int = 3
     chunks: tuple[int, ...] | None = None
     icc: bytes | None = None
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
 
 def is_zarr(path: Path) -> bool:
@@ -469,13 +472,14 @@ def _open_zarr(path: Path) -> tuple[Any, Info]:
             f"{path}: no OME-Zarr image in this group; name one of its arrays ({arrays})"
         ) from None
     try:
-        axes, sizes = _zarr_axes(image, array.ndim)
+        axes, sizes, offsets = _zarr_axes(image, array.ndim)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: OME-Zarr metadata without sense ({one_line(error)})") from None
     labels = [str(c.get("label", "")) for c in ome.get("omero", {}).get("channels", [])]
     return array, Info(
         axes=axes,
         sizes=sizes,
+        offsets=offsets,
         channels=tuple(labels),
         levels=len(image["datasets"]),
         attributes=attributes,
@@ -484,20 +488,28 @@ def _open_zarr(path: Path) -> tuple[Any, Info]:
     )
 
 
-def _zarr_axes(image: Mapping[str, Any], count: int) -> tuple[str, dict[str, tuple[float, str | None]]]:
+def _zarr_axes(
+    image: Mapping[str, Any], count: int
+) -> tuple[str, dict[str, tuple[float, str | None]], dict[str, float]]:
+    """Axes, and as in `Info` sizes and offsets."""
     given = image.get("axes") or [{"name": a} for a in _OME_ORDER.lower()[-count:]]
     entries = [{"name": e} if isinstance(e, str) else e for e in given]
     axes = "".join(str(e["name"]).upper() for e in entries)
     if len(axes) != count or any(a not in AXES for a in axes):
         raise ValueError(f"axes {axes!r} of {count} dimensions")
-    scales = [1.0] * count
-    for step in (
+    scales, offsets = [1.0] * count, [0.0] * count
+    for step in (  # the dataset's own come first
         *image["datasets"][0].get("coordinateTransformations", ()),
         *image.get("coordinateTransformations", ()),
     ):
         if step["type"] == "scale":
-            scales = [s * float(f) for s, f in zip(scales, step["scale"], strict=True)]
-    return axes, {a: (s, e.get("unit")) for a, s, e in zip(axes, scales, entries, strict=True)}
+            factors = [float(f) for f in step["scale"]]
+            scales = [s * f for s, f in zip(scales, factors, strict=True)]
+            offsets = [o * f for o, f in zip(offsets, factors, strict=True)]
+        elif step["type"] == "translation":
+            offsets = [o + float(t) for o, t in zip(offsets, step["translation"], strict=True)]
+    sizes = {a: (s, e.get("unit")) for a, s, e in zip(axes, scales, entries, strict=True)}
+    return axes, sizes, dict(zip(axes, offsets, strict=True))
 
 
 def _zarr_order(axes: str, target: Path) -> str:
@@ -561,10 +573,7 @@ def _finish_zarr(data: Path, group: Any, info: Info, order: str, target: Path) -
     image: dict[str, Any] = {
         "axes": [_zarr_axis(a, info) for a in order],
         "datasets": [
-            {
-                "path": str(n),
-                "coordinateTransformations": [{"type": "scale", "scale": _scales(order, info, 2**n)}],
-            }
+            {"path": str(n), "coordinateTransformations": _transformations(order, info, 2**n)}
             for n in range(count)
         ],
     }
@@ -598,8 +607,15 @@ def _zarr_axis(axis: str, info: Info) -> dict[str, str]:
     return entry | {"unit": _UNITS.get(unit, unit)} if unit else entry
 
 
-def _scales(order: str, info: Info, factor: int) -> list[float]:
-    return [info.sizes.get(a, (1.0, None))[0] * (factor if a in "YX" else 1) for a in order]
+def _transformations(order: str, info: Info, factor: int) -> list[dict[str, Any]]:
+    """Where the pixels of a level lie, of which each is the mean of `factor` x `factor` of the source's."""
+    scales, offsets = [], []
+    for axis in order:
+        size, times = info.sizes.get(axis, (1.0, None))[0], factor if axis in "YX" else 1
+        scales.append(size * times)
+        offsets.append(info.offsets.get(axis, 0.0) + size * (times - 1) / 2)
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": scales}]
+    return [*steps, {"type": "translation", "translation": offsets}] if any(offsets) else steps
 
 
 def _window(dtype: np.dtype[Any]) -> dict[str, float]:

@@ -111,7 +111,50 @@ def test_ome_zarr_keeps_format_axes_sizes_names_and_the_rest(restorer, tmp_path,
     assert image["name"] == "cells"
     assert image["axes"] == old["multiscales"][0]["axes"]
     for found, before in zip(image["datasets"], old["multiscales"][0]["datasets"], strict=True):
-        assert found["coordinateTransformations"] == before["coordinateTransformations"]
+        assert found["coordinateTransformations"][0] == before["coordinateTransformations"][0]
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_every_level_lies_where_its_pixels_are(restorer, tmp_path, zarr_format):
+    pytest.importorskip("ome_zarr")
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    ome_zarr(tmp_path / "a.zarr", values((1, 2, 2, 60, 70)), zarr_format, levels=3)
+    group = zarr.open_group(tmp_path / "a.zarr")
+    attributes = dict(group.attrs)
+    image = attributes.get("ome", attributes)["multiscales"][0]
+    image["datasets"][0]["coordinateTransformations"].append(
+        {"type": "translation", "translation": [6.0, 0.0, 10.0, 100.0, -40.0]}
+    )
+    image["coordinateTransformations"] = [  # of the group, after those of its datasets
+        {"type": "scale", "scale": [1.0, 1.0, 1.0, 2.0, 2.0]},
+        {"type": "translation", "translation": [0.0, 0.0, 1.0, 0.0, 7.0]},
+    ]
+    group.attrs.put(attributes)
+    run(restorer, tmp_path / "a.zarr", tmp_path / "b.zarr")
+    (node,) = list(Reader(parse_url(tmp_path / "b.zarr"))())
+    assert node.metadata["coordinateTransformations"] == [
+        [
+            {"type": "scale", "scale": [3.0, 1.0, 2.0, 1.0 * f, 0.5 * f]},
+            # A mean of f x f pixels lies between them: (f - 1) / 2 of the pixels below the first one.
+            {"type": "translation", "translation": [6.0, 0.0, 11.0, 200 + (f - 1) / 2, -73 + (f - 1) / 4]},
+        ]
+        for f in (1, 2, 4)
+    ]
+    with open_stack(tmp_path / "b.zarr") as (_, info):
+        assert dict(info.offsets) == {"T": 6, "C": 0, "Z": 11, "Y": 200, "X": -73}
+    group = zarr.open_group(tmp_path / "b.zarr", mode="r")
+    assert "coordinateTransformations" not in dict(group.attrs).get("ome", group.attrs)["multiscales"][0]
+
+
+def test_a_stack_without_offsets_gets_none_but_those_of_its_levels(tmp_path):
+    with grow(tmp_path / "a.zarr", "TYX", (2, 300, 200), np.dtype(np.uint8), stores.Info(sizes=EXPECTED)):
+        pass
+    (image,) = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["ome"]["multiscales"]
+    full, half = (dataset["coordinateTransformations"] for dataset in image["datasets"])
+    assert full == [{"type": "scale", "scale": [3.0, 0.5, 0.25]}]
+    assert half[1] == {"type": "translation", "translation": [0.0, 0.25, 0.125]}
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
