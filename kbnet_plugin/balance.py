@@ -8,7 +8,7 @@ correction, from the noisy x alone, and so the best s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,35 @@ BOUNDS = 0.25, 1.5
 
 def noise_variance(pictures: Sequence[NDArray[np.float32]], distance: int = 1) -> float:
     """Mean variance of the noise of pictures (H, W, C), from corners of squares `distance` pixels wide."""
+    _, variances = _bins(pictures, distance)
+    return float(variances.mean()) if variances.size else 0.0
+
+
+def variance_by_brightness(pictures: Sequence[NDArray[np.float32]]) -> Callable[[Tensor], Tensor]:
+    """How the variance of the noise of pictures (H, W, C) depends on brightness.
+
+    Returns
+    -------
+    callable
+        From brightness to variance, in the units of the pictures: linear between bins of brightness with
+        equally many pixels, and beyond the outermost as there.
+    """
+    levels, variances = _bins(pictures)
+    if not levels.size:
+        return torch.zeros_like
+    levels, bin_of = np.unique(levels, return_inverse=True)  # a flat picture fills several bins
+    means = np.bincount(bin_of, variances) / np.bincount(bin_of)
+
+    def variance(brightness: Tensor) -> Tensor:
+        return torch.from_numpy(np.interp(brightness.cpu().numpy(), levels, means)).to(brightness)
+
+    return variance
+
+
+def _bins(
+    pictures: Sequence[NDArray[np.float32]], distance: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean brightness of every bin, ascending, and the variance of the noise there."""
     details, levels = [], []
     for picture in pictures:
         whole = picture.astype(np.float64)
@@ -37,9 +66,13 @@ def noise_variance(pictures: Sequence[NDArray[np.float32]], distance: int = 1) -
         levels.append((a + b + c + d).ravel() / 4)
     detail, level = np.concatenate(details), np.concatenate(levels)
     known = np.isfinite(detail)
-    ordered = detail[known][np.argsort(level[known], kind="stable")]
-    parts = [part for part in np.array_split(np.abs(ordered), _BINS) if part.size]
-    return float(np.mean([(np.median(part) / _MEDIAN) ** 2 for part in parts])) if parts else 0.0
+    detail, level = detail[known], level[known]
+    order = np.argsort(level, kind="stable")
+    parts = [part for part in np.array_split(order, _BINS) if part.size]
+    return (
+        np.array([level[part].mean() for part in parts]),
+        np.array([(np.median(np.abs(detail[part])) / _MEDIAN) ** 2 for part in parts]),
+    )
 
 
 def _ends(distance: int) -> tuple[slice, slice]:
@@ -58,7 +91,9 @@ def independence(pictures: Sequence[NDArray[np.float32]]) -> float:
 
 
 @torch.inference_mode()
-def best_share(network: KBNet_s | KBNet_l, pictures: Tensor, variance: float) -> float:
+def best_share(
+    network: KBNet_s | KBNet_l, pictures: Tensor, variance: float | Callable[[Tensor], Tensor]
+) -> float:
     """Share of a network's correction that leaves the least squared error, within `BOUNDS`.
 
     Parameters
@@ -66,18 +101,22 @@ def best_share(network: KBNet_s | KBNet_l, pictures: Tensor, variance: float) ->
     network : KBNet_s or KBNet_l
     pictures : Tensor
         (B, C, H, W), noisy, in 0..1, where the network is.
-    variance : float
-        Of their noise, in the same units.
+    variance : float or callable
+        Of their noise, in the same units: everywhere, or from the brightness of pixels to that of their
+        noise. What the network makes of a pixel counts as its brightness.
     """
     probe = torch.randint(0, 2, pictures.shape, generator=torch.Generator().manual_seed(0))
     direction = (2 * probe - 1).to(pictures)
-    power = divergence = 0.0
+    power = gained = 0.0
     for x, along in zip(pictures.split(8), direction.split(8), strict=True):
-        correction = network(x) - x
+        restored = network(x)
+        correction = restored - x
         moved = network(x + _PROBE * along) - x - _PROBE * along
         power += float(correction.square().sum())
-        divergence += float(((moved - correction) * along).sum()) / _PROBE
-    share = -variance * divergence / power if power > 0 else 1.0
+        strength = variance(restored) if callable(variance) else variance
+        # Each pixel's own variance, as the correction follows some pixels more than others.
+        gained -= float((strength * (moved - correction) * along).sum()) / _PROBE
+    share = gained / power if power > 0 else 1.0
     return min(max(share, BOUNDS[0]), BOUNDS[1])
 
 

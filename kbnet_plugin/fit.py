@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from . import zoo
 from ._files import atomic_path
 from ._version import __version__
-from .balance import DOUBTFUL, best_share, independence, noise_variance, scale_correction
+from .balance import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
 from .nn import KBNet_l, KBNet_s
 from .planes import KEPT, Planes
 from .ranges import Range
@@ -363,7 +363,7 @@ class Fit:
         if not self._windows:
             return 1.0
         pictures = torch.from_numpy(np.stack(self._windows)).permute(0, 3, 1, 2).to(self.device)
-        share = best_share(network.to(self.device), pictures, noise_variance(self._windows))
+        share = best_share(network.to(self.device), pictures, variance_by_brightness(self._windows))
         scale_correction(network, share)
         return share
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.balance import BOUNDS, DOUBTFUL, best_share, independence, noise_variance, scale_correction
+from kbnet_plugin.balance import (
+    BOUNDS,
+    DOUBTFUL,
+    best_share,
+    independence,
+    noise_variance,
+    scale_correction,
+    variance_by_brightness,
+)
 
 
 def generator():
@@ -53,6 +61,47 @@ def test_the_share_is_the_one_of_the_least_error():
     assert share == pytest.approx(8 / 9, abs=0.02)
     errors = {s: (noisy + s * (ring(noisy) - noisy) - ramp).square().mean() for s in (share, 0.8, 1.0)}
     assert min(errors, key=errors.__getitem__) == share
+
+
+def shot(size=256, photons=100):
+    """A ramp from dark to bright, (H, W, 1), and the same with the noise of so many photons."""
+    clean = np.repeat(np.linspace(0.04, 1, size), size).reshape(size, size, 1)
+    noise = generator().normal(0, 1, clean.shape) * np.sqrt(clean / photons)
+    return clean, (clean + noise).astype(np.float32)
+
+
+def test_the_variance_follows_the_brightness():
+    _, noisy = shot()
+    variance = variance_by_brightness([noisy])
+    levels = torch.linspace(0.1, 0.95, 20)
+    assert variance(levels).numpy() == pytest.approx(levels.numpy() / 100, rel=0.15)
+    assert variance(torch.tensor([[-9.0]])) == variance(torch.zeros(1, 1)) > 0
+    assert variance(levels).mean() == pytest.approx(noise_variance([noisy]), rel=0.1)
+
+
+def test_nothing_and_a_flat_picture_have_a_variance_too():
+    nothing = variance_by_brightness([np.full((4, 4, 1), np.nan, np.float32)])
+    assert not nothing(torch.rand(2, 3)).any()
+    checks = np.indices((40, 40)).sum(0)[..., None] % 2  # of one brightness, as squares of four see it
+    flat = variance_by_brightness([checks.astype(np.float32)])
+    assert flat(torch.rand(5)).numpy() == pytest.approx(noise_variance([checks.astype(np.float32)]))
+
+
+@pytest.mark.parametrize("where", ["dark", "bright"])
+def test_the_share_weighs_pixels_by_their_own_noise(where):
+    clean, noisy = shot()
+    brightness, x = (torch.from_numpy(p).float().permute(2, 0, 1)[None] for p in (clean, noisy))
+    follows = 1.5 * (1 - brightness) if where == "dark" else brightness  # not of x, in which it is linear
+
+    def network(x):
+        return x + follows * (ring(x) - x)
+
+    correction = network(x) - x
+    least = float(((brightness - x) * correction).sum() / correction.square().sum())
+    share = best_share(network, x, variance_by_brightness([noisy]))
+    alone = best_share(network, x, noise_variance([noisy]))
+    assert share == pytest.approx(least, rel=0.03)
+    assert alone != pytest.approx(least, rel=0.15)
 
 
 def test_a_share_without_sense_is_bounded_and_nothing_is_left_alone():
