@@ -68,13 +68,13 @@ class Info:
 
     axes: str | None = None
     sizes: Mapping[str, tuple[float, str | None]] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     levels: int = 1
     attributes: Mapping[str, Any] = field(default_factory=dict)
     zarr_format: int = 3
     chunks: tuple[int, ...] | None = None
     icc: bytes | None = None
-    offsets: Mapping[str, float] = field(default_factory=dict)
 
 
 def is_zarr(path: Path) -> bool:
