@@ -155,10 +155,16 @@ class Mended:
             self.best_metric_results = resume_state["best"]
 
     def model_ema(self, decay: float = 0.999) -> None:
-        ema = list(self.net_g_ema.parameters())  # type: ignore[attr-defined]
-        current = list(bare(self.net_g).parameters())  # type: ignore[attr-defined]
+        """Move the averaged weights towards the network's, and give them its buffers.
+
+        What batch norms have seen is an average already, and counts cannot be averaged.
+        """
+        ema: nn.Module = self.net_g_ema  # type: ignore[attr-defined]
+        current = bare(self.net_g)  # type: ignore[attr-defined]
         with torch.no_grad():
-            torch._foreach_lerp_(ema, current, 1 - decay)
+            torch._foreach_lerp_(list(ema.parameters()), list(current.parameters()), 1 - decay)
+            for averaged, buffer in zip(ema.buffers(), current.buffers(), strict=True):
+                averaged.copy_(buffer)
 
     def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Keep the losses on the device; reading them every step would make the GPU wait."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from copy import deepcopy
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -14,6 +15,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import registry as registries
 
 from basicsr_ext import registry
+from basicsr_ext.base import Mended
 from basicsr_ext.errors import BadInput
 from basicsr_ext.metrics import to_image
 from basicsr_ext.model import ImageCleanModel
@@ -154,3 +156,23 @@ def test_importing_the_package_is_light_and_makes_basicsr_importable():
         "import basicsr\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_averaged_weights_come_with_what_batch_norms_have_seen():
+    model = Mended()
+    model.net_g = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    model.net_g_ema = deepcopy(model.net_g).eval().requires_grad_(False)
+    before = model.net_g[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.net_g.parameters(), lr=0.1)
+    for _ in range(3):
+        model.net_g(7 + torch.rand(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        model.model_ema(0.5)
+    seen, averaged = model.net_g[1], model.net_g_ema[1]
+    assert seen.running_mean.abs().sum() > 0
+    assert torch.equal(averaged.running_mean, seen.running_mean)
+    assert torch.equal(averaged.running_var, seen.running_var)
+    assert averaged.num_batches_tracked == 3
+    distances = [(w - before).abs().sum() for w in (model.net_g_ema[0].weight, model.net_g[0].weight)]
+    assert 0 < distances[0] < distances[1]
+    assert averaged.running_mean is not seen.running_mean
