@@ -16,7 +16,7 @@ import numpy as np
 
 from . import zoo
 from .images import FORMATS, check_format, read_image, write_image
-from .restore import Plan, Restorer
+from .restore import Plan, Restorer, _out_of_memory
 from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
 
 Choice = Callable[[tuple[int, ...], str | None], tuple[Restorer, str]]
@@ -48,7 +48,7 @@ class Step:
         Name of the model, where the job chose it.
     seconds : float
         Since the job began.
-    error : ValueError, OSError or None
+    error : ValueError, OSError, MemoryError or None
     """
 
     job: Job
@@ -58,7 +58,7 @@ class Step:
     size: tuple[int, int] | None = None
     model: str = ""
     seconds: float = 0.0
-    error: ValueError | OSError | None = None
+    error: ValueError | OSError | MemoryError | None = None
 
 
 def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
@@ -208,6 +208,12 @@ def restore_files(
             step = replace(step, state="restored", seconds=time.perf_counter() - began)
         except (ValueError, OSError) as error:
             step = replace(step, state="failed", error=error)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            # A new one: its traceback would keep what filled the memory.
+            said = f"{job.source}: out of memory; free some, or choose a smaller tile or another device"
+            step = replace(step, state="failed", error=MemoryError(said))
         yield step
 
 

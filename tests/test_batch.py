@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 
-from kbnet_plugin import Restorer
+from kbnet_plugin import Restorer, batch
 from kbnet_plugin.batch import Job, choice, pair, plans, restore_files
 from kbnet_plugin.images import read_image, write_image
 from kbnet_plugin.stores import working_folder
@@ -82,6 +83,43 @@ def test_what_exists_is_kept_and_what_fails_carries_its_error(checkpoint):
     assert np.array_equal(read_image("out/b.png")[0], old)
     assert [step.state for step in restore_files(choose, jobs[1:2], overwrite=True)][-1] == "restored"
     assert read_image("out/b.png")[0].shape == (20, 30, 3)
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore of it."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: type(e).__name__)
+def test_a_picture_that_does_not_fit_in_memory_does_not_stop_the_others(checkpoint, monkeypatch, error):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(Path("in") / name)
+    monkeypatch.setattr(
+        batch, "read_image", lambda path: read_image(path) if path.name != "b.png" else fail()
+    )
+
+    def fail():
+        raise error
+
+    steps = list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
+    ends = {step.job.source.name: step for step in steps if step.state != "running"}
+    assert [step.state for step in ends.values()] == ["restored", "failed", "restored"]
+    said = "in/b.png: out of memory; free some, or choose a smaller tile or another device"
+    assert str(ends["b.png"].error) == said
+    assert ends["b.png"].error.__traceback__ is ends["b.png"].error.__context__ is None
+
+
+def test_what_is_no_lack_of_memory_is_not_taken_for_it(checkpoint, monkeypatch):
+    picture(Path("in/a.png"))
+
+    def fail(path):
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(batch, "read_image", fail)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
 
 
 @pytest.mark.parametrize("again", [{"resume": True}, {"overwrite": True}], ids=lambda a: next(iter(a)))

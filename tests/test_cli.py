@@ -112,6 +112,30 @@ def test_a_bad_picture_among_good_ones_is_named_and_the_others_done(run, tmp_pat
     assert out.endswith("2 restored, 0 kept, 1 failed\n")
 
 
+def test_a_lack_of_memory_is_one_line_and_the_others_are_done(run, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.png", "in/b.png"):
+        picture(name)
+    read = batch.read_image
+
+    def scarce(path):
+        if path.name == "a.png":
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(batch, "read_image", scarce)
+    options = ("--model", "tiny.pth", "--device", "cpu")
+    status, out, err = run("restore", "in", "-o", "out", *options)
+    assert status == 1
+    assert one_line(err)
+    assert "in/a.png: out of memory; free some" in err
+    assert "1 restored, 0 kept, 1 failed" in out
+    status, out, err = run("restore", "in/a.png", "-o", "c.png", *options)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert "out of memory; free some" in err
+
+
 def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
     save_network(tiny_s(img_channel=1), tmp_path / "gray.pth")
     picture("a.png")
