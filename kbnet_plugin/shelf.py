@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from platformdirs import user_data_path
+
 DEFAULT = "denoise-color"
 DEFAULT_GRAY = "denoise-gray"
 
@@ -26,8 +28,10 @@ def folder() -> Path:
     """Where the user's own models lie: ``KBNET_MODELS``, or ``kbnet/models`` in the user's data folder."""
     if named := os.environ.get(FOLDER_VARIABLE):
         return Path(named).expanduser()
-    data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "kbnet" / "models"
+    data = user_data_path("kbnet", appauthor=False)
+    if not data.is_absolute():  # older platformdirs take a relative XDG_DATA_HOME, which is to be ignored
+        data = Path.home() / ".local" / "share" / "kbnet"
+    return data / "models"
 
 
 def files(where: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,25 @@ def test_models_are_named_as_the_zoo_names_them(monkeypatch, tmp_path, tiny_s):
     usable = {model.name: model.path for model in zoo.models() if not model.problem}
     assert shelf.everything() == usable
     assert "mine" in usable
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other folders")
+@pytest.mark.parametrize("data", [None, "", "relative/data", "{}/data"])
+def test_models_lie_in_the_users_data_folder(monkeypatch, tmp_path, data):
+    monkeypatch.delenv(shelf.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if data is not None:
+        monkeypatch.setenv("XDG_DATA_HOME", data.format(tmp_path))
+    absolute = data is not None and data.startswith("{}")
+    wanted = tmp_path / ("data" if absolute else ".local/share") / "kbnet" / "models"
+    assert shelf.folder() == wanted
+
+
+def test_models_lie_where_the_system_keeps_data(monkeypatch):
+    monkeypatch.delenv(shelf.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(shelf, "user_data_path", lambda name, appauthor: Path("/Users/me/Library") / name)
+    assert shelf.folder() == Path("/Users/me/Library/kbnet/models")
 
 
 def test_names_are_told_without_torch():

@@ -1,0 +1,32 @@
+"""How much memory a job may take."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kbnet_plugin import memory
+from kbnet_plugin.memory import free_memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [(None, None, 8000), ("max", 5000, 8000), (3000, 1000, 2000), (90000, 1000, 8000), (3000, 4000, 0)],
+)
+def test_the_machine_and_the_container_both_set_a_limit(monkeypatch, tmp_path, limit, used, free):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8000))
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+    assert free_memory(CPU) == free
+
+
+def test_memory_is_found_where_there_is_no_sysconf(monkeypatch):
+    monkeypatch.delattr(os, "sysconf")
+    assert free_memory(CPU) > 0
