@@ -59,6 +59,17 @@ class Layout:
         inner = "YX" + self.together
         return product(*(range(n) for a, n in zip(self.axes, self.shape, strict=True) if a not in inner))
 
+    @property
+    def channel_count(self) -> int:
+        """Channels that are restored one by one."""
+        separate = "C" in self.axes and self.together != "C"
+        return self.shape[self.axes.index("C")] if separate else 1
+
+    def channel(self, plane: tuple[int, ...]) -> int:
+        """Which of these a plane belongs to."""
+        outer = [a for a in self.axes if a not in "YX" + self.together]
+        return plane[outer.index("C")] if "C" in outer else 0
+
     def key(self, plane: tuple[int, ...], window: tuple[slice, slice]) -> tuple[int | slice, ...]:
         """What to slice the array with for a window (rows, columns) of a plane."""
         inner: dict[str, slice] = {"Y": window[0], "X": window[1], self.together: slice(None)}
@@ -94,9 +105,10 @@ def layout(shape: tuple[int, ...], axes: str | None, takes: int) -> Layout:
     axes : str or None
         A letter of `AXES` for every axis, in any case; None to find them by the shape.
     takes : int
-        Channels that the network takes. Where that is 1 or 3, samples (S) may be followed by opacity, a
-        gray picture may go into a colour network, and channels (C) are restored one by one; otherwise S, or
-        C where there is no S, must be as long as the network takes.
+        Channels that the network takes. Where that is 1 or 3, samples (S) may be one or three, followed by
+        opacity, and channels (C) are restored one by one: a gray picture may go into a colour network, and
+        each colour by itself into a gray one. Otherwise S, or C where there is no S, must be as long as the
+        network takes.
 
     Raises
     ------
@@ -115,12 +127,12 @@ def layout(shape: tuple[int, ...], axes: str | None, takes: int) -> Layout:
         raise ValueError(f"the array must be not empty, but axis {axes[shape.index(0)]} is 0 long: {shape}")
     together = "S" if "S" in axes else "C" if takes not in (1, 3) and "C" in axes else ""
     count = shape[axes.index(together)] if together else 1
-    allowed = {takes, 1} if takes == 3 else {takes}
+    allowed = {1, 3} if takes in (1, 3) else {takes}
     if count in allowed:
         return Layout(axes, shape, together, alpha=False)
     if takes in (1, 3) and count - 1 in allowed:
         return Layout(axes, shape, together, alpha=True)
-    kinds = {1: "gray pictures", 3: "RGB or gray pictures"}.get(takes, f"pictures of {takes} channels")
+    kinds = "RGB or gray pictures" if takes in (1, 3) else f"pictures of {takes} channels"
     raise ValueError(
         f"the model takes {kinds}, not {count} channels; convert the picture or use another model"
     )

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import zoo
+from .axes import layout
+from .choose import look, treatment
 from .images import FORMATS, check_format, read_image, write_image
 from .restore import Plan, Restorer, _out_of_memory
 from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
 
-Choice = Callable[[tuple[int, ...], str | None], tuple[Restorer, str]]
-"""From shape and axes to a restorer, and the model's name where nobody named one."""
+
+class Chosen(NamedTuple):
+    """How an array is restored.
+
+    Attributes
+    ----------
+    restorer : Restorer
+    model : str
+        Its name, where nobody named one.
+    settings : mapping
+        What was set for this array.
+    reason : str
+        Why, in a line; empty where a model was named.
+    """
+
+    restorer: Restorer
+    model: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    reason: str = ""
+
+
+Choice = Callable[[Any, str | None], Chosen]
+"""From an array, which is looked at, and its axes to how it is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +70,8 @@ class Step:
         Height and width, of a picture that is not a stack.
     model : str
         Name of the model, where the job chose it.
+    reason : str
+        Why, in a line.
     seconds : float
         Since the job began.
     error : ValueError, OSError, MemoryError or None
@@ -57,6 +83,7 @@ class Step:
     total: int = 0
     size: tuple[int, int] | None = None
     model: str = ""
+    reason: str = ""
     seconds: float = 0.0
     error: ValueError | OSError | MemoryError | None = None
 
@@ -67,23 +94,30 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
     Parameters
     ----------
     model : str or path, optional
-        As for `Restorer.from_pretrained`; by default the shipped model that fits each picture.
+        As for `Restorer.from_pretrained`; by default each picture's noise is measured, and the shipped model
+        and the treatment that fit it are taken (see `kbnet_plugin.choose`).
     **settings
-        As for `Restorer`.
+        As for `Restorer`; None where the picture is to decide.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `Restorer.from_pretrained`.
     """
-    names = (zoo.DEFAULT, zoo.DEFAULT_GRAY) if model is None else (model,)
-    restorers = {name: Restorer.from_pretrained(name, **settings) for name in names}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    build = functools.cache(lambda name: Restorer.from_pretrained(name, **settings))
+    if model is not None:
+        named = Chosen(Restorer.from_pretrained(model, **settings), settings=settings)
+        return lambda array, axes: named
 
-    def choose(shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
-        if model is not None:
-            return restorers[model], ""
-        name = zoo.default(shape, axes)
-        return restorers[name], name
+    def choose(array: Any, axes: str | None) -> Chosen:
+        arranged = layout(tuple(int(n) for n in array.shape), axes, 3)
+        colours = arranged.channels - arranged.alpha
+        found = treatment(look(array, arranged.axes), np.dtype(array.dtype), colours)
+        own = {name: value for name, value in found.settings.items() if name not in settings}
+        # Whoever names a strength wants something done; "no" is how a treatment is declined.
+        adapted = build(found.model).adapted(**own) if own else build(found.model)
+        return Chosen(adapted, found.model, settings | own, str(found))
 
     return choose
 
@@ -140,19 +174,25 @@ def pair(inputs: Sequence[Path], output: Path, *, make: bool = True) -> list[Job
     return jobs
 
 
-def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Iterator[tuple[Job, str, Plan]]:
-    """Say of every job by which model, where it chooses one, and what it will take.
+def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Iterator[tuple[Job, Chosen, Plan]]:
+    """Say of every job how it is restored, and what that will take.
 
     Parameters, and errors as those that `restore_files` yields; here they are raised.
     """
     for job in jobs:
-        if _piecewise(job):
-            with open_stack(job.source) as (array, info):
-                shape, known = tuple(array.shape), axes or info.axes
-        else:
-            shape, known = read_image(job.source)[0].shape, axes
-        restorer, model = _chosen(choose, job, shape, known)
-        yield job, model, restorer.plan(shape, known)
+        with opened(job.source, axes, stack=is_zarr(job.target)) as (array, known):
+            chosen = _chosen(choose, job, array, known)
+            yield job, chosen, chosen.restorer.plan(tuple(array.shape), known)
+
+
+@contextmanager
+def opened(path: Path, axes: str | None = None, *, stack: bool = False) -> Iterator[tuple[Any, str | None]]:
+    """Open a picture or stack for reading, with its axes where they are known."""
+    if stack or is_stack(path):
+        with open_stack(path) as (array, info):
+            yield array, axes or info.axes
+    else:
+        yield read_image(path)[0], axes
 
 
 def restore_files(
@@ -221,33 +261,33 @@ def _restore_stack(
     choose: Choice, job: Job, axes: str | None, overwrite: bool, resume: bool, client: Any
 ) -> Generator[Step, None, None]:
     with open_stack(job.source) as (array, info):
-        restorer, model = _chosen(choose, job, tuple(array.shape), axes or info.axes)
+        chosen = _chosen(choose, job, array, axes or info.axes)
     if overwrite and not resume:
         shutil.rmtree(working_folder(job.target), ignore_errors=True)
-    steps = restore_stack(restorer, job.source, job.target, axes=axes, resume=resume, client=client)
+    steps = restore_stack(chosen.restorer, job.source, job.target, axes=axes, resume=resume, client=client)
     with closing(steps):
         for done, total in steps:
-            yield Step(job, done=done, total=total, model=model)
+            yield Step(job, done=done, total=total, model=chosen.model, reason=chosen.reason)
 
 
 def _restore_picture(choose: Choice, job: Job, axes: str | None, client: Any) -> Generator[Step, None, None]:
     image, metadata = read_image(job.source)
     check_format(job.target, image.dtype, image.shape)  # before the work, not after it
-    restorer, model = _chosen(choose, job, image.shape, axes)
+    restorer, model, _, reason = _chosen(choose, job, image, axes)
     height, width = image.shape[:2]
     try:
         restored = np.empty(restorer.output_shape(image, axes), image.dtype)
         with closing(restorer.restore_into(image, restored, axes, client=client)) as tiles:
             for done, total in tiles:
-                yield Step(job, done=done, total=total, size=(height, width), model=model)
+                yield Step(job, done=done, total=total, size=(height, width), model=model, reason=reason)
     except ValueError as error:
         raise ValueError(f"{job.source}: {error}") from None
     write_image(job.target, restored, metadata)
 
 
-def _chosen(choose: Choice, job: Job, shape: tuple[int, ...], axes: str | None) -> tuple[Restorer, str]:
+def _chosen(choose: Choice, job: Job, array: Any, axes: str | None) -> Chosen:
     try:
-        return choose(shape, axes)
+        return choose(array, axes)
     except ValueError as error:
         raise ValueError(f"{job.source}: {error}") from None
 

@@ -14,20 +14,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from . import ops, zoo
 from ._files import one_line
 from ._version import __version__
-from .batch import Step, choice, pair, plans, restore_files
+from .axes import layout
+from .batch import Step, choice, opened, pair, plans, restore_files
+from .choose import describe, look, treatment
 from .cost import count
 from .export import FORMATS as EXPORTS
 from .export import export
 from .fit import Fit, can_train
 from .lazy import connect
 from .recipe import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
-from .restore import HALO, TILE, WINDOW, Restorer, find_device
+from .restore import HALO, TILE, WINDOW, Restorer, check_decorrelate, find_device
 from .weights import identify
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -54,6 +57,10 @@ examples:
   kbnet restore a.tif b.jpg photos/ -o restored/ --model gau_color_25.pth --overwrite
   kbnet restore stack.ome.tif -o clean.zarr --model sidd.pth --range percentile
   kbnet restore big.zarr -o clean.zarr --model sidd.pth --resume
+  kbnet restore photo.jpg -o clean.png --strength 0.6 --chroma 1    takes the colour noise, keeps some grain
+
+By default the noise of each picture is measured, and model, range and treatment are chosen by it; a line says
+which and why. `kbnet inspect` shows what is measured. A picture that is already clean is left alone.
 
 exit status: 0 all done, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
 """
@@ -65,6 +72,11 @@ examples:
 
 .safetensors and .pth files in the folder KBNET_MODELS (by default kbnet/models in your data folder) are
 listed by their names.
+"""
+_INSPECT_EXAMPLES = """\
+examples:
+  kbnet inspect noisy.png
+  kbnet inspect stack.ome.tif --json    for programs: a list of channels
 """
 _EXPORT_EXAMPLES = """\
 examples:
@@ -105,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _export(options)
         if options.command == "fit":
             return _fit(options)
+        if options.command == "inspect":
+            return _inspect(options.input, options.axes, options.json)
         if options.command == "models":
             return _models(options.name, options.json)
         return _restore(options)
@@ -159,8 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     restore.add_argument(
         "--model",
-        help="a name that `kbnet models` lists, or a checkpoint, .pth or .safetensors; by default "
-        f"{zoo.DEFAULT} for colour and {zoo.DEFAULT_GRAY} for gray",
+        help="a name that `kbnet models` lists, or a checkpoint, .pth or .safetensors; by default the "
+        "shipped one that the picture's noise asks for",
     )
     restore.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
     restore.add_argument("--overwrite", action="store_true", help="replace existing output files")
@@ -170,18 +184,34 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument(
         "--range",
         type=_range,
-        help="what spans 0..1: dtype (default, unless the model asks for another), percentile, or LOW,HIGH",
+        help="what spans 0..1: auto (default, unless the model asks for another), dtype, percentile, or "
+        "LOW,HIGH",
     )
-    restore.add_argument("--strength", type=float, default=1.0, help="0 (the input) to 1 (default)")
+    restore.add_argument("--strength", type=float, help="0 (the input) to 1 (default)")
+    restore.add_argument(
+        "--chroma", type=float, help="the same for the colours alone, where --strength is for brightness"
+    )
+    restore.add_argument(
+        "--decorrelate",
+        metavar="N,SIGMA",
+        type=_decorrelate,
+        help="restore every Nth pixel by itself, with white noise of SIGMA (of 255) added: for noise that "
+        "neighbouring pixels share; by default where it is measured, 'no' never",
+    )
     restore.add_argument(
         "--self-ensemble", action="store_true", help="mean of eight turns, eight times the time"
     )
     restore.add_argument(
         "--tile", type=int, help=f"largest side of a tile; {TILE}, less where memory is short"
     )
-    restore.add_argument("--halo", type=int, default=HALO, help=f"overlap of tiles, {HALO} pixels by default")
+    restore.add_argument("--halo", type=int, help=f"overlap of tiles, {HALO} pixels by default")
     restore.add_argument("--batch", type=int, default=1, help="tiles that are computed together")
-    restore.add_argument("--pooling", choices=("local", "global"), default="local", help="local by default")
+    restore.add_argument(
+        "--pooling",
+        choices=("plane", "local", "global"),
+        default="plane",
+        help="what the network takes its means over: the plane (default), a window, or each tile",
+    )
     restore.add_argument(
         "--window",
         type=int,
@@ -202,6 +232,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     info.add_argument("model", metavar="MODEL", nargs="?", help="a name or a checkpoint")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="measure the noise of a picture, and say what it needs",
+        description="Measure the noise of a picture or stack, and say how it would be restored.",
+        epilog=_INSPECT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspect.add_argument("input", metavar="FILE", type=Path, help="a picture or a stack")
+    inspect.add_argument("--axes", help="what its axes are: letters of T Z C S Y X")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
 
     models = commands.add_parser(
         "models",
@@ -287,14 +328,16 @@ def _restore(options: argparse.Namespace) -> int:
         name: getattr(options, name)
         for name in (
             *("device", "tile", "halo", "batch", "pooling", "window", "dtype"),
-            *("range", "strength", "self_ensemble"),
+            *("range", "strength", "chroma", "decorrelate", "self_ensemble"),
         )
         if getattr(options, name) is not None
     }
     choose = choice(options.model, **settings)
     if options.plan:
-        for job, model, plan in plans(choose, jobs, options.axes):
-            print(f"{job.source}{_by(model)}\n{plan}")
+        for job, chosen, plan in plans(choose, jobs, options.axes):
+            print(f"{job.source}\n{plan}")
+            if chosen.reason:
+                print(f"chosen  {chosen.reason}")
         return GOOD
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(connect(options.scheduler)) if options.scheduler else None
@@ -325,7 +368,9 @@ def _restore_jobs(steps: Iterator[Step], count: int) -> int:
             _fail(one_line(step.error), SOME_FAILED)
         else:
             done = f"{step.size[1]} x {step.size[0]}" if step.size else f"{step.done:,} tiles"
-            print(f"{label}{step.job.target}  {done}, {step.seconds:.1f} s{_by(step.model)}")
+            print(f"{label}{step.job.target}  {done}, {step.seconds:.1f} s")
+            if step.reason:
+                print(f"  {step.reason}")
     if count > 1:
         print(f"{ended['restored']} restored, {ended['kept']} kept, {ended['failed']} failed")
     return SOME_FAILED if ended["failed"] else GOOD
@@ -344,12 +389,38 @@ def _run(steps: Iterator[Step], name: str) -> Step:
     return step
 
 
-def _by(model: str) -> str:
-    return f", by {model}" if model else ""
-
-
 def _range(text: str) -> Any:
     return tuple(text.split(",")) if "," in text else text
+
+
+def _decorrelate(text: str) -> Any:
+    try:
+        return check_decorrelate((1, 0) if text == "no" else text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,SIGMA or no: {error}") from None
+
+
+def _inspect(path: Path, axes: str | None, as_json: bool) -> int:
+    with opened(path, axes) as (array, known):
+        try:
+            arranged = layout(tuple(int(n) for n in array.shape), known, 3)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        noises, dtype = look(array, arranged.axes), np.dtype(array.dtype)
+    found = treatment(noises, dtype, arranged.channels - arranged.alpha)
+    if as_json:
+        chosen = {"model": found.model, "settings": dict(found.settings), "kind": found.kind}
+        content = {"file": str(path), "shape": arranged.shape, "axes": arranged.axes, "dtype": str(dtype)}
+        content |= {"channels": [dataclasses.asdict(noise) for noise in noises]}
+        print(json.dumps(content | {"treatment": chosen | {"reason": str(found)}}, indent=1))
+        return GOOD
+    print(f"{path}\n  pixels    {arranged.axes} {arranged.shape}, {dtype}")
+    for number, noise in enumerate(noises):
+        if len(noises) > 1:
+            print(f" channel {number}")
+        print("\n".join(f"  {line}" for line in describe(noise)))
+    print(f"  needs     {found}")
+    return GOOD
 
 
 def _info(name: str | None) -> int:

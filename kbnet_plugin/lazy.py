@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from ._files import one_line
 from .axes import Layout
-from .ranges import Range, find_range, float_range, percentile_range, percentile_step
+from .noise import Noise, measure_noise, sample
+from .tiling import Tile
 
 if TYPE_CHECKING:
-    from .restore import Restorer
+    from .restore import Context, Restorer
 
 _TIMEOUT = "10s"  # for a cluster to answer
 _LOST = ("KilledWorker", "CommClosedError", "CancelledError", "FutureCancelledError", "FuturesCancelledError")
@@ -89,14 +91,16 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
     takes, gives = restorer.channels
     channels = arranged.channels if takes == gives else gives
 
+    contexts = _contexts(restorer, held, array, arranged)
+
     def restore_plane(plane: tuple[int, ...]) -> Any:
-        scale = _range(restorer, array, arranged, plane)
+        context = contexts(plane)
         rows: dict[int, list[Any]] = {}
         for tile in tiles:
             window = array[arranged.key(plane, tile.source)]
             size = {a: s.stop - s.start for a, s in zip("YX", tile.target, strict=True)}
             shape = tuple(size.get(a, channels) for a in inner)
-            part = solve(held, window, scale, tile.crop, arranged)
+            part = solve(held, window, context, tile, arranged)
             rows.setdefault(tile.target[0].start, []).append(da.from_delayed(part, shape, array.dtype))
         joined = [da.concatenate(row, axis=inner.index("X")) for row in rows.values()]
         return da.concatenate(joined, axis=inner.index("Y"))
@@ -110,42 +114,56 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
     return split.transpose([order.index(a) for a in arranged.axes])
 
 
-def _range(restorer: Restorer, array: Any, arranged: Layout, plane: tuple[int, ...]) -> Any:
-    """The plane's range; a task where it depends on the values. The same as `find_range` finds."""
+def _contexts(
+    restorer: Restorer, held: Any, array: Any, arranged: Layout
+) -> Callable[[tuple[int, ...]], Any]:
+    """How to find what the tiles of a plane need to know: tasks, whose results equal `Restorer.context`."""
     delayed = importlib.import_module("dask").delayed
-    da = importlib.import_module("dask.array")
-    rule, dtype = restorer.range, np.dtype(array.dtype)
-    if rule != "percentile" and not (rule == "dtype" and dtype.kind == "f"):
-        return find_range(rule, dtype, arranged.size, _unread)
-    whole = slice(0, arranged.size[0]), slice(0, arranged.size[1])
-    values = array[arranged.key(plane, whole)]
-    inner = [a for a in arranged.axes if a in "YX" + arranged.together]
-    if arranged.alpha:
-        values = values[tuple(slice(-1) if a == arranged.together else slice(None) for a in inner)]
-    if rule == "percentile" and dtype.kind != "b":
-        step = percentile_step(arranged.size)
-        sample = values[tuple(slice(None, None, step) if a in "YX" else slice(None) for a in inner)]
-        return delayed(percentile_range, pure=False)(sample)
-    if dtype.kind == "b":
-        return find_range("dtype", dtype, arranged.size, _unread)
-    finite = da.isfinite(values)
-    low, high = da.where(finite, values, np.inf).min(), da.where(finite, values, -np.inf).max()
-    return delayed(_float_range, pure=False)(low, high)
+    colours = slice(arranged.channels - arranged.alpha)
+    dtype = np.dtype(array.dtype)
+
+    def read(plane: tuple[int, ...], window: tuple[slice, slice]) -> Any:
+        return array[arranged.key(plane, window)]
+
+    @functools.cache
+    def noise(channel: int) -> Any:
+        pieces = [read(*place) for place in sample(arranged, channel)]
+        return delayed(_measured, pure=False)(pieces, arranged, colours)
+
+    def context(plane: tuple[int, ...]) -> Any:
+        windows = restorer.patches(arranged)
+        found = noise(arranged.channel(plane)) if restorer.looks(dtype) else None
+        pieces = [read(plane, window) for window in windows]
+        return delayed(_context, pure=False)(held, dtype, found, pieces, windows, arranged, colours)
+
+    return context
 
 
-def _float_range(low: Any, high: Any) -> Range:
-    return float_range(float(low), float(high))
+def _pictures(pieces: list[Any], arranged: Layout, colours: slice) -> list[NDArray[Any]]:
+    return [arranged.to_picture(np.asarray(piece))[..., colours] for piece in pieces]
 
 
-def _unread(window: tuple[slice, slice]) -> NDArray[Any]:
-    raise AssertionError("a range that needs no values")
+def _measured(pieces: list[Any], arranged: Layout, colours: slice) -> Noise:
+    return measure_noise(_pictures(pieces, arranged, colours))
+
+
+def _context(
+    restorer: Restorer,
+    dtype: np.dtype[Any],
+    noise: Noise | None,
+    pieces: list[Any],
+    windows: list[tuple[slice, slice]],
+    arranged: Layout,
+    colours: slice,
+) -> Context:
+    return restorer.context_of(dtype, noise, _pictures(pieces, arranged, colours), windows)
 
 
 def _solve_one(
-    restorer: Restorer, window: NDArray[Any], scale: Range, crop: tuple[slice, slice], arranged: Layout
+    restorer: Restorer, window: NDArray[Any], context: Context, tile: Tile, arranged: Layout
 ) -> NDArray[Any]:
     picture = arranged.to_picture(np.asarray(window))
-    (result,) = restorer.solve([picture], [Range(*scale)], [crop], arranged.alpha)
+    (result,) = restorer.solve([picture], [context], [tile], arranged.alpha)
     return arranged.from_picture(result)
 
 

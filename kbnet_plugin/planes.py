@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ._files import one_line
 from .axes import Layout, layout
 from .images import read_image
-from .ranges import Range, RangeRule, check_rule, find_range, percentile_range
+from .ranges import RangeRule, check_rule, float_range, percentile_range
 from .stores import is_stack, is_zarr, open_stack
 
 KINDS = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr")
@@ -159,30 +159,39 @@ class Planes:
 
         Parameters
         ----------
-        rule : "dtype", "percentile" or (float, float), optional
-            As for `find_range`, but over planes from everywhere in the stack; by default ``"dtype"`` for
-            8 bits and ``"percentile"`` for others, whose dtype says little of what a camera fills of it.
+        rule : "auto", "dtype", "percentile" or (float, float), optional
+            As for `find_range`, over planes from everywhere in the stack; by default, and by ``"auto"``,
+            ``"dtype"`` for 8 bits and ``"percentile"`` for others, whose dtype says little of what a camera
+            fills of it.
         """
-        if rule is None:
-            rule = "dtype" if self.dtype.itemsize == 1 else "percentile"
-        rule = check_rule(rule)
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)).tolist()
+        rule = "auto" if rule is None else check_rule(rule)
         if isinstance(rule, tuple):
             return rule
-        if rule == "dtype":
-            found = [self._range_of(number, rule) for number in chosen]
-            low, high = min(r.low for r in found), max(r.low + r.span for r in found)
-            return low, high
+        if rule == "auto":
+            rule = "dtype" if self.dtype.itemsize == 1 else "percentile"
+        if self.dtype.kind == "b":
+            return 0.0, 1.0
+        if rule == "dtype" and self.dtype.kind in "ui":
+            return 0.0, float(np.iinfo(self.dtype).max)
         # Of each plane the same number of pixels, from all over it.
         values = []
-        for number in chosen:
+        for number in np.unique(
+            np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)
+        ).tolist():
+            whole = self.read(number, (slice(None), slice(None)))
             step = max(1, int((self.size(number)[0] * self.size(number)[1] / (1 << 14)) ** 0.5))
-            values.append(self.read(number, (slice(None), slice(None)))[::step, ::step].ravel())
-        scale = percentile_range(np.concatenate(values))
+            values.append((whole if rule == "dtype" else whole[::step, ::step]).ravel())
+        every = np.concatenate(values)
+        if rule == "percentile":
+            scale = percentile_range(every)
+        else:
+            finite = every[np.isfinite(every)]
+            scale = (
+                float_range(*(float(v) for v in (finite.min(), finite.max())))
+                if finite.size
+                else float_range(0, 1)
+            )
         return scale.low, scale.low + scale.span
-
-    def _range_of(self, number: int, rule: RangeRule) -> Range:
-        return find_range(rule, self.dtype, self.size(number), lambda window: self.read(number, window))
 
 
 def _listed(path: Path) -> list[Path]:

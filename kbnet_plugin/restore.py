@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from . import zoo
@@ -25,16 +26,43 @@ from .axes import Layout, layout
 from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
 from .nn import KBNet_l, KBNet_s
-from .nn.pooling import with_local_pooling
-from .ranges import Range, RangeRule, cast, check_rule, find_range, working
+from .nn.pooling import given_means, recorded_means, with_local_pooling, with_plane_pooling
+from .noise import Noise, isolated, measure_noise, sample, spike
+from .ranges import Range, RangeRule, cast, check_rule, find_range, needs_values, working
 from .tiling import Tile, plan
 from .weights import build_network
 
 TILE = 512
-HALO = 32
+HALO = 40  # what a tile lacks beyond it changes no pixel of the shipped models by 1 of 255
 WINDOW = 384  # 1.5 x the patches of 256 pixels that the paper's networks are trained on, by and large
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HOLE = 8  # pixels around a NaN whose mean stands for it
+_CLIP = -1.0, 2.0  # of the range: what lies beyond is of no use to a network, and may spoil its surroundings
+_WHOLE = 512  # pixels; the means of a plane no larger than this square are taken over all of it
+_PATCH = 128  # pixels of a side; of others they are taken over patches of this size
+_PATCHES = 4, 16  # so many, a tenth of the plane where that lies between
+_PATTERN = 512  # pixels after which the noise that is added repeats
+_LIMIT = 17  # pixels of the square in which a correction is compared with the noise
+_FLAT = 7  # pixels of a square of one value that is left as it is
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Context(NamedTuple):
+    """What a tile needs to know of its plane.
+
+    Attributes
+    ----------
+    scale : Range
+    noise : Noise or None
+        As measured, where it limits the correction.
+    means : list of list of ndarray, or None
+        For each turn of a self-ensemble, and each pool of the network, its mean over the plane, (G, C) with
+        a row for each colour that goes through the network by itself; None where the plane is one tile.
+    """
+
+    scale: Range
+    noise: Noise | None = None
+    means: list[list[NDArray[np.float32]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +121,34 @@ class Restorer:
         ``"auto"`` (CUDA, then MPS, then CPU) or anything that names a torch device.
     tile, halo : int
         Largest side of a tile, and the overlap's width at its inner edges, in pixels. A plane that fits in
-        one tile is restored whole. By default 512, less where memory is short; when it runs out all the
-        same, tiles are halved and the work goes on.
+        one tile is restored whole. By default 512 and 40 (with `decorrelate` times its stride), less where
+        memory is short; when it runs out all the same, tiles are halved and the work goes on.
     batch : int
         Tiles of one size that go through the network together.
-    pooling : {"local", "global"}
-        Whether the network's means over all pixels become means over a window, so that a tile's answer
-        hardly depends on the tiling; see `with_local_pooling`. ``"global"`` is what papers measure, and
-        exact only where a picture is one tile.
+    pooling : {"plane", "local", "global"}
+        What the network takes its means over. ``"plane"``: all of the plane, of which larger ones than
+        512 x 512 are sampled; tiles then agree. ``"local"``: a window around each pixel, see
+        `with_local_pooling`. ``"global"``: whatever the network is given at once, which is what papers
+        measure, and exact only where a picture is one tile.
     window : int
-        Side of that window in pixels: 1.5 x the patches that the network was trained on.
+        Side of the window of local pooling in pixels: 1.5 x the patches that the network was trained on.
     dtype : {"auto", "float32", "float16", "bfloat16"}
         What the network computes in; ``"auto"`` is float16 on CUDA, else float32. A tile that overflows is
         done again in float32.
-    range : "dtype", "percentile" or (float, float)
-        What becomes 0 and 1 for the network, for each plane; see `find_range`.
+    range : "auto", "dtype", "percentile" or (float, float)
+        What becomes 0 and 1 for the network, for all planes of a channel alike; see `find_range`.
     strength : float
         From 0, which gives the input, to 1, which gives what the network makes of it.
+    chroma : float, optional
+        Of colour pictures the same for the colours alone, when `strength` is that of the brightness.
+    decorrelate : (int, float), optional
+        For noise that neighbouring pixels share, as cameras leave it: the pictures of every second (or nth)
+        pixel are restored, after white noise of that standard deviation (of 255, in units of the range) was
+        added, which covers what is still shared. Costs no more than without.
+    limit : float, optional
+        For denoising: in no neighbourhood is the correction stronger than so many standard deviations of the
+        noise that was measured there; areas of one value stay as they are, and single hot or dead pixels,
+        of gray pictures, are replaced by the median around them.
     self_ensemble : bool
         Mean of the results for all eight turns and flips, in eight times the time.
 
@@ -134,23 +173,30 @@ class Restorer:
         *,
         device: str = "auto",
         tile: int | None = None,
-        halo: int = HALO,
+        halo: int | None = None,
         batch: int = 1,
-        pooling: Literal["local", "global"] = "local",
+        pooling: Literal["plane", "local", "global"] = "plane",
         window: int = WINDOW,
         dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-        range: RangeRule = "dtype",
+        range: RangeRule = "auto",
         strength: float = 1.0,
+        chroma: float | None = None,
+        decorrelate: tuple[int, float] | None = None,
+        limit: float | None = None,
         self_ensemble: bool = False,
     ) -> None:
-        if pooling not in ("local", "global"):
-            raise ValueError(f"pooling must be 'local' or 'global', not {pooling!r}")
+        if pooling not in ("plane", "local", "global"):
+            raise ValueError(f"pooling must be 'plane', 'local' or 'global', not {pooling!r}")
         if dtype != "auto" and dtype not in _DTYPES:
             raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}")
         if batch < 1:
             raise ValueError(f"batch must be 1 at least, not {batch}")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be from 0 to 1, not {strength:g}")
+        for name, share in (("strength", strength), ("chroma", chroma)):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {share:g}")
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit must be above 0, not {limit:g}")
+        self.stride, self.cover = check_decorrelate(decorrelate)
         self._settings: dict[str, Any] = {
             "device": device,
             "tile": tile,
@@ -161,21 +207,30 @@ class Restorer:
             "dtype": dtype,
             "range": check_rule(range),
             "strength": strength,
+            "chroma": chroma,
+            "decorrelate": None if decorrelate is None else [self.stride, self.cover],
+            "limit": limit,
             "self_ensemble": self_ensemble,
         }
+        self.reason = ""  # for being chosen; nothing depends on it
         self.device = find_device(device)
-        self.tile, self.halo, self.batch = tile, halo, batch
+        self.tile, self.batch = tile, batch
+        self.halo = HALO * self.stride if halo is None else halo
         self.range = check_rule(range)
-        self.strength, self.self_ensemble = strength, self_ensemble
+        self.strength, self.chroma, self.limit = strength, chroma, limit
+        self.self_ensemble = self_ensemble
         if dtype == "auto":
             dtype = "float16" if self.device.type == "cuda" else "float32"
         self.dtype = _DTYPES[dtype]
-        network = network.to(self.device).eval()
-        self.network = with_local_pooling(network, window) if pooling == "local" else network
+        network = self._given = network.to(self.device).eval()
+        self.pooling = pooling
+        if pooling == "local":
+            network = with_local_pooling(network, window)
+        self.network = with_plane_pooling(network) if pooling == "plane" else network
         # What has been found to fit in memory, learned when something does not.
         self._most, self._largest = batch, 1 << 62
         smallest = tile or self._smallest
-        plan((smallest + 1, smallest + 1), smallest, halo, network.size_multiple)  # told at once
+        plan((smallest + 1, smallest + 1), smallest, self.halo, self._multiple)  # told at once
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike[str] = zoo.DEFAULT, **settings: Any) -> Restorer:
@@ -196,6 +251,38 @@ class Restorer:
         found = zoo.find(model)
         own = {"window": found.window, "range": found.range}
         return cls(found.load(), **{k: v for k, v in own.items() if v is not None} | settings)
+
+    @classmethod
+    def for_image(cls, image: Any, axes: str | None = None, **settings: Any) -> Restorer:
+        """Build the restorer that an image needs, by the noise that is measured in it.
+
+        Parameters
+        ----------
+        image : array
+            Anything with shape and dtype that can be sliced.
+        axes : str, optional
+            As for `__call__`.
+        **settings
+            As for `Restorer`, in place of what is found.
+
+        Returns
+        -------
+        Restorer
+            Its `reason` says what was chosen and why.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> noise = np.random.default_rng(0).normal(0, 20, (64, 64))
+        >>> noisy = (128 + noise).astype(np.uint8)
+        >>> Restorer.for_image(noisy, device="cpu").reason
+        'denoise-gray: white noise of about 20.2 of 255'
+        """
+        from .batch import choice
+
+        chosen = choice(**settings)(image, axes)
+        chosen.restorer.reason = chosen.reason
+        return chosen.restorer
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -359,42 +446,284 @@ class Restorer:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def adapted(self, **settings: Any) -> Restorer:
+        """Build a restorer of the same network with other settings."""
+        return Restorer(self._given, **self._settings | settings)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything comes back as it is."""
+        return self.strength == 0 and not self.chroma
+
+    def measure(self, source: Any, arranged: Layout, channel: int = 0) -> Noise:
+        """Measure the noise of the planes of a channel, from pieces of some of them."""
+        colours = arranged.channels - arranged.alpha
+        return measure_noise(
+            [
+                _read(source, arranged, plane, window)[..., :colours]
+                for plane, window in sample(arranged, channel)
+            ]
+        )
+
+    def context(
+        self,
+        source: Any,
+        arranged: Layout,
+        plane: tuple[int, ...],
+        noise: Noise | None = None,
+        whole: bool = False,
+    ) -> Context:
+        """Find what the tiles of a plane need to know of it.
+
+        Parameters
+        ----------
+        source : array
+        arranged : Layout
+        plane : tuple of int
+            As `Layout.planes` gives it.
+        noise : Noise, optional
+            Of its channel, where it is known already.
+        whole : bool
+            Find means also where a run would not need them, for a piece of a plane.
+        """
+        if noise is None and self.looks(np.dtype(source.dtype)):
+            noise = self.measure(source, arranged, arranged.channel(plane))
+        windows = self.patches(arranged, whole=whole)
+        colours = arranged.channels - arranged.alpha
+        blocks = [_read(source, arranged, plane, window)[..., :colours] for window in windows]
+        return self.context_of(np.dtype(source.dtype), noise, blocks, windows)
+
+    def scale(self, source: Any, arranged: Layout, plane: tuple[int, ...]) -> Range:
+        """What the network sees as 0 and 1 in a plane, also where it changes nothing."""
+        dtype = np.dtype(source.dtype)
+        known = needs_values(self.range, dtype)
+        noise = self.measure(source, arranged, arranged.channel(plane)) if known else Noise()
+        return find_range(self.range, dtype, noise)
+
+    def piece(self, arranged: Layout, window: tuple[slice, slice]) -> Tile:
+        """A tile for some window of a plane alone, with what a run's tiles have around it."""
+        step, parts = self._multiple, []
+        for inner, length in zip(window, arranged.size, strict=True):
+            start = max(0, inner.start - self.halo) // step * step
+            stop = min(length, inner.stop + self.halo)
+            parts.append((slice(start, stop), slice(inner.start - start, inner.stop - start), inner))
+        (y, x) = parts
+        return Tile((y[0], x[0]), (y[1], x[1]), (y[2], x[2]))
+
+    def looks(self, dtype: np.dtype[Any]) -> bool:
+        """Whether the noise of an array is to be measured, or its values looked at."""
+        return not self.idle and (self.limit is not None or needs_values(self.range, dtype))
+
+    def patches(self, arranged: Layout, *, whole: bool = False) -> list[tuple[slice, slice]]:
+        """Windows of a plane that its means are taken over; none where it is one tile, unless asked for."""
+        if self.pooling != "plane" or self.idle or (not whole and self._is_one(arranged)):
+            return []
+        height, width = arranged.size
+        if height * width <= (_WHOLE * self.stride) ** 2:
+            return [(slice(0, height), slice(0, width))]
+        side, step = _PATCH * self.stride, self._multiple
+        count = int(np.clip(height * width // (10 * side**2), *_PATCHES))
+        rows = int(np.clip(round((count * height / width) ** 0.5), 1, count))
+        tops, lefts = (
+            np.linspace(0, max(0, n - side), k).astype(int) // step * step
+            for n, k in ((height, rows), (width, count // rows))
+        )
+        return [
+            (slice(int(y), min(int(y) + side, height)), slice(int(x), min(int(x) + side, width)))
+            for y in tops
+            for x in lefts
+        ]
+
+    def context_of(
+        self,
+        dtype: np.dtype[Any],
+        noise: Noise | None,
+        blocks: Sequence[NDArray[Any]],
+        windows: Sequence[tuple[slice, slice]],
+    ) -> Context:
+        """The same from what was read: the noise, and the patches (H, W, C) and where they lie."""
+        scale = find_range(self.range, dtype, noise or Noise())
+        context = Context(scale, noise if self.limit is not None else None)
+        if not blocks:
+            return context
+        found: list[list[list[Tensor]]] = []  # of every patch, turn and pool
+        for block, window in zip(blocks, windows, strict=True):
+            x = self._input([self._prepare(block, context)[0]])
+            found.append(self._record(x, [(window[0].start, window[1].start)]))
+        means = [
+            [torch.stack(pool).mean(0).numpy() for pool in zip(*turn, strict=True)]
+            for turn in zip(*found, strict=True)
+        ]
+        return context._replace(means=means)
+
     def solve(
         self,
         blocks: Sequence[NDArray[Any]],
-        ranges: Sequence[Range],
-        crops: Sequence[tuple[slice, slice]],
+        contexts: Sequence[Context],
+        tiles: Sequence[Tile],
         alpha: bool,
     ) -> list[NDArray[Any]]:
-        """Restore pictures (H, W, C) of one shape, and crop the results; what a worker does."""
+        """Restore tiles (H, W, C) of one shape, and crop the results; what a worker does."""
         takes, gives = self.channels
         count = blocks[0].shape[2] - alpha
-        broadcast = count < takes
+        crops = [tile.crop for tile in tiles]
+        if self.idle and takes == gives:
+            return [block[crop].copy() for block, crop in zip(blocks, crops, strict=True)]
         colours = [block[..., :count] for block in blocks]
-        finite = [np.isfinite(c) if c.dtype.kind == "f" else None for c in colours]
-        inputs = [
-            _filled(colour, scale, mask) for colour, scale, mask in zip(colours, ranges, finite, strict=True)
-        ]
-        x = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2).to(self.device)
+        inputs = [self._prepare(colour, context) for colour, context in zip(colours, contexts, strict=True)]
+        x = self._input([values for values, _ in inputs])
+        origins = [(tile.source[0].start, tile.source[1].start) for tile in tiles]
         # The network adds its answer to its input. Only the answer goes through 32 bits: what it leaves
         # alone keeps every digit.
-        delta = self._ensemble(x.expand(-1, takes, -1, -1) if broadcast else x) - x[:, :gives]
-        if broadcast:
-            delta = delta.mean(1, keepdim=True)
-        deltas = (self.strength * delta).permute(0, 2, 3, 1).cpu().numpy()
+        answer = self._answer(x, origins, [context.means for context in contexts])
+        delta = answer - x[:, : answer.shape[1]]
+        deltas = self._weighed(delta).permute(0, 2, 3, 1).cpu().numpy()
         results = []
-        for block, scale, mask, change, crop in zip(blocks, ranges, finite, deltas, crops, strict=True):
-            kept = block[crop]
+        for block, context, (values, replaced), change, tile in zip(
+            blocks, contexts, inputs, deltas, tiles, strict=True
+        ):
+            if context.noise is not None:
+                change = self._limited(change, values, block[..., :count], context)
+            if replaced is not None:
+                change = change + self.strength * replaced
+            kept = block[tile.crop]
             colour = kept[..., : change.shape[2]]
             work = working(block.dtype)
             with np.errstate(invalid="ignore"):  # of pixels that are NaN or infinite, and stay so
                 restored = cast(
-                    colour.astype(work) + change[crop].astype(work) * work(scale.span), block.dtype
+                    colour.astype(work) + change[tile.crop].astype(work) * work(context.scale.span),
+                    block.dtype,
                 )
-            if mask is not None and not mask.all():
-                restored = np.where(mask[crop][..., : change.shape[2]], restored, colour)
+            finite = np.isfinite(colour) if colour.dtype.kind == "f" else None
+            if finite is not None and not finite.all():
+                restored = np.where(finite, restored, colour)
             results.append(np.concatenate([restored, kept[..., -1:]], axis=2) if alpha else restored)
         return results
+
+    def _prepare(
+        self, colour: NDArray[Any], context: Context
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Values for the network, and what replacing hot pixels has changed, both in units of the range."""
+        finite = np.isfinite(colour) if colour.dtype.kind == "f" else None
+        values = _filled(colour, context.scale, finite)
+        change = None
+        if context.noise is not None and colour.shape[2] == 1:
+            found, median = isolated(values[..., 0], spike(context.noise) / context.scale.span)
+            if found.any():
+                change = np.where(found, median - values[..., 0], np.float32(0))[..., None]
+                values = values + change
+        return values.clip(*_CLIP), change
+
+    def _limited(
+        self, change: NDArray[np.float32], values: NDArray[np.float32], raw: NDArray[Any], context: Context
+    ) -> NDArray[np.float32]:
+        """A correction that is nowhere stronger than the noise, and none where nothing varies."""
+        noise, scale = context.noise, context.scale
+        assert noise is not None
+        assert self.limit is not None
+        if noise.known:
+            bright = values @ np.asarray(_LUMA, np.float32) if values.shape[2] == 3 else values[..., 0]
+            level = ndimage.uniform_filter(bright, _LIMIT) * scale.span + scale.low
+            power = ndimage.uniform_filter(np.square(change).mean(axis=2), _LIMIT)
+            allowed = self.limit * noise.deviation_at(level) / scale.span
+            share = np.minimum(1, allowed / np.sqrt(np.maximum(power, 1e-20)))
+            change = change * share[..., None].astype(np.float32)
+        size = (_FLAT, _FLAT, 1)
+        flat = ndimage.maximum_filter(raw, size) == ndimage.minimum_filter(raw, size)
+        return np.where(flat.all(axis=2, keepdims=True), np.float32(0), change)
+
+    def _input(self, pictures: Sequence[NDArray[np.float32]]) -> Tensor:
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.device)
+
+    def _weighed(self, delta: Tensor) -> Tensor:
+        """The correction, by the strength of brightness and colours."""
+        if self.chroma is None or delta.shape[1] != 3:
+            return self.strength * delta
+        bright = (delta * delta.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+        return self.strength * bright + self.chroma * (delta - bright)
+
+    def _answer(
+        self,
+        x: Tensor,
+        origins: Sequence[tuple[int, int]],
+        means: Sequence[list[list[NDArray[np.float32]]] | None],
+    ) -> Tensor:
+        """What the network makes of pictures (B, C, H, W) that lie at `origins` in their planes."""
+        takes, gives = self.channels
+        count, (height, width) = x.shape[1], x.shape[2:]
+        alone = count > takes
+        y = self._covered(x, origins)
+        y = y.flatten(0, 1)[:, None] if alone else y.expand(-1, takes, -1, -1) if count < takes else y
+        y = self._ensemble(self._split(y), self._means(means, len(x)))
+        y = self._joined(y, height, width)
+        if alone:
+            y = y.view(len(x), count * gives, height, width)
+        return y.mean(1, keepdim=True) if count < takes else y
+
+    def _record(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+        """The network's means over a picture (1, C, H, W): of every turn and pool (G, C)."""
+        takes = self.channels[0]
+        y = self._covered(x, origins)
+        alone = list(y.transpose(0, 1)[:, None]) if y.shape[1] > takes else [y.expand(-1, takes, -1, -1)]
+        groups = []
+        for part in alone:
+            turns = []
+            for turned in self._turned(self._split(part)):
+                record: list[list[Tensor]] = []
+                with recorded_means(record):
+                    self._fit(turned, None)
+                turns.append([torch.cat(pool).mean((0, 2, 3)).cpu() for pool in record])
+            groups.append(turns)
+        return [[torch.stack(pool) for pool in zip(*turn, strict=True)] for turn in zip(*groups, strict=True)]
+
+    def _means(
+        self, means: Sequence[list[list[NDArray[np.float32]]] | None], count: int
+    ) -> list[list[Tensor]] | None:
+        """Of every turn and pool a tensor (B, C, 1, 1) for a batch of tiles."""
+        known = [m for m in means if m is not None]
+        if len(known) < count or not known[0]:
+            return None
+        return [
+            [
+                torch.from_numpy(np.concatenate(pool))
+                .repeat_interleave(self.stride**2, 0)[..., None, None]
+                .to(self.device)
+                for pool in zip(*turn, strict=True)
+            ]
+            for turn in zip(*known, strict=True)
+        ]
+
+    def _covered(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
+        """Pictures with white noise added, which depends on nothing but the place in the plane."""
+        if not self.cover:
+            return x
+        pattern = _pattern()
+        added = []
+        for top, left in origins:
+            rows, columns = (
+                np.arange(start, start + n) % _PATTERN
+                for start, n in zip((top, left), x.shape[2:], strict=True)
+            )
+            added.append(pattern[: x.shape[1], rows[:, None], columns])
+        return x + torch.from_numpy(np.stack(added)).to(x) * (self.cover / 255)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """The pictures of every nth pixel, as many more."""
+        n = self.stride
+        if n == 1:
+            return x
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % n, 0, -height % n), mode="replicate")
+        b, c, h, w = x.shape
+        return x.view(b, c, h // n, n, w // n, n).permute(0, 3, 5, 1, 2, 4).reshape(-1, c, h // n, w // n)
+
+    def _joined(self, x: Tensor, height: int, width: int) -> Tensor:
+        n = self.stride
+        if n == 1:
+            return x
+        _, c, h, w = x.shape
+        x = x.view(-1, n, n, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(-1, c, h * n, w * n)
+        return x[..., :height, :width]
 
     def _restore_into(
         self,
@@ -411,7 +740,13 @@ class Restorer:
         output = Layout(
             arranged.axes, tuple(int(n) for n in target.shape), arranged.together, alpha=arranged.alpha
         )
-        ranges = lru_cache(maxsize=4)(lambda plane: self._find_range(source, arranged, plane))
+        looks = self.looks(np.dtype(source.dtype))
+        noise = lru_cache(maxsize=None)(lambda channel: self.measure(source, arranged, channel))
+        contexts = lru_cache(maxsize=4)(
+            lambda plane: self.context(
+                source, arranged, plane, noise(arranged.channel(plane)) if looks else None
+            )
+        )
         done = 0
         waiting: deque[tuple[int, _Step, Future[list[NDArray[Any]]]]] = deque()
 
@@ -419,7 +754,8 @@ class Restorer:
             log = None
             if journal is not None:
                 settings = self._journal_settings(source, arranged, tile, identity)
-                log = stack.enter_context(Journal(Path(journal), settings))
+                sync = getattr(target, "sync", None)
+                log = stack.enter_context(Journal(Path(journal), settings, sync))
             submit, ahead = self._worker(stack, client)
 
             def finish() -> None:
@@ -437,9 +773,9 @@ class Restorer:
                     yield done, total
                     continue
                 blocks = [_read(source, arranged, plane, place.source) for plane, place in step]
-                scales = [ranges(plane) for plane, _ in step]
-                crops = [place.crop for _, place in step]
-                waiting.append((number, step, submit(blocks, scales, crops, arranged.alpha)))
+                known = [contexts(plane) for plane, _ in step]
+                places = [place for _, place in step]
+                waiting.append((number, step, submit(blocks, known, places, arranged.alpha)))
                 if len(waiting) > ahead:
                     finish()
                     yield done, total
@@ -494,15 +830,6 @@ class Restorer:
         if getattr(target, "read_only", False) or (flags is not None and not flags.writeable):
             raise ValueError("the target is read-only; open it for writing")
 
-    def _find_range(self, source: Any, arranged: Layout, plane: tuple[int, ...]) -> Range:
-        colours = arranged.channels - arranged.alpha
-        return find_range(
-            self.range,
-            np.dtype(source.dtype),
-            arranged.size,
-            lambda window: _read(source, arranged, plane, window)[..., :colours],
-        )
-
     def _journal_settings(self, source: Any, arranged: Layout, tile: int, identity: str) -> dict[str, Any]:
         return self._settings | {
             "range": list(self.range) if isinstance(self.range, tuple) else self.range,
@@ -517,11 +844,20 @@ class Restorer:
         }
 
     def _tiles(self, arranged: Layout, tile: int) -> list[Tile]:
-        return plan(arranged.size, tile, self.halo, self.network.size_multiple)
+        return plan(arranged.size, tile, self.halo, self._multiple)
+
+    def _is_one(self, arranged: Layout) -> bool:
+        """Whether planes are single tiles, whose means the network itself takes."""
+        height, width = arranged.size
+        return height * width <= (_WHOLE * self.stride) ** 2 and len(self.tiles(arranged)) == 1
+
+    @property
+    def _multiple(self) -> int:
+        return self.network.size_multiple * self.stride
 
     @property
     def _smallest(self) -> int:
-        return 2 * self.halo + self.network.size_multiple
+        return 2 * self.halo + self._multiple
 
     @property
     def _bytes_per_pixel(self) -> int:
@@ -530,54 +866,66 @@ class Restorer:
     def fitting_tile(self) -> int:
         """The default size, or the largest half of it that half of the free memory holds."""
         room = free_memory(self.device) / 2 / self.batch / self._bytes_per_pixel
-        tile = max(TILE, self._smallest)
+        room *= self.stride**2  # whose parts go through the network one by one
+        tile = max(TILE * self.stride, self._smallest)
         while tile**2 > room and tile // 2 >= self._smallest:
             tile //= 2
         return tile
 
     def _seconds_per_pixel(self, side: int = 128) -> float:
         x = torch.zeros(1, self.channels[0], side, side, device=self.device)
-        self._ensemble(x[..., :32, :32])  # kernels are chosen and compiled in a first call
+        self._ensemble(x[..., :32, :32], None)  # kernels are chosen and compiled in a first call
         began = time.perf_counter()
-        self._ensemble(x).cpu()
+        self._ensemble(x, None).cpu()
         return (time.perf_counter() - began) / side**2
 
-    def _ensemble(self, x: Tensor) -> Tensor:
-        if not self.self_ensemble:
-            return self._fit(x)
-        total = torch.zeros(())
-        for turn in range(4):
-            for flip in (False, True):
+    def _turned(self, x: Tensor) -> Iterator[Tensor]:
+        """The pictures as they are, or all their turns and flips."""
+        for turn in range(4 if self.self_ensemble else 1):
+            for flip in (False, True) if self.self_ensemble else (False,):
                 turned = torch.rot90(x, turn, (2, 3))
-                y = self._fit(turned.flip(3) if flip else turned)
-                total = total.to(y) + torch.rot90(y.flip(3) if flip else y, -turn, (2, 3))
+                yield turned.flip(3) if flip else turned
+
+    def _ensemble(self, x: Tensor, means: Sequence[Sequence[Tensor]] | None) -> Tensor:
+        if not self.self_ensemble:
+            return self._fit(x, means[0] if means else None)
+        total = torch.zeros(())
+        for number, turned in enumerate(self._turned(x)):
+            y = self._fit(turned, means[number] if means else None)
+            total = total.to(y) + torch.rot90(y.flip(3) if number % 2 else y, -(number // 2), (2, 3))
         return total / 8
 
-    def _fit(self, x: Tensor) -> Tensor:
+    def _fit(self, x: Tensor, means: Sequence[Tensor] | None) -> Tensor:
         """Run the network, in smaller pieces where memory does not suffice."""
         side = max(x.shape[2:])
         if len(x) <= self._most and side <= self._largest:
             try:
-                return self._run(x)
+                with given_means(means):
+                    return self._run(x)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            halo = self.halo // self.stride
             if len(x) > 1:
                 self._most = len(x) // 2
-            elif side // 2 < self._smallest:
+            elif side // 2 < 2 * halo + self.network.size_multiple:
                 raise MemoryError(
                     f"out of memory for a tile of {side} pixels; free some, or use --device cpu"
                 )
             else:
                 self._largest = side // 2
         if len(x) > self._most:
-            return torch.cat([self._fit(part) for part in x.split(self._most)])
+            parts = zip(*(m.split(self._most) for m in means), strict=True) if means else None
+            return torch.cat(
+                [self._fit(part, next(parts) if parts else None) for part in x.split(self._most)]
+            )
         height, width = x.shape[2:]
         out = torch.empty((len(x), self.channels[1], height, width), device=x.device)
-        for part in plan((height, width), self._largest, self.halo, self.network.size_multiple):
-            out[(..., *part.target)] = self._fit(x[(..., *part.source)])[(..., *part.crop)]
+        halo = self.halo // self.stride
+        for part in plan((height, width), self._largest, halo, self.network.size_multiple):
+            out[(..., *part.target)] = self._fit(x[(..., *part.source)], means)[(..., *part.crop)]
         return out
 
     def _run(self, x: Tensor) -> Tensor:
@@ -589,6 +937,29 @@ class Restorer:
                     return y
             y = self.network(x)
         return y
+
+
+def check_decorrelate(setting: Any) -> tuple[int, float]:
+    """Stride and added noise of a setting; 1 and 0 for None. Raises ValueError saying what one is."""
+    if setting is None:
+        return 1, 0.0
+    try:
+        stride, cover = setting
+        stride, cover = int(stride), float(cover)
+        good = float(setting[0]) == stride and 1 <= stride <= 4 and 0 <= cover <= 100
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"decorrelate must be a stride of 1 to 4 and a standard deviation of 0 to 100, not {setting!r}"
+        )
+    return stride, cover
+
+
+@lru_cache(maxsize=1)
+def _pattern() -> NDArray[np.float32]:
+    """White noise (3, H, W) of variance 1, always the same."""
+    return np.random.default_rng(0).standard_normal((3, _PATTERN, _PATTERN), dtype=np.float32)
 
 
 class DamagedError(OSError):

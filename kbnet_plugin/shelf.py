@@ -11,6 +11,7 @@ from platformdirs import user_data_path
 
 DEFAULT = "denoise-color"
 DEFAULT_GRAY = "denoise-gray"
+DEFAULT_MICRO = "denoise-micro"
 
 FOLDER_VARIABLE = "KBNET_MODELS"
 """Environment variable that names the folder of the user's own models."""

@@ -232,8 +232,8 @@ class _Table(QTableWidget):
         elif step.error is not None:
             self._say(step, f"failed: {str(step.error).removeprefix(f'{step.job.source}: ')}", failed=True)
         else:
-            model = f", by {step.model}" if step.model else ""
-            self._say(step, f"restored in {step.seconds:.1f} s{model}")
+            why = f", {step.reason}" if step.reason else ""
+            self._say(step, f"restored in {step.seconds:.1f} s{why}")
 
     def show_stopped(self, step: Step) -> None:
         """Say that a file was under way."""

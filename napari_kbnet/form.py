@@ -30,9 +30,9 @@ from kbnet_plugin.ranges import RangeRule
 
 from .options import PRECISIONS, Options, saved
 
-_AUTO = f"automatic: {shelf.DEFAULT} or {shelf.DEFAULT_GRAY}"
+_AUTO = "automatic: by the noise that is measured"
 _RANGES = {
-    "the model's own": None,
+    "automatic": None,
     "of the data type": "dtype",
     "percentiles": "percentile",
     "from ... to": (),
@@ -276,7 +276,7 @@ class ModelBox(QWidget):
 
     def _told(self) -> None:
         if not self.value():
-            self.title.setText("The shipped model that fits the image's colours.")
+            self.title.setText("The shipped model that the image's noise asks for.")
             return
         self.title.setText(_title(self._path()))
 

@@ -91,6 +91,9 @@ class RestoreWidget(QWidget):
         )
         self.plan = QLabel("Tiles, memory and time")
         self.plan.setWordWrap(True)
+        self.why = QLabel()
+        self.why.setWordWrap(True)
+        self.why.setToolTip("What was chosen for this image, by the noise that was measured in it")
         self.estimate = QToolButton()
         self.estimate.setText("Estimate")
         self.estimate.setToolTip("Load the model and time a small tile")
@@ -186,6 +189,7 @@ class RestoreWidget(QWidget):
             preview, measured = answer
             if layer in self.viewer.layers:
                 self.preview.show_preview(layer, preview, axes)
+                self.why.setText(preview.reason)
                 self.quality.setText(f"{measured} (of the preview)")
                 self.said.setText(
                     f"Preview of {window[0].stop - window[0].start} x "
@@ -313,7 +317,11 @@ class RestoreWidget(QWidget):
             pair.result.refresh()
         pair.result.metadata = {**pair.result.metadata, RECORD: step.record}
         if step.state == "done":
-            self.said.setText(f"{pair.source.name}: done in {_duration(time.monotonic() - self._began)}")
+            seconds = _duration(time.monotonic() - self._began)
+            reason = step.record.get("reason", "")
+            self.why.setText(reason)
+            alone = reason.startswith("left alone")
+            self.said.setText(f"{pair.source.name}: {reason if alone else f'done in {seconds}'}")
             if self._is_there(pair.result) and self._is_there(pair.source):
                 self._measure(pair)
         else:
@@ -378,6 +386,7 @@ class RestoreWidget(QWidget):
     def _layer_chosen(self) -> None:
         layers = self.layers()
         self._described()
+        self.why.setText("")
         self.start.setText(f"Restore {len(layers)} layers" if len(layers) > 1 else "Restore")
         self._changed()
 
@@ -412,13 +421,16 @@ class RestoreWidget(QWidget):
         layer = layers[0]
         try:
             axes = self.axes(layer)
-            shape = arrange(full_resolution(layer).shape, axes).shape
+            array = full_resolution(layer)
+            arrange(array.shape, axes)
         except ValueError:
             return  # which is said beside the axes
-        self.work.ask("plan", self._planned, worker.make_plan, self.form.options(), shape, axes)
+        self.work.ask("plan", self._planned, worker.make_plan, self.form.options(), array, axes)
 
-    def _planned(self, plan: Any) -> None:
-        self._known = plan
+    def _planned(self, planned: Any) -> None:
+        self._known, reason = planned
+        plan = self._known
+        self.why.setText(reason)
         many = f"{len(self.layers())} layers, the first: " if len(self.layers()) > 1 else ""
         text = (
             f"{many}{plan.tiles:,} tile{'s' if plan.tiles > 1 else ''} of at most "
@@ -493,6 +505,7 @@ class RestoreWidget(QWidget):
         planned.addWidget(self.plan, stretch=1)
         planned.addWidget(self.estimate)
         column.addLayout(planned)
+        column.addWidget(self.why)
         column.addWidget(_line())
         column.addWidget(self.preview)
         column.addWidget(_line())

@@ -8,7 +8,7 @@ import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,17 +23,16 @@ from numpy.typing import NDArray
 from kbnet_plugin import __version__, shelf
 from kbnet_plugin._files import one_line
 from kbnet_plugin.axes import Layout, layout
-from kbnet_plugin.ranges import Range, find_range
+from kbnet_plugin.ranges import Range
 
 from .loading import load_torch
 from .options import Options
 
 if TYPE_CHECKING:
     from kbnet_plugin import Restorer
-    from kbnet_plugin.batch import Choice
+    from kbnet_plugin.batch import Choice, Chosen
     from kbnet_plugin.restore import Plan
 
-_CONTEXT = 32  # pixels around a preview that only inform it
 _WIDE = 4096  # pixels; a plane wider than this is shown through an overview while it grows
 _OVERVIEW = 2048, 1 << 28  # pixels of an overview's side, and bytes of it in all, at most
 
@@ -115,6 +114,8 @@ class Preview:
         What the model saw as 0 and 1.
     seconds : float
         That the network took.
+    reason : str
+        What was chosen and why; empty where a model was named.
     """
 
     before: NDArray[Any]
@@ -123,14 +124,28 @@ class Preview:
     arranged: Layout
     scale: Range
     seconds: float
+    reason: str = ""
 
 
-def restorer_for(options: Options, shape: Sequence[int], axes: str) -> tuple[Restorer, str]:
-    """Build the restorer for an array, or take the last one; and the model's name."""
+def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
+    """How an array is restored; where nobody named a model its noise is measured, once for each array."""
     path = shelf.everything().get(options.model, Path(options.model))
     stamp = path.stat().st_mtime_ns if options.model and path.is_file() else 0
-    restorer, name = _choice(options, stamp)(tuple(shape), axes)
-    return restorer, name or options.model
+    key = (options, stamp, axes)
+    if _last and _last[0] == key and _last[1] is array:
+        found: Chosen = _last[2]
+        return found
+    chosen = _choice(options, stamp)(array, axes)
+    _last[:] = [key, array, chosen]
+    return chosen
+
+
+_last: list[Any] = []  # what was asked for last, and the answer
+
+
+def forget() -> None:
+    """Measure anew, also an array that was measured last: its values may have changed."""
+    _last.clear()
 
 
 @lru_cache(maxsize=1)
@@ -138,10 +153,11 @@ def _choice(options: Options, _stamp: int) -> Choice:
     return options.choice()
 
 
-def make_plan(options: Options, shape: Sequence[int], axes: str) -> Plan:
-    """Say what restoring an array will take."""
+def make_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str]:
+    """Say what restoring an array will take, and what was chosen for it and why."""
     with plainly():
-        return restorer_for(options, shape, axes)[0].plan(tuple(shape), axes)
+        chosen = chosen_for(options, array, axes)
+        return chosen.restorer.plan(tuple(array.shape), axes), chosen.reason
 
 
 def devices() -> dict[str, str]:
@@ -176,17 +192,16 @@ def preview(
         Rows and columns.
     """
     with plainly():
-        restorer, _ = restorer_for(options, array.shape, axes)
+        chosen = chosen_for(options, array, axes)
+        restorer = chosen.restorer
         arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
-        at, read, scale = _look(restorer, array, arranged, plane)
-        grown = tuple(
-            slice(max(0, s.start - _CONTEXT), min(n, s.stop + _CONTEXT))
-            for s, n in zip(window, arranged.size, strict=True)
-        )
-        crop = tuple(slice(s.start - g.start, s.stop - g.start) for s, g in zip(window, grown, strict=True))
-        block = read((grown[0], grown[1]))
+        at = _index(arranged, plane)
+        context = restorer.context(array, arranged, at, whole=True)
+        tile = restorer.piece(arranged, window)
+        crop = tile.crop
+        block = arranged.to_picture(np.asarray(array[arranged.key(at, tile.source)]))
         began = time.perf_counter()
-        (after,) = restorer.solve([block], [scale], [(crop[0], crop[1])], arranged.alpha)
+        (after,) = restorer.solve([block], [context], [tile], arranged.alpha)
         key = arranged.key(at, window)
         single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
         return Preview(
@@ -194,33 +209,22 @@ def preview(
             after=np.expand_dims(arranged.from_picture(after), single),
             corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
             arranged=arranged,
-            scale=scale,
-            seconds=time.perf_counter() - began,
+            scale=context.scale,
+            seconds=max(time.perf_counter() - began, 1e-3),
+            reason=chosen.reason,
         )
 
 
 def look(options: Options, array: Any, axes: str, plane: Mapping[str, int]) -> tuple[Layout, Range]:
     """How the model sees an array, and what it sees as 0 and 1 in a plane."""
     with plainly():
-        restorer, _ = restorer_for(options, array.shape, axes)
+        restorer = chosen_for(options, array, axes).restorer
         arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
-        return arranged, _look(restorer, array, arranged, plane)[2]
+        return arranged, restorer.scale(array, arranged, _index(arranged, plane))
 
 
-def _look(
-    restorer: Restorer, array: Any, arranged: Layout, plane: Mapping[str, int]
-) -> tuple[tuple[int, ...], Callable[[tuple[slice, slice]], NDArray[Any]], Range]:
-    """Index of a plane, how to read of it, and its range."""
-    at = tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
-
-    def read(part: tuple[slice, slice]) -> NDArray[Any]:
-        return arranged.to_picture(np.asarray(array[arranged.key(at, part)]))
-
-    colours = arranged.channels - arranged.alpha
-    scale = find_range(
-        restorer.range, np.dtype(array.dtype), arranged.size, lambda part: read(part)[..., :colours]
-    )
-    return at, read, scale
+def _index(arranged: Layout, plane: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
 
 
 def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None]:
@@ -233,10 +237,12 @@ def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None
 
 
 def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
-    restorer, model = restorer_for(job.options, job.array.shape, job.axes)
+    forget()
+    chosen = chosen_for(job.options, job.array, job.axes)
+    restorer = chosen.restorer
     arranged = layout(tuple(int(n) for n in job.array.shape), job.axes, restorer.channels[0])
     run = _Run(number, job, restorer, len(restorer.tiles(arranged)) * arranged.count, cancelled)
-    record = _record(job, restorer, model)
+    record = _record(job, chosen)
     shape, dtype = restorer.output_shape(job.array, job.axes), np.dtype(job.array.dtype)
     if job.target is None:
         yield from run.steps(Watched(np.zeros(shape, dtype), job.axes), record)
@@ -357,13 +363,20 @@ class Watched:
             self._overview[tuple(into)] = value[tuple(thin)]
         self.touched = key
 
+    def sync(self) -> None:
+        """Put on disk what was written, where the target is there."""
+        if (sync := getattr(self._array, "sync", None)) is not None:
+            sync()
 
-def _record(job: Job, restorer: Restorer, model: str) -> dict[str, Any]:
-    settings = job.options.settings()
+
+def _record(job: Job, chosen: Chosen) -> dict[str, Any]:
+    restorer = chosen.restorer
+    settings = dict(chosen.settings)
     settings["tile"] = restorer.tile or restorer.fitting_tile()
     settings["dtype"] = str(restorer.dtype).removeprefix("torch.")
     return {
-        "model": model,
+        "model": chosen.model or job.options.model,
+        "reason": chosen.reason,
         "weights": restorer.fingerprint,
         "settings": settings,
         "device": str(restorer.device),

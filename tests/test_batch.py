@@ -136,7 +136,7 @@ def test_a_stop_between_tiles_leaves_no_half_file_and_a_stack_goes_on(checkpoint
     (error,) = (step.error for step in restore_files(choose, jobs[1:]) if step.error)
     assert "an unfinished result" in str(error)
     computed = []
-    restorer, _ = choose((3, 40, 50), "ZYX")
+    restorer = choose(image, "ZYX").restorer
     solve, restorer.solve = restorer.solve, lambda *step: computed.append(step) or solve(*step)
     steps = list(restore_files(choose, jobs[1:], **again))
     assert seen(steps)[-1] == ("b.tif", "restored", 3, 3)
@@ -152,5 +152,5 @@ def test_without_a_model_each_picture_has_its_own():
     named = {"colour.png": "denoise-color", "gray.png": "denoise-gray"}
     ends = [step for step in restore_files(choose, jobs) if step.state == "restored"]
     assert {step.job.source.name: step.model for step in ends} == named
-    planned = {job.source.name: (model, plan.axes) for job, model, plan in plans(choose, jobs)}
+    planned = {job.source.name: (chosen.model, plan.axes) for job, chosen, plan in plans(choose, jobs)}
     assert planned == {"colour.png": ("denoise-color", "YXS"), "gray.png": ("denoise-gray", "YX")}

@@ -109,22 +109,6 @@ def test_a_shipped_model_leaves_clean_pictures_alone(model):
         assert 10 * np.log10(255**2 / error) >= 40, picture.__name__
 
 
-@pytest.mark.parametrize(
-    ("shape", "axes", "name"),
-    [
-        ((9, 8), None, "denoise-gray"),
-        ((9, 8, 2), None, "denoise-gray"),
-        ((9, 8, 3), None, "denoise-color"),
-        ((9, 8, 4), None, "denoise-color"),
-        ((3, 40, 50), "CYX", "denoise-gray"),
-        ((3, 40, 50), "SYX", "denoise-color"),
-        ((2, 7, 40, 50), "CZYX", "denoise-gray"),
-    ],
-)
-def test_the_default_follows_the_channels_seen_together(shape, axes, name):
-    assert zoo.default(shape, axes) == name
-
-
 def test_own_models_stand_after_the_shipped_ones_by_what_they_say(own, tiny_s):
     network = tiny_s(img_channel=1)
     added = zoo.add(

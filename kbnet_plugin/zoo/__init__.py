@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._files import atomic_path, one_line
-from ..axes import layout
 from ..cost import Cost, count
 from ..nn import KBNet_l, KBNet_s
 from ..ranges import RangeRule, check_rule
@@ -30,7 +29,6 @@ __all__ = [
     "FOLDER_VARIABLE",
     "Model",
     "add",
-    "default",
     "find",
     "folder",
     "models",
@@ -57,7 +55,7 @@ class Model:
         ``"KBNet_s"`` or ``"KBNet_l"``; empty of a broken file.
     window : int or None
         For local pooling: 1.5 x the patches that it was trained on, in pixels.
-    range : "dtype", "percentile", (float, float) or None
+    range : RangeRule or None
         What it wants to see as 0 and 1, where that is not the default.
     version, licence : str
         Of the weights.
@@ -131,15 +129,6 @@ def find(name: str | PathLike[str]) -> Model:
         hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known) or 'none'}"
         raise ValueError(f"no model is called {text!r}; {hint}; or name a file (.pth or .safetensors)")
     return _read(path)
-
-
-def default(shape: tuple[int, ...], axes: str | None = None) -> str:
-    """Name of the shipped model for an array: by whether three colours are to be restored together.
-
-    Parameters and errors as in `kbnet_plugin.axes.layout`.
-    """
-    arranged = layout(shape, axes, 3)
-    return DEFAULT if arranged.channels - arranged.alpha == 3 else DEFAULT_GRAY
 
 
 def add(
