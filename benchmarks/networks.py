@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from basicsr_ext.errors import BadInput, one_line
 from kbnet_plugin import KBNet_l, KBNet_s
+from kbnet_plugin.batch import choice
 from kbnet_plugin.weights import build_network, identify, read_state_dict
 
 Call = Callable[[Tensor, float | None], Tensor]
@@ -97,7 +98,7 @@ class Network:
         self, image: NDArray[np.float32], sigma: float | None = None, tile: int = 0, margin: int = 0
     ) -> NDArray[np.float32]:
         """Restore an (H, W, C) image, whole or in tiles whose margins are reflected at the edges."""
-        if image.shape[2] != self.channels:
+        if self.channels not in (-1, image.shape[2]):  # -1 for any
             raise BadInput(f"{self.name} takes {self.channels} channels, the image has {image.shape[2]}")
         if not tile or max(image.shape[:2]) <= tile:
             return self._restore(image, sigma)
@@ -156,6 +157,18 @@ def architecture(name: str) -> Callable[..., nn.Module]:
     if missing:
         raise ModuleNotFoundError(missing)
     raise BadInput(f"no network {name!r}: neither KBNet_s, KBNet_l, DnCNN, FFDNet nor one of spandrel's")
+
+
+def automatic(device: str = "cpu") -> Network:
+    """What a user gets who names nothing: model, range and treatment by the noise of each image."""
+    choose = choice(device=device)
+
+    def call(image: Tensor, _sigma: float | None) -> Tensor:
+        picture = image[0].permute(1, 2, 0).numpy()
+        restored = choose(picture, "YXS").restorer(picture, "YXS")
+        return torch.from_numpy(restored).permute(2, 0, 1)[None]
+
+    return Network("automatic", nn.Identity(), -1, call)
 
 
 def untouched() -> Network:

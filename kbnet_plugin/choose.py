@@ -16,11 +16,14 @@ from .shelf import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
 # Levels of noise are in units of the range over 255, as literature has them.
 _CLEAN = 0.8  # noise below it is left alone: no model that ships gains anything there
 _CORRELATED_CLEAN = 0.55  # the same for noise that neighbours share, which is seen from further away
-_WHITE = 0.6  # of the colours' whiteness, and of gray pictures
+_WHITE = 0.6  # of the colours' whiteness
+_GRAY_WHITE = (
+    0.45  # of gray pictures, where fine structure takes part; without noise the model changes little
+)
 _HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
-_SHARED = 0.4, 0.25  # whiteness below which neighbours share noise: weak noise, and noise of any strength
+_SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
 _WEAK = 5.0
-_DEPENDENT = 0.8  # of `Noise.dependence`: equally strong noise, cut off at black and white, stays below 0.5
+_DEPENDENT = 1.2  # of `Noise.dependence`; equally strong noise stays below 1, photons alone give 2
 _STRIDE = 2
 _COVER = 8.0, 16.0  # the white noise that is added: twice the noise within these
 _WHITE_LIMIT, _SHARED_LIMIT = 1.2, 1.5
@@ -120,7 +123,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     level, neighbours = noise.deviation / unit, noise.correlation
     strong = max(noise.deviations) / unit
     dependent = colours == 1 and noise.dependence > _DEPENDENT
-    white, halved, chroma = noise.whiteness >= _WHITE, False, noise.chroma / unit
+    white, halved, chroma = noise.whiteness >= _GRAY_WHITE, False, noise.chroma / unit
     if colours == 3:
         white = (noise.chroma_whiteness or 0) >= _WHITE and chroma >= _CLEAN
         halved = not white and noise.whiteness >= _HALVED and level >= 2

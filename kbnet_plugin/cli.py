@@ -208,14 +208,14 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--batch", type=int, default=1, help="tiles that are computed together")
     restore.add_argument(
         "--pooling",
-        choices=("plane", "local", "global"),
-        default="plane",
-        help="what the network takes its means over: the plane (default), a window, or each tile",
+        choices=("local", "global"),
+        default="local",
+        help="what the network takes its means over: a window (default), or each tile",
     )
     restore.add_argument(
         "--window",
         type=int,
-        help=f"of local pooling, in pixels: 1.5 x the training patches; by default the model's, or {WINDOW}",
+        help=f"side of the window of local pooling, in pixels; by default the model's, or {WINDOW}",
     )
     restore.add_argument(
         "--dtype",

@@ -94,7 +94,7 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
     contexts = _contexts(restorer, held, array, arranged)
 
     def restore_plane(plane: tuple[int, ...]) -> Any:
-        context = contexts(plane)
+        context = contexts(arranged.channel(plane))
         rows: dict[int, list[Any]] = {}
         for tile in tiles:
             window = array[arranged.key(plane, tile.source)]
@@ -114,10 +114,8 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
     return split.transpose([order.index(a) for a in arranged.axes])
 
 
-def _contexts(
-    restorer: Restorer, held: Any, array: Any, arranged: Layout
-) -> Callable[[tuple[int, ...]], Any]:
-    """How to find what the tiles of a plane need to know: tasks, whose results equal `Restorer.context`."""
+def _contexts(restorer: Restorer, held: Any, array: Any, arranged: Layout) -> Callable[[int], Any]:
+    """How to find what the tiles of a channel need to know: tasks, whose results equal `Restorer.context`."""
     delayed = importlib.import_module("dask").delayed
     colours = slice(arranged.channels - arranged.alpha)
     dtype = np.dtype(array.dtype)
@@ -130,11 +128,9 @@ def _contexts(
         pieces = [read(*place) for place in sample(arranged, channel)]
         return delayed(_measured, pure=False)(pieces, arranged, colours)
 
-    def context(plane: tuple[int, ...]) -> Any:
-        windows = restorer.patches(arranged)
-        found = noise(arranged.channel(plane)) if restorer.looks(dtype) else None
-        pieces = [read(plane, window) for window in windows]
-        return delayed(_context, pure=False)(held, dtype, found, pieces, windows, arranged, colours)
+    @functools.cache
+    def context(channel: int) -> Any:
+        return delayed(_context, pure=False)(held, dtype, noise(channel) if restorer.looks(dtype) else None)
 
     return context
 
@@ -147,16 +143,8 @@ def _measured(pieces: list[Any], arranged: Layout, colours: slice) -> Noise:
     return measure_noise(_pictures(pieces, arranged, colours))
 
 
-def _context(
-    restorer: Restorer,
-    dtype: np.dtype[Any],
-    noise: Noise | None,
-    pieces: list[Any],
-    windows: list[tuple[slice, slice]],
-    arranged: Layout,
-    colours: slice,
-) -> Context:
-    return restorer.context_of(dtype, noise, _pictures(pieces, arranged, colours), windows)
+def _context(restorer: Restorer, dtype: np.dtype[Any], noise: Noise | None) -> Context:
+    return restorer.context_of(dtype, noise)
 
 
 def _solve_one(

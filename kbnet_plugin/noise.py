@@ -34,6 +34,7 @@ _FLAT = 0.2  # of the blocks of one brightness, those with the least structure
 _FLATTEST = 0.1  # of all blocks; what correlated noise is measured in
 _BINS = 8  # of brightness
 _FEWEST = 16  # blocks of a bin
+_FEWEST_LEVELS = 3  # that a line is fitted to
 _DISTANCES = 1, 2, 4  # pixels
 _FAR = 8  # pixels; noise no longer shares anything at this distance
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -292,18 +293,20 @@ def _power(blocks: NDArray[np.float64], least: float, largest: float) -> dict[st
         }
     power = near if not colours else _detail(blocks, 1).mean(axis=1)
     order = np.argsort(mean, kind="stable")
-    levels, variances = [], []
+    levels, variances, whole = [], [], []
     for part in np.array_split(order, max(1, min(_BINS, len(order) // _FEWEST))):
         chosen = part[np.argsort(structure[part])[: max(4, int(_FLAT * len(part)))]]
         levels.append(float(np.median(mean[chosen])))
         variances.append(float(np.median(power[chosen])))
+        whole.append(bool(used[chosen].mean() > 0.5))
     facts |= {"levels": tuple(levels), "deviations": tuple(float(v) ** 0.5 for v in variances)}
-    return facts | _fit(np.array(levels), np.array(variances))
+    kept = np.array(whole) if sum(whole) >= _FEWEST_LEVELS else np.ones(len(levels), bool)
+    return facts | _fit(np.array(levels)[kept], np.array(variances)[kept])
 
 
 def _fit(levels: NDArray[np.float64], variances: NDArray[np.float64]) -> dict[str, float]:
     black = float(levels[0])
-    if len(levels) < 3 or levels[-1] <= black or not variances.any():
+    if len(levels) < _FEWEST_LEVELS or levels[-1] <= black or not variances.any():
         return {"black": black, "read": float(np.mean(variances)) ** 0.5}
     # What varies as the variance itself is weighted by its inverse.
     weights = 1 / np.maximum(variances, variances.max() * 1e-3)
@@ -322,6 +325,9 @@ def _fit(levels: NDArray[np.float64], variances: NDArray[np.float64]) -> dict[st
 def _correlation(blocks: NDArray[np.float64]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Of neighbours and of pixels two apart, along rows and columns, from the variogram."""
     found = []
+    at = np.arange(BLOCK) - (BLOCK - 1) / 2
+    slopes = [np.tensordot(blocks.mean(axis=3 - axis), at, 1) / np.square(at).sum() for axis in (1, 2)]
+    blocks = blocks - slopes[0][:, None, None] * at[:, None] - slopes[1][:, None, None] * at
     for axis in (2, 1):
         moved = np.moveaxis(blocks, axis, 2)
         steps = {

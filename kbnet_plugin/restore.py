@@ -26,21 +26,19 @@ from .axes import Layout, layout
 from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
 from .nn import KBNet_l, KBNet_s
-from .nn.pooling import given_means, recorded_means, with_local_pooling, with_plane_pooling
+from .nn.pooling import with_local_pooling
 from .noise import Noise, isolated, measure_noise, sample, spike
 from .ranges import Range, RangeRule, cast, check_rule, find_range, needs_values, working
 from .tiling import Tile, plan
 from .weights import build_network
 
-TILE = 512
-HALO = 40  # what a tile lacks beyond it changes no pixel of the shipped models by 1 of 255
+# The halo covers half of a shipped model's window, and what convolutions reach besides.
+TILE = 768
+HALO = 80
 WINDOW = 384  # 1.5 x the patches of 256 pixels that the paper's networks are trained on, by and large
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HOLE = 8  # pixels around a NaN whose mean stands for it
 _CLIP = -1.0, 2.0  # of the range: what lies beyond is of no use to a network, and may spoil its surroundings
-_WHOLE = 512  # pixels; the means of a plane no larger than this square are taken over all of it
-_PATCH = 128  # pixels of a side; of others they are taken over patches of this size
-_PATCHES = 4, 16  # so many, a tenth of the plane where that lies between
 _PATTERN = 512  # pixels after which the noise that is added repeats
 _LIMIT = 17  # pixels of the square in which a correction is compared with the noise
 _FLAT = 7  # pixels of a square of one value that is left as it is
@@ -55,14 +53,10 @@ class Context(NamedTuple):
     scale : Range
     noise : Noise or None
         As measured, where it limits the correction.
-    means : list of list of ndarray, or None
-        For each turn of a self-ensemble, and each pool of the network, its mean over the plane, (G, C) with
-        a row for each colour that goes through the network by itself; None where the plane is one tile.
     """
 
     scale: Range
     noise: Noise | None = None
-    means: list[list[NDArray[np.float32]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +115,17 @@ class Restorer:
         ``"auto"`` (CUDA, then MPS, then CPU) or anything that names a torch device.
     tile, halo : int
         Largest side of a tile, and the overlap's width at its inner edges, in pixels. A plane that fits in
-        one tile is restored whole. By default 512 and 40 (with `decorrelate` times its stride), less where
-        memory is short; when it runs out all the same, tiles are halved and the work goes on.
+        one tile is restored whole. By default 768 and 80 (with `decorrelate` times its stride), less where
+        memory is short or the tile that was named is small; when it runs out all the same, tiles are
+        halved and the work goes on.
     batch : int
         Tiles of one size that go through the network together.
-    pooling : {"plane", "local", "global"}
-        What the network takes its means over. ``"plane"``: all of the plane, of which larger ones than
-        512 x 512 are sampled; tiles then agree. ``"local"``: a window around each pixel, see
-        `with_local_pooling`. ``"global"``: whatever the network is given at once, which is what papers
-        measure, and exact only where a picture is one tile.
+    pooling : {"local", "global"}
+        Whether the network's means over all pixels become means over a window, so that a tile's answer
+        does not depend on the tiling; see `with_local_pooling`. ``"global"`` is what papers measure, and
+        exact only where a picture is one tile.
     window : int
-        Side of the window of local pooling in pixels: 1.5 x the patches that the network was trained on.
+        Side of that window in pixels. Tiles agree as far as the halo reaches beyond half of it.
     dtype : {"auto", "float32", "float16", "bfloat16"}
         What the network computes in; ``"auto"`` is float16 on CUDA, else float32. A tile that overflows is
         done again in float32.
@@ -175,7 +169,7 @@ class Restorer:
         tile: int | None = None,
         halo: int | None = None,
         batch: int = 1,
-        pooling: Literal["plane", "local", "global"] = "plane",
+        pooling: Literal["local", "global"] = "local",
         window: int = WINDOW,
         dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
         range: RangeRule = "auto",
@@ -185,8 +179,8 @@ class Restorer:
         limit: float | None = None,
         self_ensemble: bool = False,
     ) -> None:
-        if pooling not in ("plane", "local", "global"):
-            raise ValueError(f"pooling must be 'plane', 'local' or 'global', not {pooling!r}")
+        if pooling not in ("local", "global"):
+            raise ValueError(f"pooling must be 'local' or 'global', not {pooling!r}")
         if dtype != "auto" and dtype not in _DTYPES:
             raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}, not {dtype!r}")
         if batch < 1:
@@ -216,6 +210,8 @@ class Restorer:
         self.device = find_device(device)
         self.tile, self.batch = tile, batch
         self.halo = HALO * self.stride if halo is None else halo
+        if halo is None and tile is not None:
+            self.halo = min(self.halo, 5 * tile // 16 // 8 * 8)
         self.range = check_rule(range)
         self.strength, self.chroma, self.limit = strength, chroma, limit
         self.self_ensemble = self_ensemble
@@ -223,10 +219,7 @@ class Restorer:
             dtype = "float16" if self.device.type == "cuda" else "float32"
         self.dtype = _DTYPES[dtype]
         network = self._given = network.to(self.device).eval()
-        self.pooling = pooling
-        if pooling == "local":
-            network = with_local_pooling(network, window)
-        self.network = with_plane_pooling(network) if pooling == "plane" else network
+        self.network = with_local_pooling(network, window) if pooling == "local" else network
         # What has been found to fit in memory, learned when something does not.
         self._most, self._largest = batch, 1 << 62
         smallest = tile or self._smallest
@@ -465,33 +458,17 @@ class Restorer:
             ]
         )
 
-    def context(
-        self,
-        source: Any,
-        arranged: Layout,
-        plane: tuple[int, ...],
-        noise: Noise | None = None,
-        whole: bool = False,
-    ) -> Context:
-        """Find what the tiles of a plane need to know of it.
+    def context(self, source: Any, arranged: Layout, channel: int = 0, noise: Noise | None = None) -> Context:
+        """Find what the tiles of a channel need to know of it; `noise` where that is known already."""
+        dtype = np.dtype(source.dtype)
+        if noise is None and self.looks(dtype):
+            noise = self.measure(source, arranged, channel)
+        return self.context_of(dtype, noise)
 
-        Parameters
-        ----------
-        source : array
-        arranged : Layout
-        plane : tuple of int
-            As `Layout.planes` gives it.
-        noise : Noise, optional
-            Of its channel, where it is known already.
-        whole : bool
-            Find means also where a run would not need them, for a piece of a plane.
-        """
-        if noise is None and self.looks(np.dtype(source.dtype)):
-            noise = self.measure(source, arranged, arranged.channel(plane))
-        windows = self.patches(arranged, whole=whole)
-        colours = arranged.channels - arranged.alpha
-        blocks = [_read(source, arranged, plane, window)[..., :colours] for window in windows]
-        return self.context_of(np.dtype(source.dtype), noise, blocks, windows)
+    def context_of(self, dtype: np.dtype[Any], noise: Noise | None) -> Context:
+        """The same from the noise that was measured, where `looks` asks for it."""
+        scale = find_range(self.range, dtype, noise or Noise())
+        return Context(scale, noise if self.limit is not None else None)
 
     def scale(self, source: Any, arranged: Layout, plane: tuple[int, ...]) -> Range:
         """What the network sees as 0 and 1 in a plane, also where it changes nothing."""
@@ -514,48 +491,6 @@ class Restorer:
         """Whether the noise of an array is to be measured, or its values looked at."""
         return not self.idle and (self.limit is not None or needs_values(self.range, dtype))
 
-    def patches(self, arranged: Layout, *, whole: bool = False) -> list[tuple[slice, slice]]:
-        """Windows of a plane that its means are taken over; none where it is one tile, unless asked for."""
-        if self.pooling != "plane" or self.idle or (not whole and self._is_one(arranged)):
-            return []
-        height, width = arranged.size
-        if height * width <= (_WHOLE * self.stride) ** 2:
-            return [(slice(0, height), slice(0, width))]
-        side, step = _PATCH * self.stride, self._multiple
-        count = int(np.clip(height * width // (10 * side**2), *_PATCHES))
-        rows = int(np.clip(round((count * height / width) ** 0.5), 1, count))
-        tops, lefts = (
-            np.linspace(0, max(0, n - side), k).astype(int) // step * step
-            for n, k in ((height, rows), (width, count // rows))
-        )
-        return [
-            (slice(int(y), min(int(y) + side, height)), slice(int(x), min(int(x) + side, width)))
-            for y in tops
-            for x in lefts
-        ]
-
-    def context_of(
-        self,
-        dtype: np.dtype[Any],
-        noise: Noise | None,
-        blocks: Sequence[NDArray[Any]],
-        windows: Sequence[tuple[slice, slice]],
-    ) -> Context:
-        """The same from what was read: the noise, and the patches (H, W, C) and where they lie."""
-        scale = find_range(self.range, dtype, noise or Noise())
-        context = Context(scale, noise if self.limit is not None else None)
-        if not blocks:
-            return context
-        found: list[list[list[Tensor]]] = []  # of every patch, turn and pool
-        for block, window in zip(blocks, windows, strict=True):
-            x = self._input([self._prepare(block, context)[0]])
-            found.append(self._record(x, [(window[0].start, window[1].start)]))
-        means = [
-            [torch.stack(pool).mean(0).numpy() for pool in zip(*turn, strict=True)]
-            for turn in zip(*found, strict=True)
-        ]
-        return context._replace(means=means)
-
     def solve(
         self,
         blocks: Sequence[NDArray[Any]],
@@ -575,7 +510,7 @@ class Restorer:
         origins = [(tile.source[0].start, tile.source[1].start) for tile in tiles]
         # The network adds its answer to its input. Only the answer goes through 32 bits: what it leaves
         # alone keeps every digit.
-        answer = self._answer(x, origins, [context.means for context in contexts])
+        answer = self._answer(x, origins)
         delta = answer - x[:, : answer.shape[1]]
         deltas = self._weighed(delta).permute(0, 2, 3, 1).cpu().numpy()
         results = []
@@ -642,56 +577,17 @@ class Restorer:
         bright = (delta * delta.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
         return self.strength * bright + self.chroma * (delta - bright)
 
-    def _answer(
-        self,
-        x: Tensor,
-        origins: Sequence[tuple[int, int]],
-        means: Sequence[list[list[NDArray[np.float32]]] | None],
-    ) -> Tensor:
+    def _answer(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
         """What the network makes of pictures (B, C, H, W) that lie at `origins` in their planes."""
         takes, gives = self.channels
         count, (height, width) = x.shape[1], x.shape[2:]
         alone = count > takes
         y = self._covered(x, origins)
         y = y.flatten(0, 1)[:, None] if alone else y.expand(-1, takes, -1, -1) if count < takes else y
-        y = self._ensemble(self._split(y), self._means(means, len(x)))
-        y = self._joined(y, height, width)
+        y = self._joined(self._ensemble(self._split(y)), height, width)
         if alone:
             y = y.view(len(x), count * gives, height, width)
         return y.mean(1, keepdim=True) if count < takes else y
-
-    def _record(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
-        """The network's means over a picture (1, C, H, W): of every turn and pool (G, C)."""
-        takes = self.channels[0]
-        y = self._covered(x, origins)
-        alone = list(y.transpose(0, 1)[:, None]) if y.shape[1] > takes else [y.expand(-1, takes, -1, -1)]
-        groups = []
-        for part in alone:
-            turns = []
-            for turned in self._turned(self._split(part)):
-                record: list[list[Tensor]] = []
-                with recorded_means(record):
-                    self._fit(turned, None)
-                turns.append([torch.cat(pool).mean((0, 2, 3)).cpu() for pool in record])
-            groups.append(turns)
-        return [[torch.stack(pool) for pool in zip(*turn, strict=True)] for turn in zip(*groups, strict=True)]
-
-    def _means(
-        self, means: Sequence[list[list[NDArray[np.float32]]] | None], count: int
-    ) -> list[list[Tensor]] | None:
-        """Of every turn and pool a tensor (B, C, 1, 1) for a batch of tiles."""
-        known = [m for m in means if m is not None]
-        if len(known) < count or not known[0]:
-            return None
-        return [
-            [
-                torch.from_numpy(np.concatenate(pool))
-                .repeat_interleave(self.stride**2, 0)[..., None, None]
-                .to(self.device)
-                for pool in zip(*turn, strict=True)
-            ]
-            for turn in zip(*known, strict=True)
-        ]
 
     def _covered(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
         """Pictures with white noise added, which depends on nothing but the place in the plane."""
@@ -740,13 +636,7 @@ class Restorer:
         output = Layout(
             arranged.axes, tuple(int(n) for n in target.shape), arranged.together, alpha=arranged.alpha
         )
-        looks = self.looks(np.dtype(source.dtype))
-        noise = lru_cache(maxsize=None)(lambda channel: self.measure(source, arranged, channel))
-        contexts = lru_cache(maxsize=4)(
-            lambda plane: self.context(
-                source, arranged, plane, noise(arranged.channel(plane)) if looks else None
-            )
-        )
+        contexts = lru_cache(maxsize=None)(lambda channel: self.context(source, arranged, channel))
         done = 0
         waiting: deque[tuple[int, _Step, Future[list[NDArray[Any]]]]] = deque()
 
@@ -773,7 +663,7 @@ class Restorer:
                     yield done, total
                     continue
                 blocks = [_read(source, arranged, plane, place.source) for plane, place in step]
-                known = [contexts(plane) for plane, _ in step]
+                known = [contexts(arranged.channel(plane)) for plane, _ in step]
                 places = [place for _, place in step]
                 waiting.append((number, step, submit(blocks, known, places, arranged.alpha)))
                 if len(waiting) > ahead:
@@ -846,11 +736,6 @@ class Restorer:
     def _tiles(self, arranged: Layout, tile: int) -> list[Tile]:
         return plan(arranged.size, tile, self.halo, self._multiple)
 
-    def _is_one(self, arranged: Layout) -> bool:
-        """Whether planes are single tiles, whose means the network itself takes."""
-        height, width = arranged.size
-        return height * width <= (_WHOLE * self.stride) ** 2 and len(self.tiles(arranged)) == 1
-
     @property
     def _multiple(self) -> int:
         return self.network.size_multiple * self.stride
@@ -874,40 +759,33 @@ class Restorer:
 
     def _seconds_per_pixel(self, side: int = 128) -> float:
         x = torch.zeros(1, self.channels[0], side, side, device=self.device)
-        self._ensemble(x[..., :32, :32], None)  # kernels are chosen and compiled in a first call
+        self._ensemble(x[..., :32, :32])  # kernels are chosen and compiled in a first call
         began = time.perf_counter()
-        self._ensemble(x, None).cpu()
+        self._ensemble(x).cpu()
         return (time.perf_counter() - began) / side**2
 
-    def _turned(self, x: Tensor) -> Iterator[Tensor]:
-        """The pictures as they are, or all their turns and flips."""
-        for turn in range(4 if self.self_ensemble else 1):
-            for flip in (False, True) if self.self_ensemble else (False,):
-                turned = torch.rot90(x, turn, (2, 3))
-                yield turned.flip(3) if flip else turned
-
-    def _ensemble(self, x: Tensor, means: Sequence[Sequence[Tensor]] | None) -> Tensor:
+    def _ensemble(self, x: Tensor) -> Tensor:
         if not self.self_ensemble:
-            return self._fit(x, means[0] if means else None)
+            return self._fit(x)
         total = torch.zeros(())
-        for number, turned in enumerate(self._turned(x)):
-            y = self._fit(turned, means[number] if means else None)
-            total = total.to(y) + torch.rot90(y.flip(3) if number % 2 else y, -(number // 2), (2, 3))
+        for turn in range(4):
+            for flip in (False, True):
+                turned = torch.rot90(x, turn, (2, 3))
+                y = self._fit(turned.flip(3) if flip else turned)
+                total = total.to(y) + torch.rot90(y.flip(3) if flip else y, -turn, (2, 3))
         return total / 8
 
-    def _fit(self, x: Tensor, means: Sequence[Tensor] | None) -> Tensor:
+    def _fit(self, x: Tensor) -> Tensor:
         """Run the network, in smaller pieces where memory does not suffice."""
-        side = max(x.shape[2:])
+        side, halo = max(x.shape[2:]), self.halo // self.stride
         if len(x) <= self._most and side <= self._largest:
             try:
-                with given_means(means):
-                    return self._run(x)
+                return self._run(x)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            halo = self.halo // self.stride
             if len(x) > 1:
                 self._most = len(x) // 2
             elif side // 2 < 2 * halo + self.network.size_multiple:
@@ -917,15 +795,11 @@ class Restorer:
             else:
                 self._largest = side // 2
         if len(x) > self._most:
-            parts = zip(*(m.split(self._most) for m in means), strict=True) if means else None
-            return torch.cat(
-                [self._fit(part, next(parts) if parts else None) for part in x.split(self._most)]
-            )
+            return torch.cat([self._fit(part) for part in x.split(self._most)])
         height, width = x.shape[2:]
         out = torch.empty((len(x), self.channels[1], height, width), device=x.device)
-        halo = self.halo // self.stride
         for part in plan((height, width), self._largest, halo, self.network.size_multiple):
-            out[(..., *part.target)] = self._fit(x[(..., *part.source)], means)[(..., *part.crop)]
+            out[(..., *part.target)] = self._fit(x[(..., *part.source)])[(..., *part.crop)]
         return out
 
     def _run(self, x: Tensor) -> Tensor:

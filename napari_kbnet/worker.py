@@ -196,7 +196,7 @@ def preview(
         restorer = chosen.restorer
         arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
         at = _index(arranged, plane)
-        context = restorer.context(array, arranged, at, whole=True)
+        context = restorer.context(array, arranged, arranged.channel(at))
         tile = restorer.piece(arranged, window)
         crop = tile.crop
         block = arranged.to_picture(np.asarray(array[arranged.key(at, tile.source)]))

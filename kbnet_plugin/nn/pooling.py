@@ -1,11 +1,8 @@
-"""Means over a window, or over a whole plane, in place of means over whatever a network is given."""
+"""Local means in place of global ones, for pictures larger than the training patches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import chain
 from typing import TypeVar
 
@@ -53,95 +50,15 @@ def with_local_pooling(network: Network, window: int) -> Network:
     multiple = network.size_multiple
     if window < multiple:
         raise ValueError(f"window must be at least {multiple} pixels for this network, not {window}")
-    local = _copy(network)
-    for block, pool, level in _pooling_blocks(local):
-        block.sca = _LocalScale(pool, window // multiple, multiple >> level)
-    return local
-
-
-def with_plane_pooling(network: Network) -> Network:
-    """Copy a network so that its global means can be given from outside, and looked at.
-
-    Parameters
-    ----------
-    network : KBNet_s or KBNet_l
-        Left as it is; the copy shares its parameters and its state dict's names.
-
-    Returns
-    -------
-    KBNet_s or KBNet_l
-        In evaluation mode. By itself it computes what `network` does. Within `given_means` it takes those;
-        within `recorded_means` those that it meets are noted. Both hold for the calling thread alone.
-
-    Notes
-    -----
-    What tiles compute with the means of their whole plane does not depend on the tiles, but for the reach of
-    the convolutions.
-    """
-    plane = _copy(network)
-    for number, (_, pool, _) in enumerate(_pooling_blocks(plane)):
-        pool[0] = _PlaneMean(number)
-    return plane
-
-
-@contextmanager
-def given_means(means: Sequence[Tensor] | None) -> Iterator[None]:
-    """Let networks of `with_plane_pooling` use these means: for every pool (B, C, 1, 1) or (1, C, 1, 1)."""
-    token = _GIVEN.set(means)
-    try:
-        yield
-    finally:
-        _GIVEN.reset(token)
-
-
-@contextmanager
-def recorded_means(into: list[list[Tensor]]) -> Iterator[None]:
-    """Note in a list, for every pool, the means (B, C, 1, 1) of each call of such a network."""
-    token = _RECORD.set(into)
-    try:
-        yield
-    finally:
-        _RECORD.reset(token)
-
-
-_GIVEN: ContextVar[Sequence[Tensor] | None] = ContextVar("given", default=None)
-_RECORD: ContextVar[list[list[Tensor]] | None] = ContextVar("record", default=None)
-
-
-def _copy(network: Network) -> Network:
-    """A copy that shares parameters and buffers, in evaluation mode."""
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    copied: Network = copy.deepcopy(network, shared)
-    copied.eval()
-    return copied
-
-
-def _pooling_blocks(network: KBNet_s | KBNet_l) -> Iterator[tuple[nn.Module, nn.Sequential, int]]:
-    """Blocks that pool over all their pixels, how they do it, and how often these were halved."""
-    for level, stage in network.stages():
+    local: Network = copy.deepcopy(network, shared)
+    for level, stage in local.stages():
         for block in stage.modules():
             pool = getattr(block, "sca", None)
             if isinstance(pool, nn.Sequential) and isinstance(pool[0], GlobalMean):
-                yield block, pool, level
-
-
-class _PlaneMean(GlobalMean):
-    """A mean that may come from outside."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-    def forward(self, x: Tensor) -> Tensor:
-        given = _GIVEN.get()
-        if given is not None:
-            return given[self.number].to(x)
-        mean: Tensor = super().forward(x)
-        record = _RECORD.get()
-        if record is not None:
-            record.extend([] for _ in range(self.number + 1 - len(record)))
-            record[self.number].append(mean.float())
-        return mean
+                block.sca = _LocalScale(pool, window // multiple, multiple >> level)
+    local.eval()
+    return local
 
 
 class _LocalScale(nn.Sequential):

@@ -54,7 +54,7 @@ class Model:
     variant : str
         ``"KBNet_s"`` or ``"KBNet_l"``; empty of a broken file.
     window : int or None
-        For local pooling: 1.5 x the patches that it was trained on, in pixels.
+        Side of the window of local pooling, in pixels.
     range : RangeRule or None
         What it wants to see as 0 and 1, where that is not the default.
     version, licence : str

@@ -15,6 +15,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer, restore
+from kbnet_plugin.axes import layout
 from kbnet_plugin.stores import open_stack
 from napari_kbnet import restore_widget, worker
 from napari_kbnet.layers import full_resolution
@@ -164,7 +165,7 @@ def test_a_preview_shows_what_a_run_gives(qtbot, viewer, widget, gray, noise):
 
 def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
     plane = noise(2000, 3000)
-    source = viewer.add_image([plane, plane[::4, ::4]], multiscale=True, name="wide")
+    viewer.add_image([plane, plane[::4, ::4]], multiscale=True, name="wide")
     widget.form.model.set_value(gray)
     widget.preview.split.setValue(0)
     viewer.scene.camera.center, viewer.scene.camera.zoom = (0, 1500, 400), 8
@@ -177,9 +178,11 @@ def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
     middle = np.add(preview.translate, (height / 2, width / 2))
     np.testing.assert_allclose(middle, (1500, 400), atol=16)
     top, left = (int(n) for n in preview.translate)
-    seen = source.data[0][top - 32 : top + height + 32, left - 32 : left + width + 32]
-    expected = Restorer.from_pretrained(gray)(np.ascontiguousarray(seen))[32:-32, 32:-32]
-    np.testing.assert_array_equal(preview.data, expected)
+    restorer = Restorer.from_pretrained(gray, tile=2048)
+    arranged = layout(plane.shape, "YX", 1)
+    tile = restorer.piece(arranged, (slice(top, top + height), slice(left, left + width)))
+    assert all(s.stop - s.start >= n + 160 for s, n in zip(tile.source, (height, width), strict=True))
+    np.testing.assert_array_equal(preview.data, restorer(plane[tile.source])[tile.crop])
 
 
 def test_a_live_preview_follows_the_plane_and_the_options(qtbot, viewer, widget, gray, noise):
