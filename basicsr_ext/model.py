@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
-from kbnet_plugin.restore import HALO
 from kbnet_plugin.tiling import plan
 
 from . import dist
@@ -45,6 +44,8 @@ MANY_SKIPPED = 20
 
 GRAD_CLIP = 0.01
 """Norm that ``use_grad_clip: true`` clips to, unless ``grad_clip`` says otherwise."""
+
+_OVERLAP = 32  # pixels of neighbouring tiles in validation
 
 
 class ImageCleanModel(Mended, BaseModel):
@@ -224,7 +225,7 @@ class ImageCleanModel(Mended, BaseModel):
         if not val.get("tile") or max(size) <= val["tile"]:
             return run(image)
         result = None
-        for tile in plan(size, tile=val["tile"], halo=val.get("tile_overlap", HALO)):
+        for tile in plan(size, tile=val["tile"], halo=val.get("tile_overlap", _OVERLAP)):
             output = run(image[(..., *tile.source)])
             if result is None:
                 result = output.new_zeros(*output.shape[:-2], size[0] * scale, size[1] * scale)

@@ -34,6 +34,7 @@ _FLAT = 0.2  # of the blocks of one brightness, those with the least structure
 _FLATTEST = 0.1  # of all blocks; what correlated noise is measured in
 _BINS = 8  # of brightness
 _FEWEST = 16  # blocks of a bin
+_DRAWN = 0.7  # of the blocks of one value each: from here on a picture was drawn
 _FEWEST_LEVELS = 3  # that a line is fitted to
 _DISTANCES = 1, 2, 4  # pixels
 _FAR = 8  # pixels; noise no longer shares anything at this distance
@@ -160,6 +161,10 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
         return Noise()
     facts = _values(pictures, np.asarray(windows[0]).dtype)
     blocks = np.concatenate([_blocks(p) for p in pictures])
+    # What was drawn or cut off, of one value, says nothing of the noise beside it; unless it is nearly all.
+    constant = (blocks == blocks[:, :1, :1]).all(axis=(1, 2, 3))
+    if constant.sum() < _DRAWN * len(blocks):
+        blocks = blocks[~constant]
     if len(blocks) < _FEWEST:
         return Noise(**facts, blocks=len(blocks))
     facts |= _power(blocks, facts["least"], facts["largest"])

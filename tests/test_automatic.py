@@ -1,0 +1,205 @@
+"""With nothing named, a picture gets what it needs, and levels are kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from kbnet_plugin import Restorer, cli
+from kbnet_plugin.images import write_image
+from kbnet_plugin.restore import HALO, check_decorrelate
+
+SIDE = 160
+
+
+def rng():
+    return np.random.default_rng(2)
+
+
+def cells(top=3500.0):
+    """A field of soft blobs, as of fluorescence."""
+    field = ndimage.gaussian_filter((rng().random((SIDE, SIDE)) > 0.995) * 1.0, 5, mode="wrap")
+    return 50 + top * field / field.max()
+
+
+def frame(offset=0.0):
+    clean = cells()
+    noise = np.random.default_rng(3)
+    return clean, noise.poisson(clean / 30) * 30.0 + noise.normal(0, 40, clean.shape) + offset
+
+
+def psnr(a, b):
+    return 10 * np.log10(4095**2 / np.square(a - b).mean())
+
+
+def test_a_microscopes_frame_comes_out_as_with_the_right_settings_named_however_it_is_stored():
+    clean, noisy = frame()
+    counts = np.rint(noisy).clip(0, 65535).astype(np.uint16)
+    named = Restorer.from_pretrained("denoise-micro", device="cpu", range="percentile")
+    best = psnr(named(counts), clean)
+    assert best > psnr(counts, clean) + 8
+    hot = counts.copy()
+    hot[80, 90] = 65535
+    ways = {
+        "uint16": (counts, 1, 0),
+        "big-endian": (counts.astype(">u2"), 1, 0),
+        "int32": (counts.astype(np.int32), 1, 0),
+        "int64": (counts.astype(np.int64), 1, 0),
+        "one hot pixel": (hot, 1, 0),
+        "float with a hot pixel": (hot.astype(np.float32), 1, 0),
+        "of 0..1": ((counts / 65535).astype(np.float32), 65535, 0),
+        "tiny floats": (counts.astype(np.float64) * 1e-9, 1e9, 0),
+        "offset": (np.rint(frame(500)[1]).astype(np.uint16), 1, 500),
+        "negative": ((noisy - 2000).astype(np.float32), 1, -2000),
+    }
+    for name, (given, scale, offset) in ways.items():
+        restorer = Restorer.for_image(given, device="cpu")
+        assert restorer.reason.startswith("denoise-micro"), name
+        assert psnr(restorer(given) * float(scale) - offset, clean) > best - 0.3, name
+
+
+def test_dim_counts_do_not_get_worse():
+    clean = 100 + 50 * (cells() - 50) / 3500
+    noisy = np.rint(rng().normal(clean, 5.5)).astype(np.uint16)
+    out = Restorer.for_image(noisy, device="cpu")(noisy)
+    before, after = (np.square(x - clean).mean() ** 0.5 for x in (noisy.astype(float), out))
+    assert after < before / 2
+    assert out.mean() == pytest.approx(noisy.mean(), rel=2e-3)
+
+
+def test_a_range_is_the_same_for_all_planes_of_a_channel_and_one_for_each(lively):
+    planes = np.stack([frame()[1] * f for f in (1, 0.5, 0.25)]).astype(np.float32)
+    stack = np.stack([planes, planes * 100 + 7])
+    restorer = Restorer(lively(img_channel=1), device="cpu", range="percentile")
+    out = restorer(stack, "CTYX")
+    np.testing.assert_allclose(out[1], out[0] * 100 + 7, rtol=1e-3, atol=1)
+    from kbnet_plugin.axes import layout
+
+    arranged = layout(stack.shape, "CTYX", 1)
+    low, span = restorer.scale(stack, arranged, (0, 2))
+    assert (low, span) == restorer.scale(stack, arranged, (0, 0))
+    assert low + span > 2000  # though the last plane ends far below
+    assert restorer.scale(stack, arranged, (1, 0)).span == pytest.approx(100 * span, rel=1e-4)
+
+
+def test_a_hot_pixel_neither_steals_the_range_nor_spreads():
+    _, noisy = frame()
+    counts = np.rint(noisy).clip(0, 65535).astype(np.uint16)
+    hot = counts.copy()
+    hot[80, 90] = 65535
+    restorer = Restorer.for_image(counts, device="cpu")
+    change = np.abs(restorer(hot).astype(int) - restorer(counts).astype(int))
+    assert change.max() < 300  # of 3500; the hot pixel itself is replaced
+
+
+def test_flat_saturated_and_black_areas_stay_as_they_are():
+    image = np.full((SIDE, SIDE, 3), (255, 0, 128), np.float64)
+    image[60:, :] = 90
+    noisy = np.rint(image + (np.arange(SIDE) >= 60)[:, None, None] * rng().normal(0, 20, image.shape))
+    noisy = noisy.clip(0, 255).astype(np.uint8)
+    restorer = Restorer.for_image(noisy, device="cpu")
+    assert "white noise" in restorer.reason
+    out = restorer(noisy)
+    assert np.array_equal(out[:50], noisy[:50])
+    assert out[70:].astype(float).std() < 6
+
+
+def test_the_correction_is_nowhere_stronger_than_the_noise(lively):
+    image = (128 + rng().normal(0, 4, (SIDE, SIDE))).astype(np.float32)
+    wild = Restorer(lively(img_channel=1), device="cpu", range=(0, 255))
+    limited = wild.adapted(limit=1.5)
+    before, after = ((restorer(image) - image) for restorer in (wild, limited))
+    assert before.std() > 12
+    local = np.sqrt(ndimage.uniform_filter(np.square(after), 17))
+    assert 3 < local.mean() < 1.1 * 1.5 * 4
+
+
+def test_values_far_outside_the_range_are_clipped_for_the_network_alone(lively):
+    restorer = Restorer(lively(img_channel=1), device="cpu", range=(0, 1))
+    image = rng().random((40, 40)).astype(np.float32)
+    image[5, 5] = 50
+    near = image.copy()
+    near[5, 5] = 2
+    np.testing.assert_allclose(restorer(image) - image, restorer(near) - near, atol=1e-5)
+
+
+def test_brightness_and_colours_have_a_strength_each(lively):
+    image = rng().random((40, 40, 3)).astype(np.float32)
+    change = [
+        Restorer(lively(), device="cpu", range=(0, 1), strength=s, chroma=c)(image) - image
+        for s, c in ((1, None), (1, 0), (0, 1), (0.5, 0.5))
+    ]
+    luma = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(change[1] + change[2], change[0], atol=1e-5)
+    np.testing.assert_allclose(change[1], (change[0] @ luma)[..., None] * np.ones(3), atol=1e-5)
+    np.testing.assert_allclose(change[2] @ luma, 0, atol=1e-5)
+    np.testing.assert_allclose(change[3], change[0] / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", [(2, 8), (3, 0), (1, 5)])
+def test_tiles_agree_where_pixels_are_decorrelated(lively, setting):
+    image = (rng().random((301, 263, 3)) * 255).astype(np.uint8)
+    settings = {"device": "cpu", "window": 16, "decorrelate": setting}
+    whole = Restorer(lively(), tile=1024, **settings)(image)
+    tiled = Restorer(lively(), tile=144, halo=48, **settings)(image)
+    assert not np.array_equal(whole, image)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_decorrelated_pixels_are_each_restored_once_in_their_place(tiny_s):
+    class Shift(type(tiny_s())):
+        def forward(self, x):
+            return x + 0.1
+
+    network = tiny_s()
+    network.__class__ = Shift
+    image = rng().random((33, 47, 3)).astype(np.float32)
+    out = Restorer(network, device="cpu", pooling="global", decorrelate=(3, 0), range=(0, 1))(image)
+    np.testing.assert_allclose(out, image + 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["2", 3, (0, 1), (1.5, 2), (2, -1), (2, 3, 4)])
+def test_what_is_no_decorrelation_is_named(setting):
+    with pytest.raises(ValueError, match="decorrelate must be a stride of 1 to 4 and a standard deviation"):
+        check_decorrelate(setting)
+
+
+def test_by_default_tiles_of_a_shipped_model_agree():
+    image = ndimage.zoom(cells(200.0), 4, order=1)[:600, :520]
+    noisy = image + rng().normal(0, 25, image.shape)
+    restorer = Restorer.from_pretrained("denoise-gray", device="cpu", range=(0, 255))
+    whole, tiled = (restorer.adapted(tile=tile)(noisy) for tile in (1024, 256))
+    assert restorer.adapted(tile=256).halo == restorer.halo == HALO
+    assert np.abs(whole - tiled).max() < 1
+    assert np.square(whole - tiled).mean() ** 0.5 < 0.1
+
+
+def test_the_command_says_what_it_chose_and_leaves_clean_pictures_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clean = np.linspace(20, 230, SIDE)[None, :, None] * np.ones((SIDE, 1, 3))
+    write_image("clean.png", clean.astype(np.uint8))
+    write_image("noisy.png", (clean + rng().normal(0, 20, clean.shape)).clip(0, 255).astype(np.uint8))
+    for name in ("clean", "noisy"):
+        assert cli.main(["restore", f"{name}.png", "-o", f"{name}-out.png", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "\n  left alone: already clean" in out
+    assert "\n  denoise-color: white noise of about" in out
+    assert (tmp_path / "clean-out.png").read_bytes() == (tmp_path / "clean.png").read_bytes()
+
+    assert cli.main(["inspect", "noisy.png"]) == 0
+    said = capsys.readouterr().out
+    assert "needs     denoise-color: white noise of about" in said
+    assert cli.main(["inspect", "noisy.png", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["treatment"]["model"] == "denoise-color"
+    assert facts["channels"][0]["whiteness"] == pytest.approx(1, abs=0.2)
+    assert cli.main(["inspect", "nothing.png"]) == 2
+    assert "nothing.png: no such" in capsys.readouterr().err
+    arguments = ["restore", "clean.png", "-o", "again.png", "--strength", "1", "--decorrelate", "2,8"]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0  # whoever asks for it gets it
+    assert (tmp_path / "again.png").read_bytes() != (tmp_path / "clean.png").read_bytes()
+    assert cli.main(["restore", "a.png", "-o", "b.png", "--decorrelate", "x"]) == 2
+    assert "--decorrelate: 'x' is not N,SIGMA or no" in capsys.readouterr().err
