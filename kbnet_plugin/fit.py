@@ -209,7 +209,7 @@ class Fit:
             self.recipe.name,
             title=f"learned from {self.label} without truth ({self.recipe.method}, {iteration:,} its)",
             task="denoise",
-            window=self.patch * 3 // 4,
+            window=self.patch * 3 // 2,
             range=self.range,
             card=self._card(iteration, share),
             overwrite=True,

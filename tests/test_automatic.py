@@ -167,10 +167,11 @@ def test_what_is_no_decorrelation_is_named(setting):
         check_decorrelate(setting)
 
 
-def test_by_default_tiles_of_a_shipped_model_agree():
+@pytest.mark.parametrize("model", ["denoise-color", "denoise-micro"])
+def test_tiles_of_these_shipped_models_agree(model):
     image = ndimage.zoom(cells(200.0), 4, order=1)[:600, :520]
     noisy = image + rng().normal(0, 25, image.shape)
-    restorer = Restorer.from_pretrained("denoise-gray", device="cpu", range=(0, 255))
+    restorer = Restorer.from_pretrained(model, device="cpu", range=(0, 255))
     whole, tiled = (restorer.adapted(tile=tile)(noisy) for tile in (1024, 256))
     assert restorer.adapted(tile=256).halo == restorer.halo == HALO
     assert np.abs(whole - tiled).max() < 1
