@@ -211,7 +211,7 @@ class Restorer:
         self.tile, self.batch = tile, batch
         self.halo = HALO * self.stride if halo is None else halo
         if halo is None and tile is not None:
-            self.halo = min(self.halo, 5 * tile // 16 // 8 * 8)
+            self.halo = min(self.halo, max(16, 5 * tile // 16 // 8 * 8))
         self.range = check_rule(range)
         self.strength, self.chroma, self.limit = strength, chroma, limit
         self.self_ensemble = self_ensemble
