@@ -10,7 +10,6 @@ import torch
 
 from kbnet_plugin import Restorer, restore
 from kbnet_plugin.journal import Journal
-from kbnet_plugin.restore import HALO
 from kbnet_plugin.tiling import plan
 
 
