@@ -115,7 +115,7 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
         colours = arranged.channels - arranged.alpha
         found = treatment(look(array, arranged.axes), np.dtype(array.dtype), colours)
         own = {name: value for name, value in found.settings.items() if name not in settings}
-        # Whoever names a strength wants something done; "no" is how a treatment is declined.
+        # Whoever names a strength wants something done, also to a picture that is clean.
         adapted = build(found.model).adapted(**own) if own else build(found.model)
         return Chosen(adapted, found.model, settings | own, str(found))
 

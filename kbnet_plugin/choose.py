@@ -132,7 +132,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         settings: dict[str, Any] = {"limit": _WHITE_LIMIT}
         if dependent or counts:
             grows = "grows with the brightness" if dependent else "is white"
-            said = f"{_range_of(noise)}its noise {grows}{_level(noise, unit)}"
+            said = f"{_range_of(noise)}its noise {grows}{_level(noise)}"
             return strong, Treatment(DEFAULT_MICRO, settings, said, "dependent")
         return level, Treatment(usual, settings, f"white noise of about {level:.1f} of 255", "white")
     if halved:
@@ -156,7 +156,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     return 0.0, Treatment(usual, {"strength": 0.0}, f"already clean ({said})", "clean")
 
 
-def _level(noise: Noise, unit: float) -> str:
+def _level(noise: Noise) -> str:
     if noise.gain > 0:
         return f" (gain {noise.gain:.3g}, {noise.read:.3g} at black)"
     return f" of about {noise.deviation:.3g}"

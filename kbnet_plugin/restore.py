@@ -46,7 +46,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Context(NamedTuple):
-    """What a tile needs to know of its plane.
+    """What a tile needs to know of its channel.
 
     Attributes
     ----------
@@ -458,12 +458,10 @@ class Restorer:
             ]
         )
 
-    def context(self, source: Any, arranged: Layout, channel: int = 0, noise: Noise | None = None) -> Context:
-        """Find what the tiles of a channel need to know of it; `noise` where that is known already."""
+    def context(self, source: Any, arranged: Layout, channel: int = 0) -> Context:
+        """Find what the tiles of a channel need to know of it."""
         dtype = np.dtype(source.dtype)
-        if noise is None and self.looks(dtype):
-            noise = self.measure(source, arranged, channel)
-        return self.context_of(dtype, noise)
+        return self.context_of(dtype, self.measure(source, arranged, channel) if self.looks(dtype) else None)
 
     def context_of(self, dtype: np.dtype[Any], noise: Noise | None) -> Context:
         """The same from the noise that was measured, where `looks` asks for it."""
@@ -501,9 +499,8 @@ class Restorer:
         """Restore tiles (H, W, C) of one shape, and crop the results; what a worker does."""
         takes, gives = self.channels
         count = blocks[0].shape[2] - alpha
-        crops = [tile.crop for tile in tiles]
         if self.idle and takes == gives:
-            return [block[crop].copy() for block, crop in zip(blocks, crops, strict=True)]
+            return [block[tile.crop].copy() for block, tile in zip(blocks, tiles, strict=True)]
         colours = [block[..., :count] for block in blocks]
         inputs = [self._prepare(colour, context) for colour, context in zip(colours, contexts, strict=True)]
         x = self._input([values for values, _ in inputs])
