@@ -24,12 +24,8 @@ from kbnet_plugin._files import one_line
 from kbnet_plugin.cost import count
 from kbnet_plugin.weights import identify
 
-WINDOW = 1.5
-"""Of local pooling, in training patches, where a card names no window yet.
-
-With half of that the shipped colour model loses 0.02 dB and the microscopes' one wins 0.1 dB, and their
-tiles agree with half the halo; the gray one would lose 0.5 dB at sigma 50.
-"""
+WINDOW = 0.5
+"""Of local pooling, in training patches, where a card names no window yet."""
 
 OPTIONAL = ("range", "starts_from")
 """Keys of a head that a newer checkpoint may lack."""

@@ -23,10 +23,12 @@ _GRAY_WHITE = (
 _HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
 _SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
 _WEAK = 5.0
-_DEPENDENT = 1.2  # of `Noise.dependence`; equally strong noise stays below 1, photons alone give 2
+# Of `Noise.dependence`, of which photons alone give 2: equally strong noise stays below the first, and where it
+# is not weak, so that structure is nothing beside it, below the second.
+_DEPENDENT, _STRONG = (1.2, 0.95), 10.0
 _STRIDE = 2
 _COVER = 8.0, 16.0  # the white noise that is added: twice the noise within these
-_WHITE_LIMIT, _SHARED_LIMIT = 1.2, 1.5
+_LIMIT, _WHITE_LIMIT = 1.5, 1.2  # of noise that is equally strong more is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         return 0.0, Treatment(usual, {}, "too small for its noise to be measured", "unknown")
     level, neighbours = noise.deviation / unit, noise.correlation
     strong = max(noise.deviations) / unit
-    dependent = colours == 1 and noise.dependence > _DEPENDENT
+    dependent = colours == 1 and _depends(noise, level)
     white, halved, chroma = noise.whiteness >= _GRAY_WHITE, False, noise.chroma / unit
     if colours == 3:
         white = (noise.chroma_whiteness or 0) >= _WHITE and chroma >= _CLEAN
@@ -133,16 +135,17 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         if dependent or counts:
             grows = "grows with the brightness" if dependent else "is white"
             said = f"{_range_of(noise)}its noise {grows}{_level(noise)}"
+            settings = {"limit": _LIMIT, "keep_mean": True}  # those who count photons measure intensities
             return strong, Treatment(DEFAULT_MICRO, settings, said, "dependent")
         return level, Treatment(usual, settings, f"white noise of about {level:.1f} of 255", "white")
     if halved:
         said = (
             f"white noise of about {level:.1f} of 255 in the brightness alone, as in JPEGs of halved colour"
         )
-        return level, Treatment(DEFAULT_GRAY, {"limit": _SHARED_LIMIT}, said, "halved")
+        return level, Treatment(DEFAULT_GRAY, {"limit": _LIMIT}, said, "halved")
     if shared and level >= _CORRELATED_CLEAN:
         cover = float(round(np.clip(2 * level, *_COVER)))
-        settings = {"decorrelate": (_STRIDE, cover), "limit": _SHARED_LIMIT}
+        settings = {"decorrelate": (_STRIDE, cover), "limit": _LIMIT}
         percent = round(50 * (neighbours[0][0] + neighbours[1][0]))
         said = (
             f"noise of about {level:.1f} of 255 that neighbouring pixels share ({percent} %), as cameras "
@@ -154,6 +157,11 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     else:
         said = "what varies in it looks like structure, not like noise"
     return 0.0, Treatment(usual, {"strength": 0.0}, f"already clean ({said})", "clean")
+
+
+def _depends(noise: Noise, level: float) -> bool:
+    """Whether noise grows with the brightness; its level is of 255."""
+    return noise.dependence > _DEPENDENT[level >= _STRONG]
 
 
 def _level(noise: Noise) -> str:
@@ -181,7 +189,7 @@ def describe(noise: Noise) -> list[str]:
         for end in sorted({0, len(noise.levels) - 1})
     )
     lines.append(f"noise     standard deviation {noise.deviation:.3g} ({ends})")
-    if noise.gain > 0 and noise.dependence > _DEPENDENT:
+    if noise.gain > 0 and noise.dependence > _DEPENDENT[0]:
         lines.append(
             f"          variance = {noise.gain:.4g} x (value - {noise.black:.4g}) + {noise.read:.4g}^2: "
             "it grows with the brightness"

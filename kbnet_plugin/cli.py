@@ -199,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
         "neighbouring pixels share; by default where it is measured, 'no' never",
     )
     restore.add_argument(
+        "--keep-mean",
+        action=argparse.BooleanOptionalAction,
+        help="keep the mean of every neighbourhood, for measurements of intensity; by default where noise "
+        "grows with the brightness and where 16 bits or more are gray",
+    )
+    restore.add_argument(
         "--self-ensemble", action="store_true", help="mean of eight turns, eight times the time"
     )
     restore.add_argument(
@@ -210,12 +216,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pooling",
         choices=("local", "global"),
         default="local",
-        help="what the network takes its means over: a window (default), or each tile",
+        help="what the network takes its means over: patches on a grid (default), or each tile",
     )
     restore.add_argument(
         "--window",
         type=int,
-        help=f"side of the window of local pooling, in pixels; by default the model's, or {WINDOW}",
+        help=f"side of the patches of local pooling, in pixels; by default the model's, or {WINDOW}",
     )
     restore.add_argument(
         "--dtype",
@@ -328,7 +334,7 @@ def _restore(options: argparse.Namespace) -> int:
         name: getattr(options, name)
         for name in (
             *("device", "tile", "halo", "batch", "pooling", "window", "dtype"),
-            *("range", "strength", "chroma", "decorrelate", "self_ensemble"),
+            *("range", "strength", "chroma", "decorrelate", "keep_mean", "self_ensemble"),
         )
         if getattr(options, name) is not None
     }

@@ -8,7 +8,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -250,13 +250,20 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
     tifffile only logs that and leaves the pages out: a stack that was cut short would pass for a shorter one.
     """
+    with ExitStack() as stack:
+        with _listening() as listener:
+            tiff = stack.enter_context(tifffile.TiffFile(path))
+            if tiff.series and listener.cut_short:
+                raise ValueError("pages are missing at its end")
+        yield tiff
+
+
+@contextmanager
+def _listening() -> Iterator[_Listener]:
     listener = _Listener()
     _listeners.append(listener)
     try:
-        with tifffile.TiffFile(path) as tiff:
-            if tiff.series and listener.cut_short:
-                raise ValueError("pages are missing at its end")
-            yield tiff
+        yield listener
     finally:
         _listeners.remove(listener)
 
@@ -266,10 +273,10 @@ class _Listener:
 
     def __init__(self) -> None:
         self.cut_short = False
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
 
     def hear(self, record: logging.LogRecord) -> None:
-        if threading.get_ident() == self._thread and record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR:
             self.cut_short |= "offset" in record.getMessage()
 
 
@@ -277,10 +284,11 @@ _listeners: list[_Listener] = []
 
 
 def _pass_on(record: logging.LogRecord) -> bool:
-    """Whether anybody else hears a complaint: not while a file is open here, whose faults are raised."""
-    for listener in _listeners.copy():
+    """Whether others hear a complaint: not of a file that this thread is opening, whose faults are raised."""
+    here = [listener for listener in _listeners.copy() if listener.thread == threading.get_ident()]
+    for listener in here:
         listener.hear(record)
-    return not _listeners
+    return not here
 
 
 # A filter that stays: files are closed in any order, so none of them could put back what it found.

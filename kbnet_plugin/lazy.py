@@ -97,7 +97,7 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
         context = contexts(arranged.channel(plane))
         rows: dict[int, list[Any]] = {}
         for tile in tiles:
-            window = array[arranged.key(plane, tile.source)]
+            window = array[arranged.key(plane, restorer.around(tile, arranged.size))]
             size = {a: s.stop - s.start for a, s in zip("YX", tile.target, strict=True)}
             shape = tuple(size.get(a, channels) for a in inner)
             part = solve(held, window, context, tile, arranged)

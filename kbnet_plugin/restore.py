@@ -26,21 +26,21 @@ from .axes import Layout, layout
 from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
 from .nn import KBNet_l, KBNet_s
-from .nn.pooling import with_local_pooling
+from .nn.pooling import Grid, given_means, recorded_means, with_open_pools
 from .noise import Noise, isolated, measure_noise, sample, spike
 from .ranges import Range, RangeRule, cast, check_rule, find_range, needs_values, working
 from .tiling import Tile, plan
 from .weights import build_network
 
-# The halo covers half of a shipped model's window, and what convolutions reach besides.
 TILE = 768
-HALO = 80
-WINDOW = 384  # 1.5 x the patches of 256 pixels that the paper's networks are trained on, by and large
+HALO = 40  # what lies further away changes no pixel of the shipped models by 1 of 255
+WINDOW = 128  # half of the patches that the paper's networks are trained on, by and large
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HOLE = 8  # pixels around a NaN whose mean stands for it
 _CLIP = -1.0, 2.0  # of the range: what lies beyond is of no use to a network, and may spoil its surroundings
 _PATTERN = 512  # pixels after which the noise that is added repeats
 _LIMIT = 17  # pixels of the square in which a correction is compared with the noise
+_LEVEL = 65  # pixels of the square whose mean is kept
 _FLAT = 7  # pixels of a square of one value that is left as it is
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -115,17 +115,17 @@ class Restorer:
         ``"auto"`` (CUDA, then MPS, then CPU) or anything that names a torch device.
     tile, halo : int
         Largest side of a tile, and the overlap's width at its inner edges, in pixels. A plane that fits in
-        one tile is restored whole. By default 768 and 80 (with `decorrelate` times its stride), less where
+        one tile is restored whole. By default 768 and 40 (with `decorrelate` times its stride), less where
         memory is short or the tile that was named is small; when it runs out all the same, tiles are
         halved and the work goes on.
     batch : int
         Tiles of one size that go through the network together.
     pooling : {"local", "global"}
-        Whether the network's means over all pixels become means over a window, so that a tile's answer
-        does not depend on the tiling; see `with_local_pooling`. ``"global"`` is what papers measure, and
-        exact only where a picture is one tile.
+        Whether the network's means over all pixels become means over patches on a grid, so that a tile's
+        answer does not depend on the tiling, in a quarter more time; see `kbnet_plugin.nn.pooling.Grid`.
+        ``"global"`` is what papers measure, and exact only where a picture is one tile.
     window : int
-        Side of that window in pixels. Tiles agree as far as the halo reaches beyond half of it.
+        Side of those patches in pixels, half of the patches in training.
     dtype : {"auto", "float32", "float16", "bfloat16"}
         What the network computes in; ``"auto"`` is float16 on CUDA, else float32. A tile that overflows is
         done again in float32.
@@ -143,6 +143,9 @@ class Restorer:
         For denoising: in no neighbourhood is the correction stronger than so many standard deviations of the
         noise that was measured there; areas of one value stay as they are, and single hot or dead pixels,
         of gray pictures, are replaced by the median around them.
+    keep_mean : bool
+        Keep the mean of every neighbourhood, for whoever measures intensities: of the correction only what
+        differs from its mean over 65 x 65 pixels counts.
     self_ensemble : bool
         Mean of the results for all eight turns and flips, in eight times the time.
 
@@ -177,6 +180,7 @@ class Restorer:
         chroma: float | None = None,
         decorrelate: tuple[int, float] | None = None,
         limit: float | None = None,
+        keep_mean: bool = False,
         self_ensemble: bool = False,
     ) -> None:
         if pooling not in ("local", "global"):
@@ -204,6 +208,7 @@ class Restorer:
             "chroma": chroma,
             "decorrelate": None if decorrelate is None else [self.stride, self.cover],
             "limit": limit,
+            "keep_mean": keep_mean,
             "self_ensemble": self_ensemble,
         }
         self.reason = ""  # for being chosen; nothing depends on it
@@ -214,14 +219,19 @@ class Restorer:
             self.halo = min(self.halo, max(16, 5 * tile // 16 // 8 * 8))
         self.range = check_rule(range)
         self.strength, self.chroma, self.limit = strength, chroma, limit
-        self.self_ensemble = self_ensemble
+        self.keep_mean, self.self_ensemble = keep_mean, self_ensemble
         if dtype == "auto":
             dtype = "float16" if self.device.type == "cuda" else "float32"
         self.dtype = _DTYPES[dtype]
         network = self._given = network.to(self.device).eval()
-        self.network = with_local_pooling(network, window) if pooling == "local" else network
+        if pooling == "local" and window < network.size_multiple:
+            raise ValueError(
+                f"window must be at least {network.size_multiple} pixels for this network, not {window}"
+            )
+        self.grid = Grid(window) if pooling == "local" else None
+        self.network = with_open_pools(network) if pooling == "local" else network
         # What has been found to fit in memory, learned when something does not.
-        self._most, self._largest = batch, 1 << 62
+        self._most, self._largest, self._together = batch, 1 << 62, 1 << 62
         smallest = tile or self._smallest
         plan((smallest + 1, smallest + 1), smallest, self.halo, self._multiple)  # told at once
 
@@ -387,6 +397,8 @@ class Restorer:
         pixels = sum(
             (t.source[0].stop - t.source[0].start) * (t.source[1].stop - t.source[1].start) for t in tiles
         )
+        if self.grid is not None:
+            pixels += sum(self._pixels_of_patches(t, arranged.size) for t in tiles)
         return Plan(
             axes=arranged.axes,
             shape=arranged.shape,
@@ -489,6 +501,15 @@ class Restorer:
         """Whether the noise of an array is to be measured, or its values looked at."""
         return not self.idle and (self.limit is not None or needs_values(self.range, dtype))
 
+    def around(self, tile: Tile, size: tuple[int, int]) -> tuple[slice, slice]:
+        """What to read for a tile of a plane (height, width): more than its source where pooling is local."""
+        margin = self._margin
+        rows, columns = (
+            slice(max(0, s.start - margin), min(n, s.stop + margin))
+            for s, n in zip(tile.source, size, strict=True)
+        )
+        return rows, columns
+
     def solve(
         self,
         blocks: Sequence[NDArray[Any]],
@@ -496,26 +517,42 @@ class Restorer:
         tiles: Sequence[Tile],
         alpha: bool,
     ) -> list[NDArray[Any]]:
-        """Restore tiles (H, W, C) of one shape, and crop the results; what a worker does."""
+        """Restore tiles of one shape from what lies `around` them (H, W, C); what a worker does.
+
+        Returns
+        -------
+        list of ndarray
+            Their crops.
+        """
         takes, gives = self.channels
         count = blocks[0].shape[2] - alpha
+        inner = [self._inner(tile) for tile in tiles]
         if self.idle and takes == gives:
-            return [block[tile.crop].copy() for block, tile in zip(blocks, tiles, strict=True)]
-        colours = [block[..., :count] for block in blocks]
-        inputs = [self._prepare(colour, context) for colour, context in zip(colours, contexts, strict=True)]
-        x = self._input([values for values, _ in inputs])
-        origins = [(tile.source[0].start, tile.source[1].start) for tile in tiles]
+            pairs = zip(blocks, tiles, inner, strict=True)
+            return [block[source][tile.crop].copy() for block, tile, source in pairs]
+        prepared, parts, means = [], [], []
+        for block, context, tile, source in zip(blocks, contexts, tiles, inner, strict=True):
+            values, replaced = self._prepare(block[..., :count], context)
+            part, mean = self._parts(self._input([values]), tile)
+            parts.append(part)
+            means.append(mean)
+            prepared.append((block[source], values[source], None if replaced is None else replaced[source]))
+        x = self._input([values for _, values, _ in prepared])
         # The network adds its answer to its input. Only the answer goes through 32 bits: what it leaves
         # alone keeps every digit.
-        answer = self._answer(x, origins)
+        answer = self._answer(x, torch.cat(parts), _joint(means))
         delta = answer - x[:, : answer.shape[1]]
         deltas = self._weighed(delta).permute(0, 2, 3, 1).cpu().numpy()
         results = []
-        for block, context, (values, replaced), change, tile in zip(
-            blocks, contexts, inputs, deltas, tiles, strict=True
+        for (block, values, replaced), context, change, tile in zip(
+            prepared, contexts, deltas, tiles, strict=True
         ):
             if context.noise is not None:
-                change = self._limited(change, values, block[..., :count], context)
+                change = self._limited(change, values, context)
+            if self.keep_mean:
+                change = change - ndimage.uniform_filter(change, (_LEVEL, _LEVEL, 1))
+            if context.noise is not None:
+                change = np.where(_flat(block[..., :count]), np.float32(0), change)
             if replaced is not None:
                 change = change + self.strength * replaced
             kept = block[tile.crop]
@@ -532,6 +569,18 @@ class Restorer:
             results.append(np.concatenate([restored, kept[..., -1:]], axis=2) if alpha else restored)
         return results
 
+    @property
+    def _margin(self) -> int:
+        return self.grid.margin * self.stride if self.grid is not None else 0
+
+    def _inner(self, tile: Tile) -> tuple[slice, slice]:
+        """Where a tile's source lies in what is read around it."""
+        rows, columns = (
+            slice(min(self._margin, s.start), min(self._margin, s.start) + s.stop - s.start)
+            for s in tile.source
+        )
+        return rows, columns
+
     def _prepare(
         self, colour: NDArray[Any], context: Context
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -547,22 +596,20 @@ class Restorer:
         return values.clip(*_CLIP), change
 
     def _limited(
-        self, change: NDArray[np.float32], values: NDArray[np.float32], raw: NDArray[Any], context: Context
+        self, change: NDArray[np.float32], values: NDArray[np.float32], context: Context
     ) -> NDArray[np.float32]:
-        """A correction that is nowhere stronger than the noise, and none where nothing varies."""
+        """A correction that is nowhere stronger than the noise."""
         noise, scale = context.noise, context.scale
         assert noise is not None
         assert self.limit is not None
-        if noise.known:
-            bright = values @ np.asarray(_LUMA, np.float32) if values.shape[2] == 3 else values[..., 0]
-            level = ndimage.uniform_filter(bright, _LIMIT) * scale.span + scale.low
-            power = ndimage.uniform_filter(np.square(change).mean(axis=2), _LIMIT)
-            allowed = self.limit * noise.deviation_at(level) / scale.span
-            share = np.minimum(1, allowed / np.sqrt(np.maximum(power, 1e-20)))
-            change = change * share[..., None].astype(np.float32)
-        size = (_FLAT, _FLAT, 1)
-        flat = ndimage.maximum_filter(raw, size) == ndimage.minimum_filter(raw, size)
-        return np.where(flat.all(axis=2, keepdims=True), np.float32(0), change)
+        if not noise.known:
+            return change
+        bright = values @ np.asarray(_LUMA, np.float32) if values.shape[2] == 3 else values[..., 0]
+        level = ndimage.uniform_filter(bright, _LIMIT) * scale.span + scale.low
+        power = ndimage.uniform_filter(np.square(change).mean(axis=2), _LIMIT)
+        allowed = self.limit * noise.deviation_at(level) / scale.span
+        share = np.minimum(1, allowed / np.sqrt(np.maximum(power, 1e-20)))
+        return change * share[..., None].astype(np.float32)
 
     def _input(self, pictures: Sequence[NDArray[np.float32]]) -> Tensor:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.device)
@@ -574,31 +621,113 @@ class Restorer:
         bright = (delta * delta.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
         return self.strength * bright + self.chroma * (delta - bright)
 
-    def _answer(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
-        """What the network makes of pictures (B, C, H, W) that lie at `origins` in their planes."""
+    def _answer(self, x: Tensor, parts: Tensor, means: Sequence[Tensor] | None) -> Tensor:
+        """What the network makes of pictures (B, C, H, W), in parts."""
         takes, gives = self.channels
         count, (height, width) = x.shape[1], x.shape[2:]
-        alone = count > takes
-        y = self._covered(x, origins)
-        y = y.flatten(0, 1)[:, None] if alone else y.expand(-1, takes, -1, -1) if count < takes else y
-        y = self._joined(self._ensemble(self._split(y)), height, width)
-        if alone:
+        y = self._joined(self._ensemble(parts, means), height, width)
+        if count > takes:
             y = y.view(len(x), count * gives, height, width)
         return y.mean(1, keepdim=True) if count < takes else y
 
-    def _covered(self, x: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
-        """Pictures with white noise added, which depends on nothing but the place in the plane."""
+    def _parts(self, x: Tensor, tile: Tile) -> tuple[Tensor, list[Tensor] | None]:
+        """What the network is given of the source of a tile, (N, C, h, w), and its means.
+
+        Parameters
+        ----------
+        x : Tensor
+            (1, C, H, W), what lies around the tile. Colours or every nth pixel may go by themselves.
+        tile : Tile
+        """
+        takes, count, n = self.channels[0], x.shape[1], self.stride
+        rows, columns = self._inner(tile)
+        top, left = tile.source[0].start - rows.start, tile.source[1].start - columns.start
+        y = self._covered(x, top, left)
+        y = y.transpose(0, 1) if count > takes else y.expand(-1, takes, -1, -1) if count < takes else y
+        y = self._split(y)
+        means = self._means(y, tile, (top // n, left // n)) if self.grid is not None else None
+        return y[..., rows.start // n : -(-rows.stop // n), columns.start // n : -(-columns.stop // n)], means
+
+    def _means(self, parts: Tensor, tile: Tile, origin: tuple[int, int]) -> list[Tensor] | None:
+        """Means for every pool over the source of a tile, (N, C, h, w); None where the pools need no help.
+
+        Parameters
+        ----------
+        parts : Tensor
+            (N, C, H, W), what lies around the tile.
+        tile : Tile
+        origin : (int, int)
+            Where the parts begin, in pixels of theirs.
+        """
+        assert self.grid is not None
+        axes = self._patches(tile, origin, (parts.shape[2], parts.shape[3]))
+        if all(patches == [(0, n)] for patches, n in zip(axes, parts.shape[2:], strict=True)):
+            return None
+        cut = [
+            parts[..., y - origin[0] : end - origin[0], x - origin[1] : stop - origin[1]]
+            for y, end in axes[0]
+            for x, stop in axes[1]
+        ]
+        found = self._record(torch.cat(cut), max(1, parts[0, 0].numel() // cut[0][0, 0].numel()))
+        cell = self.network.size_multiple
+        across = [
+            self.grid.weights(
+                patches, s.start // self.stride, -(-(s.stop - s.start) // self.stride // cell), cell
+            )
+            for patches, s in zip(axes, tile.source, strict=True)
+        ]
+        fields = []
+        for number in sorted(found[0]):
+            mean = torch.cat([means[number] for means in found]).cpu()
+            mean = mean.view(len(axes[0]), len(axes[1]), -1, self.stride**2, mean.shape[1]).mean(3)
+            field = torch.einsum("yxgc,hy,wx->gchw", mean, *across)
+            fields.append(field.repeat_interleave(self.stride**2, 0).to(self.device))
+        return fields
+
+    def _patches(
+        self, tile: Tile, origin: tuple[int, int], size: tuple[int, int]
+    ) -> list[list[tuple[int, int]]]:
+        """Along rows and columns, in pixels of the parts."""
+        assert self.grid is not None
+        return [
+            self.grid.patches(start, start + n, (s.start // self.stride, -(-s.stop // self.stride)))
+            for start, n, s in zip(origin, size, tile.source, strict=True)
+        ]
+
+    def _pixels_of_patches(self, tile: Tile, size: tuple[int, int]) -> int:
+        window = self.around(tile, size)
+        origin = (window[0].start // self.stride, window[1].start // self.stride)
+        known = (window[0].stop // self.stride - origin[0], window[1].stop // self.stride - origin[1])
+        rows, columns = (sum(b - a for a, b in axis) for axis in self._patches(tile, origin, known))
+        return rows * columns * self.stride**2
+
+    def _record(self, pictures: Tensor, most: int) -> list[dict[int, Tensor]]:
+        """The means of every pool over pictures (N, C, h, w), at most so many in a call: (n, C, 1, 1)."""
+        found: list[dict[int, Tensor]] = []
+        done = 0
+        while done < len(pictures):
+            batch = pictures[done : done + min(most, self._together)]
+            try:
+                with recorded_means() as means:
+                    self._run(batch)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or len(batch) == 1:
+                    raise
+                self._together = len(batch) // 2
+                continue
+            found.append(means)
+            done += len(batch)
+        return found
+
+    def _covered(self, x: Tensor, top: int, left: int) -> Tensor:
+        """A picture with white noise added, which depends on nothing but the place in the plane."""
         if not self.cover:
             return x
-        pattern = _pattern()
-        added = []
-        for top, left in origins:
-            rows, columns = (
-                np.arange(start, start + n) % _PATTERN
-                for start, n in zip((top, left), x.shape[2:], strict=True)
-            )
-            added.append(pattern[: x.shape[1], rows[:, None], columns])
-        return x + torch.from_numpy(np.stack(added)).to(x) * (self.cover / 255)
+        rows, columns = (
+            np.arange(start, start + n) % _PATTERN for start, n in zip((top, left), x.shape[2:], strict=True)
+        )
+        added = _pattern()[: x.shape[1], rows[:, None], columns]
+        return x + torch.from_numpy(added).to(x) * (self.cover / 255)
 
     def _split(self, x: Tensor) -> Tensor:
         """The pictures of every nth pixel, as many more."""
@@ -659,7 +788,9 @@ class Restorer:
                     done += len(step)
                     yield done, total
                     continue
-                blocks = [_read(source, arranged, plane, place.source) for plane, place in step]
+                blocks = [
+                    _read(source, arranged, plane, self.around(place, arranged.size)) for plane, place in step
+                ]
                 known = [contexts(arranged.channel(plane)) for plane, _ in step]
                 places = [place for _, place in step]
                 waiting.append((number, step, submit(blocks, known, places, arranged.alpha)))
@@ -761,23 +892,25 @@ class Restorer:
         self._ensemble(x).cpu()
         return (time.perf_counter() - began) / side**2
 
-    def _ensemble(self, x: Tensor) -> Tensor:
+    def _ensemble(self, x: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         if not self.self_ensemble:
-            return self._fit(x)
+            return self._fit(x, means)
         total = torch.zeros(())
         for turn in range(4):
             for flip in (False, True):
-                turned = torch.rot90(x, turn, (2, 3))
-                y = self._fit(turned.flip(3) if flip else turned)
+                turned = [torch.rot90(t, turn, (2, 3)) for t in (x, *(means or ()))]
+                turned = [t.flip(3) for t in turned] if flip else turned
+                y = self._fit(turned[0], turned[1:] or None)
                 total = total.to(y) + torch.rot90(y.flip(3) if flip else y, -turn, (2, 3))
         return total / 8
 
-    def _fit(self, x: Tensor) -> Tensor:
+    def _fit(self, x: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         """Run the network, in smaller pieces where memory does not suffice."""
         side, halo = max(x.shape[2:]), self.halo // self.stride
         if len(x) <= self._most and side <= self._largest:
             try:
-                return self._run(x)
+                with given_means(means):
+                    return self._run(x)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -792,11 +925,15 @@ class Restorer:
             else:
                 self._largest = side // 2
         if len(x) > self._most:
-            return torch.cat([self._fit(part) for part in x.split(self._most)])
+            parts = zip(*(t.split(self._most) for t in (x, *(means or ()))), strict=True)
+            return torch.cat([self._fit(part[0], part[1:] or None) for part in parts])
         height, width = x.shape[2:]
         out = torch.empty((len(x), self.channels[1], height, width), device=x.device)
-        for part in plan((height, width), self._largest, halo, self.network.size_multiple):
-            out[(..., *part.target)] = self._fit(x[(..., *part.source)])[(..., *part.crop)]
+        cell = self.network.size_multiple
+        for part in plan((height, width), self._largest, halo, cell):
+            rows, columns = (slice(s.start // cell, -(-s.stop // cell)) for s in part.source)
+            own = [t[..., rows, columns] for t in means] if means else None
+            out[(..., *part.target)] = self._fit(x[(..., *part.source)], own)[(..., *part.crop)]
         return out
 
     def _run(self, x: Tensor) -> Tensor:
@@ -835,6 +972,20 @@ def _pattern() -> NDArray[np.float32]:
 
 class DamagedError(OSError):
     """A source whose data cannot be decoded."""
+
+
+def _flat(picture: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where nothing varies around a pixel, (H, W, 1)."""
+    size = (_FLAT, _FLAT, 1)
+    same = ndimage.maximum_filter(picture, size) == ndimage.minimum_filter(picture, size)
+    flat: NDArray[np.bool_] = same.all(axis=2, keepdims=True)
+    return flat
+
+
+def _joint(means: Sequence[list[Tensor] | None]) -> list[Tensor] | None:
+    """The means of several tiles together."""
+    known = [m for m in means if m is not None]
+    return [torch.cat(pool) for pool in zip(*known, strict=True)] if known else None
 
 
 _Step = list[tuple[tuple[int, ...], Tile]]

@@ -198,14 +198,13 @@ def preview(
         at = _index(arranged, plane)
         context = restorer.context(array, arranged, arranged.channel(at))
         tile = restorer.piece(arranged, window)
-        crop = tile.crop
-        block = arranged.to_picture(np.asarray(array[arranged.key(at, tile.source)]))
+        block = arranged.to_picture(np.asarray(array[arranged.key(at, restorer.around(tile, arranged.size))]))
         began = time.perf_counter()
         (after,) = restorer.solve([block], [context], [tile], arranged.alpha)
         key = arranged.key(at, window)
         single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
         return Preview(
-            before=np.expand_dims(arranged.from_picture(block[crop]), single),
+            before=np.expand_dims(np.asarray(array[key]), single),
             after=np.expand_dims(arranged.from_picture(after), single),
             corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
             arranged=arranged,

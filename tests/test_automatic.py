@@ -117,6 +117,22 @@ def test_the_correction_is_nowhere_stronger_than_the_noise(lively):
     assert 3 < local.mean() < 1.1 * 1.5 * 4
 
 
+def test_the_mean_of_every_neighbourhood_is_kept(lively):
+    image = rng().random((SIDE, SIDE)).astype(np.float32)
+    free = Restorer(lively(img_channel=1), device="cpu", range=(0, 1))
+    change, kept = (restorer(image) - image for restorer in (free, free.adapted(keep_mean=True)))
+    np.testing.assert_allclose(kept, change - ndimage.uniform_filter(change, 65), atol=1e-5)
+    assert abs(kept.mean()) < abs(change.mean()) / 20
+
+
+def test_intensities_of_a_microscope_s_planes_are_kept_within_a_fifth_of_a_percent():
+    stack = np.stack([frame()[1] * f for f in (1, 0.6, 0.3)]).clip(0).astype(np.uint16)
+    out = Restorer.for_image(stack, "TYX", device="cpu")(stack, "TYX")
+    for before, after in zip(stack, out, strict=True):
+        assert after.mean() == pytest.approx(before.mean(), rel=2e-3)
+        assert after.std() < before.std()
+
+
 def test_values_far_outside_the_range_are_clipped_for_the_network_alone(lively):
     restorer = Restorer(lively(img_channel=1), device="cpu", range=(0, 1))
     image = rng().random((40, 40)).astype(np.float32)
@@ -167,8 +183,8 @@ def test_what_is_no_decorrelation_is_named(setting):
         check_decorrelate(setting)
 
 
-@pytest.mark.parametrize("model", ["denoise-color", "denoise-micro"])
-def test_tiles_of_these_shipped_models_agree(model):
+@pytest.mark.parametrize("model", ["denoise-color", "denoise-gray", "denoise-micro"])
+def test_tiles_of_the_shipped_models_agree(model):
     image = ndimage.zoom(cells(200.0), 4, order=1)[:600, :520]
     noisy = image + rng().normal(0, 25, image.shape)
     restorer = Restorer.from_pretrained(model, device="cpu", range=(0, 255))

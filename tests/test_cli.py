@@ -258,7 +258,7 @@ def test_a_plan_is_printed_and_nothing_written(run, tmp_path):
     status, out, err = run("restore", "a.tif", "b.png", "-o", "out", "--model", "tiny.pth", "--plan")
     assert (status, err) == (0, "")
     assert "axes    ZYX (3, 40, 50)" in out
-    assert "tiles   3 of at most 40 x 50, halo 80, in 3 planes" in out
+    assert "tiles   3 of at most 40 x 50, halo 40, in 3 planes" in out
     assert "axes    YXS (20, 30, 3)" in out
     assert sorted(tmp_path.iterdir()) == before
 

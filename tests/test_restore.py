@@ -143,8 +143,9 @@ def test_tiles_bound_what_the_network_sees(tiny_s):
     seen = []
     network = tiny_s()
     network.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape))
-    Restorer(network, device="cpu", tile=96, halo=16)(unit((300, 200, 3)))
-    assert max(max(shape) for shape in seen) <= 96
+    Restorer(network, device="cpu", tile=96, halo=16, window=32)(unit((300, 200, 3)))
+    assert max(max(shape[2:]) for shape in seen) <= 96
+    assert max(shape[0] * shape[2] * shape[3] for shape in seen) <= (96 + 2 * 96) ** 2
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_short_of_memory_tiles_are_halved_and_the_work_goes_on(lively, error):
     allocator = Allocator(network, 64 * 64, error)
     restorer = Restorer(network, device="cpu", tile=128, halo=16, batch=2, window=16)
     out = restorer(image)
-    assert sum(n > 64 * 64 for n in allocator.seen) == 2  # a batch, a tile; never again
+    assert sum(n > 64 * 64 for n in allocator.seen) == 3  # patches, a batch, a tile; never again
     expected = Restorer(lively(), device="cpu", tile=64, halo=16, window=16)(image)
     assert np.abs(out - expected).max() < 0.1 * np.abs(out - image).max()
 
@@ -466,7 +467,9 @@ def test_an_interrupted_run_continues_and_ends_the_same(lively, tmp_path, batch)
     target.fail_after = None
     before = target.count
     seen = []
-    restorer.network.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    restorer.network.register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].shape[2:] != (16, 16))
+    )
     list(restorer.restore_into(image, target, "ZYX", journal=journal))
     assert np.array_equal(target.array, expected if batch == 1 else restorer(image, "ZYX"))
     if batch == 1:

@@ -55,7 +55,7 @@ def test_card_and_file_say_the_same(model):
     assert facts["macs_256x256"] == {"in_full": cost.macs_total, "as_published": cost.macs_published}
     assert facts["channels"] == network.img_channel == model.channels
     assert facts["window"] == model.window
-    assert model.window / facts["patch"] in (0.75, 1.5)
+    assert model.window / facts["patch"] in (0.5, 0.75)
     for key in ("name", "title", "task", "version", "licence"):
         assert facts[key] == getattr(model, key), key
         assert facts[key]

@@ -54,7 +54,7 @@ class Model:
     variant : str
         ``"KBNet_s"`` or ``"KBNet_l"``; empty of a broken file.
     window : int or None
-        Side of the window of local pooling, in pixels.
+        Side of the patches of local pooling, in pixels.
     range : RangeRule or None
         What it wants to see as 0 and 1, where that is not the default.
     version, licence : str

@@ -1,111 +1,120 @@
-"""Local pooling: means over a window, on a grid that tiles share; global where the window covers all."""
+"""Local pooling: means over patches on a grid that begins with the picture, whatever its tiles."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from kbnet_plugin.nn.layers import GlobalMean
-from kbnet_plugin.nn.pooling import _LocalScale, with_local_pooling
+from kbnet_plugin import Restorer
+from kbnet_plugin.nn.pooling import Grid, _OpenScale, given_means, recorded_means, with_open_pools
 
 
-def scale(channels=3, count=5, block=1, dtype=torch.float32):
-    project = nn.Conv2d(channels, channels, 1, dtype=dtype)
-    nn.init.dirac_(project.weight)
-    nn.init.zeros_(project.bias)
-    return _LocalScale(nn.Sequential(GlobalMean(), project), count, block)
+@pytest.mark.parametrize("build", ["tiny_s", "tiny_l"])
+def test_opened_a_network_computes_what_it_did_and_shares_its_weights(build, request):
+    network = request.getfixturevalue(build)()
+    opened = with_open_pools(network)
+    x = torch.rand(1, 3, 40, 56)
+    with torch.inference_mode():
+        assert torch.equal(opened(x), network(x))
+        with recorded_means() as means:
+            recorded = opened(x)
+    assert torch.equal(recorded, network(x))
+    pools = [module for module in opened.modules() if isinstance(module, _OpenScale)]
+    assert sorted(means) == sorted(pool.number for pool in pools) == list(range(len(pools)))
+    blocks = [module for module in opened.modules() if hasattr(module, "sca")]
+    assert len(blocks) == len(pools) > 0
+    pairs = zip(network.named_parameters(), opened.named_parameters(), strict=True)
+    assert all(a == b and p is q for (a, p), (b, q) in pairs)
+    assert opened.state_dict().keys() == network.state_dict().keys()
 
 
-def direct(x, size):
-    """Mean of the nearest whole window, by the plain sum."""
-    out = torch.empty_like(x)
-    height, width = x.shape[2:]
-    for y in range(height):
-        for z in range(width):
-            top = min(max(y - size // 2, 0), height - size)
-            left = min(max(z - size // 2, 0), width - size)
-            out[..., y, z] = x[..., top : top + size, left : left + size].mean((2, 3))
-    return out
-
-
-def test_each_pixel_takes_the_mean_of_the_nearest_whole_window():
-    x = torch.rand(2, 3, 13, 9, dtype=torch.float64)
-    torch.testing.assert_close(scale(count=5, dtype=torch.float64)(x), direct(x, 5))
-
-
-def test_between_grid_points_means_are_interpolated():
-    x = torch.rand(1, 3, 32, 40)
-    out = scale(count=3, block=4)(x)
-    assert out.shape == x.shape
-    expected = direct(F.avg_pool2d(x, 4), 3)
-    # The middle of a block is the mean of the four pixels around it.
-    torch.testing.assert_close(F.avg_pool2d(out, 4)[..., 1:-1, 1:-1], _smoothed(expected)[..., 1:-1, 1:-1])
-
-
-def _smoothed(means):
-    return F.avg_pool2d(F.interpolate(means, scale_factor=4, mode="bilinear"), 4)
-
-
-def test_one_axis_may_be_shorter_than_the_window():
-    x = torch.rand(1, 3, 4, 40)
-    out = scale(count=5)(x)
-    assert out.shape == x.shape
-    torch.testing.assert_close(out[..., 2:-2], F.avg_pool2d(x, (4, 5), stride=1).expand(-1, -1, 4, -1))
+@pytest.mark.parametrize("size", [(40, 56), (37, 51)])
+def test_its_own_means_given_to_it_change_nothing(lively, size):
+    opened = with_open_pools(lively())
+    x = torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        with recorded_means() as means:
+            own = opened(x)
+        spread = [means[number].expand(-1, -1, 10, 14) for number in range(len(means))]
+        with given_means(spread):
+            torch.testing.assert_close(opened(x), own)
+        with given_means([mean + 1 for mean in spread]):
+            assert not torch.allclose(opened(x), own, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_does_not_overflow(dtype):
-    x = torch.full((1, 3, 64, 64), 30000.0, dtype=dtype)
-    out = scale(count=5, block=4, dtype=dtype)(x)
-    torch.testing.assert_close(out, x, rtol=0.01, atol=0)
+def test_half_precision_does_not_overflow(tiny_s, dtype):
+    pool = next(m for m in with_open_pools(tiny_s()).modules() if isinstance(m, _OpenScale)).to(dtype)
+    torch.nn.init.dirac_(pool[1].weight)
+    torch.nn.init.zeros_(pool[1].bias)
+    x = torch.full((1, pool[1].in_channels, 64, 64), 30000.0, dtype=dtype)
+    torch.testing.assert_close(pool(x), x[..., :1, :1], rtol=0.01, atol=0)
+    with recorded_means() as means:
+        pool(x)
+    assert means[pool.number].dtype == torch.float32
 
 
-@pytest.mark.parametrize("build", ["tiny_s", "tiny_l"])
-def test_a_window_over_everything_is_the_global_mean(build, request):
-    network = request.getfixturevalue(build)()
-    x = torch.rand(1, 3, 40, 56)
-    with torch.inference_mode():
-        assert torch.equal(with_local_pooling(network, 128)(x), network(x))
+def test_the_grid_begins_with_the_picture_and_needs_no_more_than_its_margin():
+    grid = Grid(64)
+    everything = grid.patches(0, 1000, (0, 1000))
+    assert everything == [(at, at + 64) for at in range(32, 937, 128)]
+    for start in range(0, 1000, 16):
+        for stop in range(start + 1, 1001, 37):
+            known = max(0, start - grid.margin), min(1000, stop + grid.margin)
+            patches = grid.patches(*known, (start, stop))
+            assert set(patches) <= set(everything)
+            at = np.arange(start, stop)
+            centres = [sum(p) / 2 for p in everything]
+            for values in (np.array(centres), np.cos(centres)):
+                chosen = [values[everything.index(p)] for p in patches]
+                near = np.interp(at + 0.5, [sum(p) / 2 for p in patches], chosen)
+                np.testing.assert_allclose(near, np.interp(at + 0.5, centres, values))
 
 
-@pytest.mark.parametrize("build", ["tiny_s", "tiny_l"])
-def test_a_network_keeps_its_global_means_and_shares_its_weights(build, request):
-    network = request.getfixturevalue(build)()
-    x = torch.rand(1, 3, 96, 96)
-    with torch.inference_mode():
-        before = network(x)
-        local = with_local_pooling(network, 32)
-        assert not torch.allclose(local(x), before, atol=1e-7)
-        assert torch.equal(network(x), before)
-    pairs = zip(network.named_parameters(), local.named_parameters(), strict=True)
-    assert all(a == b and p is q for (a, p), (b, q) in pairs)
-    assert local.state_dict().keys() == network.state_dict().keys()
+def test_a_picture_that_holds_no_patch_is_one():
+    assert Grid(64).patches(0, 95, (0, 95)) == [(0, 95)]
+    assert Grid(64).patches(0, 96, (0, 96)) == [(32, 96)]
 
 
-def test_a_pixel_hardly_depends_on_what_is_far_from_it(tiny_s):
-    network = tiny_s()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.rsplit(".", 1)[-1] in ("beta", "gamma"):
-                parameter.fill_(0.5)
-    image = torch.rand(1, 3, 64, 256)
-    other = image.clone()
-    other[..., 128:] = 1
-    with torch.inference_mode():
-        for pooled, same in ((network, False), (with_local_pooling(network, 32), True)):
-            near = torch.allclose(pooled(image)[..., :64], pooled(other)[..., :64], atol=1e-6)
-            assert near is same
+def test_weights_interpolate_between_the_centres_of_patches():
+    grid = Grid(4)
+    weights = grid.weights([(2, 6), (10, 14), (18, 22)], start=0, count=12, cell=2)
+    torch.testing.assert_close(weights.sum(1), torch.ones(12))
+    centres = torch.tensor([4.0, 12.0, 20.0])
+    expected = (torch.arange(12) + 0.5) * 2
+    torch.testing.assert_close(weights @ centres, expected.clip(4, 20))
 
 
-def test_every_global_mean_is_replaced(tiny_l):
-    local = with_local_pooling(tiny_l(), 32)
-    blocks = [module for module in local.modules() if hasattr(module, "sca")]
-    assert blocks
-    assert all(isinstance(block.sca, _LocalScale) for block in blocks)
+def test_a_pixel_does_not_depend_on_what_is_far_from_it(lively):
+    image = np.random.default_rng(0).random((64, 512, 3)).astype(np.float32)
+    other = image.copy()
+    other[:, 256:] = 1
+    for pooling, same in (("global", False), ("local", True)):
+        restorer = Restorer(lively(), device="cpu", pooling=pooling, window=32, range=(0, 1), tile=512)
+        near = np.allclose(restorer(image)[:, :128], restorer(other)[:, :128], atol=1e-6)
+        assert near is same
 
 
-def test_a_window_below_the_grid_is_named(tiny_s):
+def test_a_picture_smaller_than_a_window_is_restored_as_with_global_means(lively):
+    image = np.random.default_rng(0).random((60, 90, 3)).astype(np.float32)
+    local, whole = (Restorer(lively(), device="cpu", pooling=pooling) for pooling in ("local", "global"))
+    assert np.array_equal(local(image), whole(image))
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_gray_networks_keep_the_means_of_every_colour_apart(lively, ensemble):
+    image = np.random.default_rng(0).random((90, 130, 3)).astype(np.float32)
+    image[..., 1] *= 0.1
+    settings = {"device": "cpu", "window": 16, "range": (0, 1), "self_ensemble": ensemble}
+    restorer = Restorer(lively(img_channel=1), **settings)
+    together = restorer(image, "YXS")
+    for colour in range(3):
+        np.testing.assert_allclose(
+            together[..., colour], restorer(image[..., colour].copy(), "YX"), atol=1e-5
+        )
+
+
+def test_a_window_below_the_network_s_multiple_is_named(tiny_s):
     with pytest.raises(ValueError, match="window must be at least 4 pixels"):
-        with_local_pooling(tiny_s(), 3)
+        Restorer(tiny_s(), device="cpu", window=3)
