@@ -102,6 +102,7 @@ def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], 
             for f in (0.7, 1, 1.5, 2, 3, 4)
         },
         model: {"": restorer},
+        "automatic choice": {"": lambda x: Restorer.for_image(x, device=device)(x)},
     }
 
 

@@ -15,7 +15,7 @@ from .shelf import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
 
 # Levels of noise are in units of the range over 255, as literature has them.
 _CLEAN = 0.8  # noise below it is left alone: no model that ships gains anything there
-_CORRELATED_CLEAN = 0.55  # the same for noise that neighbours share, which is seen from further away
+_CORRELATED_CLEAN = 0.25  # the same for noise that neighbours share, which is seen from further away
 _WHITE = 0.6  # of the colours' whiteness
 _GRAY_WHITE = (
     0.45  # of gray pictures, where fine structure takes part; without noise the model changes little
@@ -23,8 +23,8 @@ _GRAY_WHITE = (
 _HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
 _SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
 _WEAK = 5.0
-# Of `Noise.dependence`, of which photons alone give 2: equally strong noise stays below the first, and where it
-# is not weak, so that structure is nothing beside it, below the second.
+# Of `Noise.dependence`, of which photons alone give 2: equally strong noise stays below the first, and where
+# it is not weak, so that structure is nothing beside it, below the second.
 _DEPENDENT, _STRONG = (1.2, 0.95), 10.0
 _STRIDE = 2
 _COVER = 8.0, 16.0  # the white noise that is added: twice the noise within these

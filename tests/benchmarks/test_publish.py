@@ -50,7 +50,7 @@ def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
     assert "iteration 100" in capsys.readouterr().out
     facts, text = read_card(house / "models" / "x.md")
     assert facts["sha256"] == sha256(house / "models" / "x.safetensors")
-    assert (facts["patch"], facts["window"], facts["iterations"], facts["seed"]) == (64, 96, 100, 0)
+    assert (facts["patch"], facts["window"], facts["iterations"], facts["seed"]) == (64, 32, 100, 0)
     assert facts["network"]["width"] == 16
     assert facts["option_file"] == "options/zoo/x.yml"
     assert facts["data"] == "package:skimage/data"
@@ -58,7 +58,7 @@ def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
     model = zoo.find("x")
     assert (model.title, model.window, model.version, model.card) == (
         "a test",
-        96,
+        32,
         "1.0",
         house / "models" / "x.md",
     )

@@ -15,7 +15,6 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer, restore
-from kbnet_plugin.axes import layout
 from kbnet_plugin.stores import open_stack
 from napari_kbnet import restore_widget, worker
 from napari_kbnet.layers import full_resolution
@@ -115,6 +114,20 @@ def test_a_run_gives_what_the_restorer_gives(qtbot, viewer, widget, gray, color,
     assert result.metadata["kbnet"]["axes"] == axes
 
 
+def test_it_chooses_by_the_noise_and_says_so_also_where_nothing_is_done(qtbot, viewer, widget):
+    clean = np.linspace(40, 200, 96)[None, :] * np.ones((96, 1))
+    noisy = clean + np.random.default_rng(0).normal(0, 20, clean.shape)
+    for image, said in ((noisy, "denoise-gray: white noise of about"), (clean, "left alone: already clean")):
+        layer = viewer.add_image(np.rint(image).astype(np.uint8))
+        viewer.layers.selection = [layer]
+        widget.start.click()
+        finish(qtbot, widget)
+        assert said in f"{widget.why.text()}{widget.said.text()}"
+        result = viewer.layers[viewer.layers.index(layer) + 1]
+        assert np.array_equal(result.data, layer.data) == (image is clean)
+    assert "left alone" in widget.said.text()
+
+
 def test_a_result_lies_and_looks_as_its_source(qtbot, viewer, widget, gray, noise):
     source = viewer.add_image(noise(40, 50), name="cells", **PLACED)
     run(qtbot, widget, gray)
@@ -178,11 +191,11 @@ def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
     middle = np.add(preview.translate, (height / 2, width / 2))
     np.testing.assert_allclose(middle, (1500, 400), atol=16)
     top, left = (int(n) for n in preview.translate)
-    restorer = Restorer.from_pretrained(gray, tile=2048)
-    arranged = layout(plane.shape, "YX", 1)
-    tile = restorer.piece(arranged, (slice(top, top + height), slice(left, left + width)))
-    assert all(s.stop - s.start >= n + 160 for s, n in zip(tile.source, (height, width), strict=True))
-    np.testing.assert_array_equal(preview.data, restorer(plane[tile.source])[tile.crop])
+    part = plane[max(0, top - 400) // 256 * 256 : top + height + 400, : left + width + 400]
+    whole = Restorer.from_pretrained(gray, tile=4096)(part)
+    begin = top - max(0, top - 400) // 256 * 256
+    expected = whole[begin : begin + height, left : left + width].astype(int)
+    assert np.abs(preview.data - expected).max() <= 1  # the same as in a run over all of it
 
 
 def test_a_live_preview_follows_the_plane_and_the_options(qtbot, viewer, widget, gray, noise):
