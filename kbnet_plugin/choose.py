@@ -23,6 +23,9 @@ _GRAY_WHITE = (
 _HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
 _SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
 _WEAK = 5.0
+# Of `Noise.spread`, from how strong noise on: beyond that it is structure. JPEG wipes out weak noise in
+# places; the flattest blocks say something of strong noise alone.
+_STRUCTURE = ((0.0, (float("inf"), 5.0)), (1.0, (float("inf"), 3.5)), (2.5, (2.5, 3.5)))
 # Of `Noise.dependence`, of which photons alone give 2: equally strong noise stays below the first, and where
 # it is not weak, so that structure is nothing beside it, below the second.
 _DEPENDENT, _STRONG = (1.2, 0.95), 10.0
@@ -143,7 +146,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
             f"white noise of about {level:.1f} of 255 in the brightness alone, as in JPEGs of halved colour"
         )
         return level, Treatment(DEFAULT_GRAY, {"limit": _LIMIT}, said, "halved")
-    if shared and level >= _CORRELATED_CLEAN:
+    if shared and level >= _CORRELATED_CLEAN and not _is_structure(noise, level):
         cover = float(round(np.clip(2 * level, *_COVER)))
         settings = {"decorrelate": (_STRIDE, cover), "limit": _LIMIT}
         percent = round(50 * (neighbours[0][0] + neighbours[1][0]))
@@ -162,6 +165,12 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
 def _depends(noise: Noise, level: float) -> bool:
     """Whether noise grows with the brightness; its level is of 255."""
     return noise.dependence > _DEPENDENT[level >= _STRONG]
+
+
+def _is_structure(noise: Noise, level: float) -> bool:
+    """Whether what neighbours share is here and there, where noise would be everywhere."""
+    limits = next(limits for least, limits in reversed(_STRUCTURE) if level >= least)
+    return any(found > limit for found, limit in zip(noise.spread, limits, strict=True))
 
 
 def _level(noise: Noise) -> str:

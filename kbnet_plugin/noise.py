@@ -73,6 +73,10 @@ class Noise:
         Standard deviation of the noise of the colours between neighbours; 0 where these are not three.
     correlation : ((float, float), (float, float))
         Of neighbours and of pixels two apart, along rows and along columns.
+    spread : (float, float)
+        How much more varies in the tenth flattest block of a hundred than in the flattest one, and in half of
+        the blocks than in the tenth: noise lies over all of a picture, structure does not. Ratios of standard
+        deviations between pixels four apart.
     hot, dead : float
         Share of single pixels that stand far above or below their surroundings.
     dark, saturated : float
@@ -101,6 +105,7 @@ class Noise:
     chroma_whiteness: float | None = None
     chroma: float = 0.0
     correlation: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
+    spread: tuple[float, float] = (1.0, 1.0)
     hot: float = 0.0
     dead: float = 0.0
     dark: float = 0.0
@@ -276,7 +281,11 @@ def _power(blocks: NDArray[np.float64], least: float, largest: float) -> dict[st
     flattest = index[np.argsort(far[index])[: max(_FEWEST // 2, int(_FLATTEST * len(index)))]]
     flat = index[np.argsort(structure[index])[: max(_FEWEST // 2, int(_FLAT * len(index)))]]
     whiteness = _ratio(near[flat], apart[flat])
-    facts: dict[str, Any] = {"whiteness": whiteness}
+    least_far, tenth, half = np.percentile(far[index], [1, 10, 50])
+    facts: dict[str, Any] = {
+        "whiteness": whiteness,
+        "spread": (_over(tenth, least_far) ** 0.5, _over(half, tenth) ** 0.5),
+    }
     white = whiteness > 0.5
     if colours:
         other = blocks[..., [0, 2]] - bright[..., None]
@@ -342,6 +351,10 @@ def _correlation(blocks: NDArray[np.float64]) -> tuple[tuple[float, float], tupl
         far = steps[_FAR]
         found.append(tuple(float(np.clip(1 - steps[d] / far, -1, 1)) if far > 0 else 0.0 for d in (1, 2)))
     return (found[0][0], found[0][1]), (found[1][0], found[1][1])
+
+
+def _over(above: float, below: float) -> float:
+    return float(above / max(below, 1e-6 * above)) if above > 0 else 1.0
 
 
 def _ratio(near: NDArray[np.float64], apart: NDArray[np.float64]) -> float:

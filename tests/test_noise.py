@@ -175,6 +175,15 @@ def test_noise_that_neighbours_share_is_decorrelated(channels):
     assert "neighbouring pixels share" in str(found)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_texture_which_is_not_everywhere_is_no_noise(channels):
+    shared = ndimage.gaussian_filter(rng().normal(0, 1, (SIDE, SIDE, channels)), (1, 1, 0))
+    grass = np.geomspace(1, 40, SIDE)[:, None, None] * shared / shared.std()
+    found = chosen(eight(255 * scene(channels=channels) + grass))
+    assert found.kind == "clean"
+    assert "looks like structure" in str(found)
+
+
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_halved_colour_goes_to_the_gray_model_colour_by_colour(subsampling):
     noisy = eight(255 * scene(channels=3) + rng().normal(0, 15, (SIDE, SIDE, 3)))
