@@ -178,10 +178,8 @@ def test_noise_that_neighbours_share_is_decorrelated(channels):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_texture_which_is_not_everywhere_is_no_noise(channels):
     shared = ndimage.gaussian_filter(rng().normal(0, 1, (SIDE, SIDE, channels)), (1, 1, 0))
-    grass = np.geomspace(1, 40, SIDE)[:, None, None] * shared / shared.std()
-    found = chosen(eight(255 * scene(channels=channels) + grass))
-    assert found.kind == "clean"
-    assert "looks like structure" in str(found)
+    grass = np.geomspace(0.3, 60, SIDE)[:, None, None] * shared / shared.std()
+    assert chosen(eight(255 * scene(channels=channels) + grass)).kind == "clean"
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])
