@@ -17,9 +17,7 @@ from .shelf import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
 _CLEAN = 0.8  # noise below it is left alone: no model that ships gains anything there
 _CORRELATED_CLEAN = 0.25  # the same for noise that neighbours share, which is seen from further away
 _WHITE = 0.6  # of the colours' whiteness
-_GRAY_WHITE = (
-    0.45  # of gray pictures, where fine structure takes part; without noise the model changes little
-)
+_GRAY_WHITE = 0.45  # of gray pictures, where fine structure takes part
 _HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
 _SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
 _WEAK = 5.0
@@ -198,7 +196,7 @@ def describe(noise: Noise) -> list[str]:
         for end in sorted({0, len(noise.levels) - 1})
     )
     lines.append(f"noise     standard deviation {noise.deviation:.3g} ({ends})")
-    if noise.gain > 0 and noise.dependence > _DEPENDENT[0]:
+    if noise.gain > 0 and _depends(noise, 255 * noise.deviation / max(noise.high - noise.low, 1e-300)):
         lines.append(
             f"          variance = {noise.gain:.4g} x (value - {noise.black:.4g}) + {noise.read:.4g}^2: "
             "it grows with the brightness"

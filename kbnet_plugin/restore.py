@@ -526,7 +526,7 @@ class Restorer:
         """
         takes, gives = self.channels
         count = blocks[0].shape[2] - alpha
-        inner = [self._inner(tile) for tile in tiles]
+        inner = [self.inner(tile) for tile in tiles]
         if self.idle and takes == gives:
             pairs = zip(blocks, tiles, inner, strict=True)
             return [block[source][tile.crop].copy() for block, tile, source in pairs]
@@ -573,7 +573,7 @@ class Restorer:
     def _margin(self) -> int:
         return self.grid.margin * self.stride if self.grid is not None else 0
 
-    def _inner(self, tile: Tile) -> tuple[slice, slice]:
+    def inner(self, tile: Tile) -> tuple[slice, slice]:
         """Where a tile's source lies in what is read around it."""
         rows, columns = (
             slice(min(self._margin, s.start), min(self._margin, s.start) + s.stop - s.start)
@@ -640,7 +640,7 @@ class Restorer:
         tile : Tile
         """
         takes, count, n = self.channels[0], x.shape[1], self.stride
-        rows, columns = self._inner(tile)
+        rows, columns = self.inner(tile)
         top, left = tile.source[0].start - rows.start, tile.source[1].start - columns.start
         y = self._covered(x, top, left)
         y = y.transpose(0, 1) if count > takes else y.expand(-1, takes, -1, -1) if count < takes else y

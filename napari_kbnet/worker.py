@@ -204,7 +204,7 @@ def preview(
         key = arranged.key(at, window)
         single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
         return Preview(
-            before=np.expand_dims(np.asarray(array[key]), single),
+            before=np.expand_dims(arranged.from_picture(block[restorer.inner(tile)][tile.crop]), single),
             after=np.expand_dims(arranged.from_picture(after), single),
             corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
             arranged=arranged,

@@ -37,8 +37,8 @@ def with_open_pools(network: Network) -> Network:
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     opened: Network = copy.deepcopy(network, shared)
     number = 0
-    for stage in opened.stages():
-        for block in stage[1].modules():
+    for _, stage in opened.stages():
+        for block in stage.modules():
             pool = getattr(block, "sca", None)
             if isinstance(pool, nn.Sequential) and isinstance(pool[0], GlobalMean):
                 block.sca = _OpenScale(pool, number)
@@ -82,13 +82,17 @@ class _OpenScale(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         given = _GIVEN.get()
         if given is not None:
-            scale: Tensor = self[1](given[self.number].to(x.dtype))
-            return F.interpolate(scale, size=x.shape[2:], mode="bilinear", align_corners=False)
+            return F.interpolate(
+                self[1](given[self.number].to(x.dtype)),
+                size=x.shape[2:],
+                mode="bilinear",
+                align_corners=False,
+            )
         mean = self[0](x)
         record = _RECORD.get()
         if record is not None:
             record[self.number] = mean.float()
-        scale = self[1](mean)
+        scale: Tensor = self[1](mean)
         return scale
 
 
