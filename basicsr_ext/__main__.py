@@ -7,7 +7,8 @@ import os
 import sys
 from typing import NoReturn
 
-from .errors import BadInput, one_line
+from kbnet_plugin.errors import BadInput, one_line
+
 from .tasks import TASKS
 
 EXAMPLES = """examples:

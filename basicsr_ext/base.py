@@ -16,11 +16,11 @@ from basicsr.models import lr_scheduler as basicsr_schedulers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.errors import BadInput, nearest, one_line
+from kbnet_plugin.files import atomic_path
 from kbnet_plugin.weights import read_state_dict
 
 from . import dist
-from .errors import BadInput, nearest, one_line
 from .options import Options
 from .schedulers import CosineAnnealingRestartCyclicLR
 

@@ -14,16 +14,9 @@ from basicsr.utils.file_client import FileClient
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .errors import BadInput
-from .files import (
-    decode,
-    header_sizes,
-    image_files,
-    pair_up,
-    read_listing,
-    read_lmdb_listing,
-    to_unit,
-)
+from kbnet_plugin.errors import BadInput
+
+from .files import decode, header_sizes, image_files, pair_up, read_listing, read_lmdb_listing, to_unit
 from .options import Options
 
 Sample = dict[str, Any]

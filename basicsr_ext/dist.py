@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 import torch.distributed as dist
 
-from .errors import BadInput, one_line
+from kbnet_plugin.errors import BadInput, one_line
 
 _control: dist.ProcessGroup | None = None
 

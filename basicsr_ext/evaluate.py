@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from kbnet_plugin.errors import BadInput
+
 from . import logs
-from .errors import BadInput
 from .options import Options
 from .registry import build_model
 from .train import choose_device, make_dataset

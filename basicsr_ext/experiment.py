@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kbnet_plugin.errors import BadInput, one_line
+
 from .base import read_training_state, read_weights
-from .errors import BadInput, one_line
 from .options import Options
 
 logger = logging.getLogger("basicsr")

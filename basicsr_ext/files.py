@@ -15,7 +15,7 @@ from basicsr.utils.file_client import BaseStorageBackend, FileClient
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .errors import BadInput, one_line
+from kbnet_plugin.errors import BadInput, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 

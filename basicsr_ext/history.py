@@ -6,9 +6,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from kbnet_plugin._files import atomic_path
-
-from .errors import BadInput
+from kbnet_plugin.errors import BadInput
+from kbnet_plugin.files import atomic_path
 
 COLUMNS = ("iteration", "quantity", "value")
 

@@ -16,9 +16,8 @@ import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from torch import Tensor, nn
 
+from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.weights import read_state_dict
-
-from .errors import BadInput, one_line
 
 Image = np.ndarray | Tensor
 

@@ -25,13 +25,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
 from kbnet_plugin.tiling import plan
 
 from . import dist
 from .base import Mended, bare, read_weights
-from .errors import BadInput, one_line
 from .metrics import to_image
 from .options import Options
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from kbnet_plugin.errors import BadInput, nearest
+
 from . import schema
-from .errors import BadInput, nearest
 
 Options = dict[str, Any]
 

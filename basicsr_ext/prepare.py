@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.files import atomic_path
 
-from .errors import BadInput, one_line
 from .files import SUFFIXES, image_files, pair_up
 
 Pairs = dict[str, dict[str, str]]

@@ -15,17 +15,17 @@ with warnings.catch_warnings():
         import basicsr
         from basicsr.utils import registry as registries
     except ImportError as error:
-        from .errors import BadInput, one_line
+        from kbnet_plugin.errors import BadInput, one_line
 
         raise BadInput(
             f"BasicSR >= 1.4.2 is needed: pip install 'kbnet[train]' ({one_line(error)})"
         ) from error
 
 from kbnet_plugin import KBNet_l, KBNet_s
+from kbnet_plugin.errors import BadInput, nearest, one_line
 
 from . import data, losses, metrics, model, noisy
 from .base import ALIASES, Mended, scheduler_classes
-from .errors import BadInput, nearest, one_line
 from .files import use_shared_lmdb
 from .options import Options
 from .schema import OURS_ONLY

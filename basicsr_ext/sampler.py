@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
-from .errors import BadInput, one_line
+from kbnet_plugin.errors import BadInput, one_line
+
 from .options import Options, count
 
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .errors import BadInput
+from kbnet_plugin.errors import BadInput
 
 
 class CosineAnnealingRestartCyclicLR(LRScheduler):

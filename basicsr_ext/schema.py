@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from .errors import BadInput, nearest
+from kbnet_plugin.errors import BadInput, nearest
 
 MODEL = "ImageCleanModel"
 

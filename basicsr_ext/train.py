@@ -23,9 +23,10 @@ from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kbnet_plugin.errors import BadInput, one_line
+
 from . import dist, logs, report
 from .base import bare
-from .errors import BadInput, one_line
 from .experiment import link, open_experiment, prune, resume_state
 from .history import History
 from .model import NotFiniteError

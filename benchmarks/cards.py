@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from benchmarks.measure import ROOT
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.files import atomic_path
 
 MODELS = ROOT / "kbnet_plugin" / "zoo"
 

@@ -15,9 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from basicsr_ext.errors import BadInput
 from benchmarks import measure, protocols, sets, tables
-from kbnet_plugin._files import one_line
+from kbnet_plugin.errors import BadInput, one_line
 
 PROTOCOL = protocols.PROTOCOLS["gaussian"]
 

@@ -24,7 +24,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from basicsr_ext.errors import BadInput, nearest, one_line
 from benchmarks.store import Store
 from benchmarks.studies import (
     FILE,
@@ -38,7 +37,8 @@ from benchmarks.studies import (
     series,
     tables,
 )
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.errors import BadInput, nearest, one_line
+from kbnet_plugin.files import atomic_path
 
 LISTING = Path(__file__).resolve().parent.parent / "options" / "zoo" / "photographs.txt"
 OUR_OWN = {  # for where there is no data; both lists lie inside scikit-image

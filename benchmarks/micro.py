@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from kbnet_plugin import Restorer
-from kbnet_plugin._files import one_line
+from kbnet_plugin.errors import one_line
 
 FOLDER = Path("micro") / "W2S"
 Picture = np.ndarray[Any, np.dtype[np.float32]]

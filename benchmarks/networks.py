@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from basicsr_ext.errors import BadInput, one_line
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.batch import choice
+from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.weights import build_network, identify, read_state_dict
 
 Call = Callable[[Tensor, float | None], Tensor]

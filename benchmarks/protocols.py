@@ -170,7 +170,7 @@ def ssim(a: NDArray[np.float64], b: NDArray[np.float64], kind: str = "gaussian")
 
 
 def lpips(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """LPIPS 0.1 in AlexNet; raises `basicsr_ext.errors.BadInput` where its trained weights are not there."""
+    """LPIPS 0.1 in AlexNet; raises `kbnet_plugin.errors.BadInput` where its trained weights are not there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the many packages that basicsr loads
         from basicsr_ext.metrics import calculate_lpips

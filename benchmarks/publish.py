@@ -15,13 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from basicsr_ext.errors import BadInput
 from basicsr_ext.options import read_options
 from benchmarks.cards import MODELS, read_card, sha256, write_card
 from benchmarks.measure import ROOT
 from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network, zoo
-from kbnet_plugin._files import one_line
 from kbnet_plugin.cost import count
+from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.weights import identify
 
 WINDOW = 0.5

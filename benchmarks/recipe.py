@@ -16,13 +16,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from basicsr_ext.errors import BadInput
 from basicsr_ext.options import read_options
 from benchmarks import measure
 from benchmarks.cards import MODELS, read_card, write_card
 from benchmarks.measure import ROOT
 from kbnet_plugin import zoo
-from kbnet_plugin._files import one_line
+from kbnet_plugin.errors import BadInput, one_line
 
 ITERATIONS, EVERY = 200, 20
 LIMIT = 1e-3

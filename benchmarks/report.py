@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from benchmarks.pictures import Picture
 from benchmarks.results import Cell, Column, Table, to_json
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.files import atomic_path
 
 NOT_FOUND = "n/f"
 MINUS = "\N{MINUS SIGN}"

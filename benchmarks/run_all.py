@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
     # torch takes seconds to load, which a misspelt option need not wait for.
-    from basicsr_ext.errors import BadInput, one_line
+    from kbnet_plugin.errors import BadInput, one_line
 
     try:
         return _run(args, sys.argv[1:] if argv is None else argv)
@@ -160,8 +160,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
 def run(jobs: Sequence[Any], store: Any, device: str, rank: int, since: float) -> dict[str, str]:
     """Do what is not done and nobody else is doing, until all of it is done; returns failures by key."""
-    from basicsr_ext.errors import one_line
     from benchmarks.suite import do
+    from kbnet_plugin.errors import one_line
 
     failures: dict[str, str] = {}
     # Timings come last and on one process: whatever else ran meanwhile would be in them.
@@ -410,8 +410,8 @@ def _shown(cell: Any, digits: int) -> str:
 
 def _list(suite: Any, planner: Any) -> int:
     """What is there, what is missing, and where it is had."""
-    from basicsr_ext.errors import BadInput
     from benchmarks.suite import NotThereError
+    from kbnet_plugin.errors import BadInput
 
     print(f"data sets below {planner.data or 'nothing: name a folder with --data or KBNET_DATA'}")
     for name, description in suite.datasets.items():
@@ -463,7 +463,7 @@ def _writable(folder: Path) -> Path:
 
 
 def _refuse(text: str) -> NoReturn:
-    from basicsr_ext.errors import BadInput
+    from kbnet_plugin.errors import BadInput
 
     raise BadInput(text)
 

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.micro import fitted
 from kbnet_plugin import Restorer, load_network, zoo
-from kbnet_plugin._files import one_line
 from kbnet_plugin.blindspot import NORMS, SHARE, STAND, STANDS
+from kbnet_plugin.errors import one_line
 from kbnet_plugin.fit import Fit
 from kbnet_plugin.recipe import NETWORK, SCRATCH, Recipe
 

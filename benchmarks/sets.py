@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from basicsr_ext.errors import BadInput
+from kbnet_plugin.errors import BadInput
 from kbnet_plugin.images import read_image
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kbnet_plugin._files import atomic_path
+from kbnet_plugin.files import atomic_path
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock
 STALE = 60.0  # without one for so long, it is taken to be dead

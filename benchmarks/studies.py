@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from basicsr_ext.errors import BadInput, nearest
 from basicsr_ext.options import read_options
+from kbnet_plugin.errors import BadInput, nearest
 
 from . import results
 from .store import Store

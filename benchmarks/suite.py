@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from basicsr_ext.errors import BadInput
 from kbnet_plugin import __version__
+from kbnet_plugin.errors import BadInput
 from kbnet_plugin.shelf import SHIPPED
 
 from . import costs, measure, networks, protocols, results, sets, speed

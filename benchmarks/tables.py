@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator, model_validator
 
-from basicsr_ext.errors import BadInput, nearest
+from kbnet_plugin.errors import BadInput, nearest
 
 from .protocols import PROTOCOLS, Metric
 from .results import Published

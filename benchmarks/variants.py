@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_ext.errors import BadInput, nearest
 from benchmarks import costs
 from benchmarks.networks import architecture
 from kbnet_plugin import KBNet_s
+from kbnet_plugin.errors import BadInput, nearest
 from kbnet_plugin.nn.kbnet_s import BASES, GROUP, KBBlock_s
 from kbnet_plugin.nn.layers import GlobalMean, again, by_strips
 from kbnet_plugin.ops import kernel_basis_attention

@@ -19,12 +19,12 @@ import torch
 from tqdm import tqdm
 
 from . import ops, zoo
-from ._files import one_line
 from ._version import __version__
 from .axes import layout
 from .batch import Step, choice, opened, pair, plans, restore_files
 from .choose import describe, look, treatment
 from .cost import count
+from .errors import one_line
 from .export import FORMATS as EXPORTS
 from .export import export
 from .fit import Fit, can_train

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._files import atomic_path, one_line
+from .errors import one_line
+from .files import atomic_path
 from .nn import KBNet_l, KBNet_s
 from .ops import reference
 from .weights import save_network

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 
 from . import zoo
-from ._files import atomic_path
 from ._version import __version__
 from .balance import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
+from .files import atomic_path
 from .nn import KBNet_l, KBNet_s
 from .planes import KEPT, Planes
 from .ranges import Range

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._files import one_line
 from .axes import Layout
+from .errors import one_line
 from .noise import Noise, measure_noise, sample
 from .tiling import Tile
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._files import one_line
 from .axes import Layout, layout
+from .errors import one_line
 from .images import read_image
 from .ranges import RangeRule, check_rule, float_range, percentile_range
 from .stores import is_stack, is_zarr, open_stack

@@ -22,8 +22,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from ._files import atomic_path, one_line
 from .axes import AXES, Layout, layout
+from .errors import one_line
+from .files import atomic_path
 from .images import open_tiff
 from .ranges import cast
 from .restore import DamagedError, Restorer

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ._files import atomic_path, one_line
+from .errors import one_line
+from .files import atomic_path
 from .nn import KBNet_l, KBNet_s
 from .shelf import PICKLED
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbnet_plugin import __version__, shelf
-from kbnet_plugin._files import one_line
 from kbnet_plugin.axes import Layout, layout
+from kbnet_plugin.errors import one_line
 from kbnet_plugin.ranges import Range
 
 from .loading import load_torch

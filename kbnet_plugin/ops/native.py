@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import one_line
+from ..errors import one_line
 from . import memory_format
 
 LIBRARY = Path(__file__).with_name("_kba_native.so")

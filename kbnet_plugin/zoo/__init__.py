@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .._files import atomic_path, one_line
 from ..cost import Cost, count
+from ..errors import one_line
+from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
 from ..ranges import RangeRule, check_rule
 from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder

@@ -14,8 +14,8 @@ from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from torch.utils.data import DataLoader
 
-from basicsr_ext.errors import BadInput
 from basicsr_ext.sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, collate
+from kbnet_plugin.errors import BadInput
 
 
 def gaussian(root, phase="train", **keys):

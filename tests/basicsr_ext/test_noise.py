@@ -9,10 +9,10 @@ import torch
 
 from basicsr_ext.__main__ import main
 from basicsr_ext.data import Dataset_PoissonGaussianDenoising
-from basicsr_ext.errors import BadInput
 from basicsr_ext.losses import FrequencyLoss
 from basicsr_ext.metrics import calculate_lpips, lpips_network
 from basicsr_ext.sampler import Reproducible, Ticket
+from kbnet_plugin.errors import BadInput
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from basicsr_ext.__main__ import main
-from basicsr_ext.errors import BadInput
 from basicsr_ext.losses import BlindSpotLoss
 from basicsr_ext.noisy import Dataset_BlindSpot, Dataset_PlanePairs
 from basicsr_ext.sampler import Reproducible, Ticket
+from kbnet_plugin.errors import BadInput
 
 
 @pytest.fixture

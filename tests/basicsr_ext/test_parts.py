@@ -16,10 +16,10 @@ from basicsr.utils import registry as registries
 
 from basicsr_ext import registry
 from basicsr_ext.base import Mended
-from basicsr_ext.errors import BadInput
 from basicsr_ext.metrics import to_image
 from basicsr_ext.model import ImageCleanModel
 from basicsr_ext.schedulers import CosineAnnealingRestartCyclicLR
+from kbnet_plugin.errors import BadInput
 
 
 def rates(steps, **keys):

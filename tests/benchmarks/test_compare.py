@@ -14,9 +14,9 @@ from PIL import Image
 
 from basicsr_ext import registry  # first: it imports BasicSR without its noise
 from basicsr_ext import train as loop
-from basicsr_ext.errors import BadInput
 from benchmarks import compare, illustrate, studies, variants
 from benchmarks.store import Store
+from kbnet_plugin.errors import BadInput
 from tests.conftest import TINY_S
 
 TINY = {

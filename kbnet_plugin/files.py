@@ -33,8 +33,3 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-
-
-def one_line(error: BaseException) -> str:
-    """First line of what an exception says, or its name when it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from textwrap import shorten
 
 
 class BadInput(ValueError):  # noqa: N818 - it is not a fault of the program
@@ -21,6 +22,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+def one_line(error: BaseException, most: int = 500) -> str:
+    """What an exception says, on one line of at most `most` characters; its name where it says nothing."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return shorten(str(said), most, placeholder=" ...") or type(error).__name__
