@@ -25,10 +25,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kbnet_plugin.arrays.tiling import plan
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
-from kbnet_plugin.tiling import plan
 
 from . import dist
 from .base import Mended, bare, read_weights

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from kbnet_plugin.arrays.intensity import Range, check_rule
 from kbnet_plugin.blindspot import SHARE, STAND, blind, filled
 from kbnet_plugin.errors import BadInput
 from kbnet_plugin.planes import Planes
-from kbnet_plugin.ranges import Range, check_rule
 
 from .data import Sample
 from .options import Options

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .axes import layout
+from .arrays.axes import layout
 from .choose import look, treatment
-from .images import FORMATS, check_format, read_image, write_image
+from .io.pictures import FORMATS, check_format, read_image, write_image
+from .io.stacks import is_stack, is_zarr, open_stack, restore_stack, working_folder
 from .restore import Plan, Restorer, _out_of_memory
-from .stores import is_stack, is_zarr, open_stack, restore_stack, working_folder
 
 
 class Chosen(NamedTuple):

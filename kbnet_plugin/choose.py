@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .axes import Layout, layout
-from .noise import Noise, measure_noise, sample
-from .ranges import find_range, is_unit
+from .arrays.axes import Layout, layout
+from .arrays.intensity import find_range, is_unit
+from .arrays.noise import Noise, measure_noise, sample
 from .shelf import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
 
 # Levels of noise are in units of the range over 255, as literature has them.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from . import ops, zoo
 from ._version import __version__
-from .axes import layout
+from .arrays.axes import layout
 from .batch import Step, choice, opened, pair, plans, restore_files
 from .choose import describe, look, treatment
 from .cost import count

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from . import zoo
 from ._version import __version__
+from .arrays.intensity import Range
 from .balance import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
 from .files import atomic_path
 from .nn import KBNet_l, KBNet_s
 from .planes import KEPT, Planes
-from .ranges import Range
 from .recipe import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import find_device
 from .shelf import check_name

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .axes import Layout
+from .arrays.axes import Layout
+from .arrays.noise import Noise, measure_noise, sample
+from .arrays.tiling import Tile
 from .errors import one_line
-from .noise import Noise, measure_noise, sample
-from .tiling import Tile
 
 if TYPE_CHECKING:
     from .restore import Context, Restorer

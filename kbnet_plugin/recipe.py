@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
+from .arrays.intensity import RangeRule
 from .blindspot import SHARE, STAND, Norm, Stand
-from .ranges import RangeRule
 
 Method = Literal["n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -22,14 +22,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from . import zoo
-from .axes import Layout, layout
+from .arrays.axes import Layout, layout
+from .arrays.intensity import Range, RangeRule, cast, check_rule, find_range, needs_values, working
+from .arrays.noise import Noise, isolated, measure_noise, sample, spike
+from .arrays.tiling import Tile, plan
 from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
 from .nn import KBNet_l, KBNet_s
 from .nn.pooling import Grid, given_means, recorded_means, with_open_pools
-from .noise import Noise, isolated, measure_noise, sample, spike
-from .ranges import Range, RangeRule, cast, check_rule, find_range, needs_values, working
-from .tiling import Tile, plan
 from .weights import build_network
 
 TILE = 768

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
 from safetensors import SafetensorError, safe_open
 
 from kbnet_plugin import shelf
-from kbnet_plugin.ranges import RangeRule
+from kbnet_plugin.arrays.intensity import RangeRule
 
 from .options import PRECISIONS, Options, saved
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from napari.utils.transforms import Affine
 
-from kbnet_plugin.axes import AXES, Layout, layout
+from kbnet_plugin.arrays.axes import AXES, Layout, layout
 
 RECORD = "kbnet"
 """Key of a layer's metadata that holds what was done."""

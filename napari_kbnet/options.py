@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from kbnet_plugin.ranges import RangeRule
+from kbnet_plugin.arrays.intensity import RangeRule
 
 from .loading import load_torch
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kbnet_plugin.axes import Layout
-from kbnet_plugin.ranges import Range
+from kbnet_plugin.arrays.axes import Layout
+from kbnet_plugin.arrays.intensity import Range
 
 from .layers import cut, picture
 

@@ -27,7 +27,7 @@ _FILE = """
 from pathlib import Path
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.images import read_image, write_image
+from kbnet_plugin.io.pictures import read_image, write_image
 
 source, target = Path({source!r}), Path({target!r})
 {restorer}
@@ -40,7 +40,7 @@ _STACK = """
 from pathlib import Path
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.stores import restore_stack
+from kbnet_plugin.io.stacks import restore_stack
 
 source, target = Path({source!r}), Path({target!r})
 {restorer}
@@ -68,7 +68,7 @@ def script(record: dict[str, Any]) -> str:
         form, path = _PICTURE, f"{_file_name(record['layer'])}.tif"
         hint = "  # save the layer under this name"
     else:
-        from kbnet_plugin.stores import is_stack
+        from kbnet_plugin.io.stacks import is_stack
 
         form = _STACK if is_stack(Path(path)) else _FILE
     source = Path(path)

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbnet_plugin import __version__, shelf
-from kbnet_plugin.axes import Layout, layout
+from kbnet_plugin.arrays.axes import Layout, layout
+from kbnet_plugin.arrays.intensity import Range
 from kbnet_plugin.errors import one_line
-from kbnet_plugin.ranges import Range
 
 from .loading import load_torch
 from .options import Options
@@ -54,7 +54,7 @@ class Job:
     axes : str
     options : Options
     sizes : mapping
-        As in `kbnet_plugin.stores.Info`.
+        As in `kbnet_plugin.io.stacks.Info`.
     path : str or None
         Of the file that it was read from.
     target : Path or None
@@ -246,7 +246,7 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
     if job.target is None:
         yield from run.steps(Watched(np.zeros(shape, dtype), job.axes), record)
         return
-    from kbnet_plugin.stores import Info, grow, open_levels, working_folder
+    from kbnet_plugin.io.stacks import Info, grow, open_levels, working_folder
 
     record["file"] = str(working_folder(job.target))
     try:
@@ -267,8 +267,8 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
 
 def holds(path: str, array: Any) -> bool:
     """Whether a file is all of an array, as far as its shape says; a layer may be one channel of it."""
-    from kbnet_plugin.images import read_image
-    from kbnet_plugin.stores import is_stack, open_stack
+    from kbnet_plugin.io.pictures import read_image
+    from kbnet_plugin.io.stacks import is_stack, open_stack
 
     try:
         if not is_stack(Path(path)):

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from kbnet_plugin import Restorer, cli
-from kbnet_plugin.images import write_image
+from kbnet_plugin.io.pictures import write_image
 from kbnet_plugin.restore import HALO, check_decorrelate
 
 SIDE = 160
@@ -76,7 +76,7 @@ def test_a_range_is_the_same_for_all_planes_of_a_channel_and_one_for_each(lively
     restorer = Restorer(lively(img_channel=1), device="cpu", range="percentile")
     out = restorer(stack, "CTYX")
     np.testing.assert_allclose(out[1], out[0] * 100 + 7, rtol=1e-3, atol=1)
-    from kbnet_plugin.axes import layout
+    from kbnet_plugin.arrays.axes import layout
 
     arranged = layout(stack.shape, "CTYX", 1)
     low, span = restorer.scale(stack, arranged, (0, 2))

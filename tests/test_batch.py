@@ -11,8 +11,8 @@ import torch
 
 from kbnet_plugin import Restorer, batch
 from kbnet_plugin.batch import Job, choice, pair, plans, restore_files
-from kbnet_plugin.images import read_image, write_image
-from kbnet_plugin.stores import working_folder
+from kbnet_plugin.io.pictures import read_image, write_image
+from kbnet_plugin.io.stacks import working_folder
 
 
 @pytest.fixture(autouse=True)

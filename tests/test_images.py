@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from kbnet_plugin.images import Metadata, check_format, open_tiff, read_image, write_image
+from kbnet_plugin.io.pictures import Metadata, check_format, open_tiff, read_image, write_image
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from kbnet_plugin.axes import layout
+from kbnet_plugin.arrays.axes import layout
+from kbnet_plugin.arrays.noise import measure_noise, sample
 from kbnet_plugin.choose import look, treatment
-from kbnet_plugin.images import read_image
-from kbnet_plugin.noise import measure_noise, sample
+from kbnet_plugin.io.pictures import read_image
 
 SIDE = 256
 

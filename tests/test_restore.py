@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kbnet_plugin import Restorer, restore
+from kbnet_plugin.arrays.tiling import plan
 from kbnet_plugin.journal import Journal
-from kbnet_plugin.tiling import plan
 
 
 @pytest.fixture

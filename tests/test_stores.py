@@ -16,9 +16,10 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, stores
+from kbnet_plugin import Restorer
 from kbnet_plugin.cli import main
-from kbnet_plugin.stores import RawArray, grow, open_levels, open_stack, restore_stack, working_folder
+from kbnet_plugin.io import stacks as stores
+from kbnet_plugin.io.stacks import RawArray, grow, open_levels, open_stack, restore_stack, working_folder
 
 zarr = pytest.importorskip("zarr")
 

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from kbnet_plugin import tiling
-from kbnet_plugin.tiling import plan
+from kbnet_plugin.arrays import tiling
+from kbnet_plugin.arrays.tiling import plan
 
 
 def test_plans_hold_their_promises_whatever_the_sizes():

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..arrays.intensity import RangeRule, check_rule
 from ..cost import Cost, count
 from ..errors import one_line
 from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
-from ..ranges import RangeRule, check_rule
 from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder
 from ..shelf import KINDS as _KINDS
 from ..shelf import SHIPPED as _SHIPPED

@@ -11,8 +11,8 @@ import pytest
 import tifffile
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.images import read_image, write_image
-from kbnet_plugin.stores import restore_stack, working_folder
+from kbnet_plugin.io.pictures import read_image, write_image
+from kbnet_plugin.io.stacks import restore_stack, working_folder
 
 
 @pytest.fixture

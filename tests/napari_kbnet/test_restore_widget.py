@@ -15,7 +15,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer, restore
-from kbnet_plugin.stores import open_stack
+from kbnet_plugin.io.stacks import open_stack
 from napari_kbnet import restore_widget, worker
 from napari_kbnet.layers import full_resolution
 

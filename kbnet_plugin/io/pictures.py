@@ -19,8 +19,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import one_line
-from .files import atomic_path
+from ..errors import one_line
+from ..files import atomic_path
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 """The formats that are read and written, by lower-case suffix."""

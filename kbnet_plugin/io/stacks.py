@@ -22,12 +22,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from .axes import AXES, Layout, layout
-from .errors import one_line
-from .files import atomic_path
-from .images import open_tiff
-from .ranges import cast
-from .restore import DamagedError, Restorer
+from ..arrays.axes import AXES, Layout, layout
+from ..arrays.intensity import cast
+from ..errors import one_line
+from ..files import atomic_path
+from ..restore import DamagedError, Restorer
+from .pictures import open_tiff
 
 LARGE = 1 << 26
 """Pixels from which a plain TIFF picture is treated as a stack: piece by piece."""
