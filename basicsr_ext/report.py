@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kbnet_plugin.cost import count
+from kbnet_plugin.nn.cost import count
 
 from .base import bare
 from .sampler import Stages

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kbnet_plugin import cost
+from kbnet_plugin.nn import cost
 
 
 def count(

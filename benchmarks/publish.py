@@ -14,14 +14,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from kbnet_plugin.zoo.registry.weights import identify
 
 from basicsr_ext.options import read_options
 from benchmarks.cards import MODELS, read_card, sha256, write_card
 from benchmarks.measure import ROOT
-from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network, zoo
-from kbnet_plugin.cost import count
+from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.weights import identify
+from kbnet_plugin.nn.cost import count
+from kbnet_plugin.zoo.registry import registry as zoo
 
 WINDOW = 0.5
 """Of local pooling, in training patches, where a card names no window yet."""

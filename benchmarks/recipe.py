@@ -20,8 +20,8 @@ from basicsr_ext.options import read_options
 from benchmarks import measure
 from benchmarks.cards import MODELS, read_card, write_card
 from benchmarks.measure import ROOT
-from kbnet_plugin import zoo
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.zoo.registry import registry as zoo
 
 ITERATIONS, EVERY = 200, 20
 LIMIT = 1e-3

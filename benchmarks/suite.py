@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kbnet_plugin.zoo.registry.locations import SHIPPED
 
 from kbnet_plugin import __version__
 from kbnet_plugin.errors import BadInput
-from kbnet_plugin.shelf import SHIPPED
 
 from . import costs, measure, networks, protocols, results, sets, speed
 from .store import Store
@@ -125,7 +125,7 @@ class Planner:
         """The file of a row's weights."""
         if how.zoo:
             try:
-                from kbnet_plugin import zoo
+                from kbnet_plugin.zoo.registry import registry as zoo
 
                 return Path(zoo.find(how.zoo).path)
             except (ImportError, ValueError):

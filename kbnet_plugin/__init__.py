@@ -7,7 +7,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .nn import KBNet_l, KBNet_s
     from .restore import Restorer
-    from .weights import load_network, save_network
+    from .zoo.weights import load_network, save_network
 
 __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "save_network"]
 

@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import ops, zoo
+from . import ops
 from ._version import __version__
 from .arrays.axes import layout
 from .batch import Step, choice, opened, pair, plans, restore_files
 from .choose import describe, look, treatment
-from .cost import count
 from .errors import one_line
-from .export import FORMATS as EXPORTS
-from .export import export
 from .fit import Fit, can_train
 from .lazy import connect
+from .nn.cost import count
 from .recipe import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import HALO, TILE, WINDOW, Restorer, check_decorrelate, find_device
-from .weights import identify
+from .zoo import registry as zoo
+from .zoo.export import FORMATS as EXPORTS
+from .zoo.export import export
+from .zoo.weights import identify
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from . import zoo
 from .arrays.axes import Layout, layout
 from .arrays.intensity import Range, RangeRule, cast, check_rule, find_range, needs_values, working
 from .arrays.noise import Noise, isolated, measure_noise, sample, spike
@@ -30,7 +29,8 @@ from .journal import Journal, read_settings
 from .memory import bytes_per_pixel, free_memory
 from .nn import KBNet_l, KBNet_s
 from .nn.pooling import Grid, given_means, recorded_means, with_open_pools
-from .weights import build_network
+from .zoo import registry as zoo
+from .zoo.weights import build_network
 
 TILE = 768
 HALO = 40  # what lies further away changes no pixel of the shipped models by 1 of 255
@@ -242,14 +242,14 @@ class Restorer:
         Parameters
         ----------
         model : str or path
-            A name that `kbnet_plugin.zoo.models` lists, or a file that `load_network` takes.
+            A name that `kbnet_plugin.zoo.registry.models` lists, or a file that `load_network` takes.
         **settings
             As for `Restorer`. `window` and `range` are the model's own where its file names them.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            As `kbnet_plugin.zoo.find` and `load_network`.
+            As `kbnet_plugin.zoo.registry.find` and `load_network`.
         """
         found = zoo.find(model)
         own = {"window": found.window, "range": found.range}

@@ -25,8 +25,8 @@ from qtpy.QtWidgets import (
 )
 from safetensors import SafetensorError, safe_open
 
-from kbnet_plugin import shelf
 from kbnet_plugin.arrays.intensity import RangeRule
+from kbnet_plugin.zoo.registry import locations as shelf
 
 from .options import PRECISIONS, Options, saved
 

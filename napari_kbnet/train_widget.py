@@ -23,8 +23,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from kbnet_plugin import shelf
 from kbnet_plugin.recipe import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from kbnet_plugin.zoo.registry import locations as shelf
 
 from .background import tell
 from .curve import LossCurve

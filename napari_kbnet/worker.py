@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kbnet_plugin import __version__, shelf
+from kbnet_plugin import __version__
 from kbnet_plugin.arrays.axes import Layout, layout
 from kbnet_plugin.arrays.intensity import Range
 from kbnet_plugin.errors import one_line
+from kbnet_plugin.zoo.registry import locations as shelf
 
 from .loading import load_torch
 from .options import Options

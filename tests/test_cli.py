@@ -14,9 +14,10 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, batch, cli, save_network, zoo
+from kbnet_plugin import Restorer, __version__, batch, cli, save_network
 from kbnet_plugin.cli import main
 from kbnet_plugin.io.pictures import read_image, write_image
+from kbnet_plugin.zoo.registry import registry as zoo
 
 ROOT = Path(kbnet_plugin.__file__).parents[1]
 

@@ -9,9 +9,11 @@ import pytest
 import spandrel
 import torch
 
-from kbnet_plugin import Restorer, export, load_network, save_network, zoo
+from kbnet_plugin import Restorer, load_network, save_network
 from kbnet_plugin.cli import main
 from kbnet_plugin.nn.layers import pad_to_multiple
+from kbnet_plugin.zoo.registry import export
+from kbnet_plugin.zoo.registry import registry as zoo
 
 SIZES = [(16, 24), (37, 50), (1, 3)]
 SHIPPED = [m for m in zoo.models() if m.shipped]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin import Restorer, cli, fit, load_network, zoo
+from kbnet_plugin import Restorer, cli, fit, load_network
 from kbnet_plugin.fit import Fit
 from kbnet_plugin.recipe import Recipe
+from kbnet_plugin.zoo.registry import registry as zoo
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 

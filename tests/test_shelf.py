@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import kbnet_plugin
-from kbnet_plugin import shelf, zoo
+from kbnet_plugin.zoo.registry import locations as shelf
+from kbnet_plugin.zoo.registry import registry as zoo
 
 
 def test_models_are_named_as_the_zoo_names_them(monkeypatch, tmp_path, tiny_s):

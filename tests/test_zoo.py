@@ -15,8 +15,9 @@ from skimage import data
 
 from benchmarks import recipe
 from benchmarks.cards import read_card, sha256
-from kbnet_plugin import KBNet_s, Restorer, load_network, save_network, zoo
-from kbnet_plugin.cost import count
+from kbnet_plugin import KBNet_s, Restorer, load_network, save_network
+from kbnet_plugin.nn.cost import count
+from kbnet_plugin.zoo.registry import registry as zoo
 
 SHIPPED = [m for m in zoo.models() if m.shipped]
 ROOT = Path(zoo.__file__).parents[2]
@@ -159,7 +160,7 @@ def test_a_failed_addition_leaves_the_old_model(own, tiny_s, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("kbnet_plugin.weights.save_file", half)
+    monkeypatch.setattr("kbnet_plugin.zoo.registry.weights.save_file", half)
     with pytest.raises(OSError, match="disk full"):
         zoo.add(tiny_s(width=16), "a", overwrite=True)
     assert [p.name for p in own.iterdir()] == ["a.safetensors"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gallery
-from kbnet_plugin import zoo
+from kbnet_plugin.zoo.registry import registry as zoo
 
 
 def test_every_shipped_model_has_scenes_where_it_does_well_and_where_it_fails():

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import publish, recipe
 from benchmarks.cards import read_card, sha256, write_card
-from kbnet_plugin import load_network, zoo
+from kbnet_plugin import load_network
+from kbnet_plugin.zoo.registry import registry as zoo
 
 ROOT = Path(zoo.__file__).parents[2]
 QUICKSTART = ROOT / "options" / "kbnet_quickstart.yml"

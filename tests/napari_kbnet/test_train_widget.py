@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbnet_plugin import fit, zoo
+from kbnet_plugin import fit
+from kbnet_plugin.zoo.registry import registry as zoo
 from napari_kbnet.curve import LossCurve, bounds, smooth
 
 needs_training = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")

@@ -14,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..arrays.intensity import RangeRule, check_rule
-from ..cost import Cost, count
 from ..errors import one_line
 from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
-from ..shelf import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder
-from ..shelf import KINDS as _KINDS
-from ..shelf import SHIPPED as _SHIPPED
-from ..shelf import files as _files
-from ..weights import build_network, identify, load_network, read_state_dict, save_network
+from ..nn.cost import Cost, count
+from .locations import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder
+from .locations import KINDS as _KINDS
+from .locations import SHIPPED as _SHIPPED
+from .locations import files as _files
+from .weights import build_network, identify, load_network, read_state_dict, save_network
 
 __all__ = [
     "DEFAULT",

@@ -44,7 +44,7 @@ def files(where: Path) -> Iterator[Path]:
 
 
 def everything() -> dict[str, Path]:
-    """Name to file of every model, as `kbnet_plugin.zoo.models` lists them."""
+    """Name to file of every model, as `kbnet_plugin.zoo.registry.models` lists them."""
     found: dict[str, Path] = {}
     for path in (*files(SHIPPED), *files(folder())):
         found.setdefault(path.stem, path)

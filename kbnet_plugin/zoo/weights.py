@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import one_line
-from .files import atomic_path
-from .nn import KBNet_l, KBNet_s
-from .shelf import PICKLED
+from ..errors import one_line
+from ..files import atomic_path
+from ..nn import KBNet_l, KBNet_s
+from .locations import PICKLED
 
 KEYS = ("params_ema", "params", "model", "net", "state_dict")
 """Where checkpoints keep their tensors, in the order in which they are looked for."""
@@ -99,7 +99,7 @@ def save_network(
     path : str or path
         .pth (tensors under ``params``) or .safetensors. Replaced only once the new file is complete.
     metadata : mapping, optional
-        What a .safetensors file says of itself; `kbnet_plugin.zoo` reads it. Others have no place for it.
+        What a .safetensors file says of itself; `kbnet_plugin.zoo.registry` reads it. Others have no place for it.
 
     Raises
     ------

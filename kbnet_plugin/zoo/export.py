@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import one_line
-from .files import atomic_path
-from .nn import KBNet_l, KBNet_s
-from .ops import reference
+from ..errors import one_line
+from ..files import atomic_path
+from ..nn import KBNet_l, KBNet_s
+from ..ops import reference
+from .registry import Model
 from .weights import save_network
-from .zoo import Model
 
 FORMATS = ("safetensors", "pth", "onnx")
 
@@ -36,7 +36,7 @@ def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
     Parameters
     ----------
     model : Model
-        As `kbnet_plugin.zoo.find` gives it.
+        As `kbnet_plugin.zoo.registry.find` gives it.
     path : str or path
         ``.safetensors``; ``.pth`` as BasicSR, the released code and spandrel read it (tensors under
         ``params``); or ``.onnx`` with free batch, height and width, any size from one pixel. In ONNX the
