@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kbnet_plugin.blindspot import NORMS, masked_loss
+from kbnet_plugin.selfsup.masking import NORMS, masked_loss
 
 
 class PSNRLoss(nn.Module):
@@ -77,7 +77,7 @@ class BlindSpotLoss(nn.Module):
     loss_weight : float
         Factor.
     norm : str
-        ``"l2"`` or ``"l1"``; see `kbnet_plugin.blindspot.masked_loss`.
+        ``"l2"`` or ``"l1"``; see `kbnet_plugin.selfsup.masking.masked_loss`.
     """
 
     def __init__(self, loss_weight: float = 1.0, norm: str = "l2") -> None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from kbnet_plugin.arrays.intensity import Range, check_rule
-from kbnet_plugin.blindspot import SHARE, STAND, blind, filled
 from kbnet_plugin.errors import BadInput
-from kbnet_plugin.planes import Planes
+from kbnet_plugin.selfsup.masking import SHARE, STAND, blind, filled
+from kbnet_plugin.selfsup.planes import Planes
 
 from .data import Sample
 from .options import Options
@@ -94,7 +94,7 @@ class Dataset_BlindSpot(NoisyDataset):
     opt : dict
         Keys of `NoisyDataset`, and
         share : of the pixels that are hidden.
-        stand_in : what is seen in their place, 'median' or 'uniform'; see `kbnet_plugin.blindspot.stand_ins`.
+        stand_in : what is seen in their place, 'median' or 'uniform'; see `kbnet_plugin.selfsup.masking.stand_ins`.
     """
 
     def __len__(self) -> int:

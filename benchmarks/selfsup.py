@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.micro import fitted
 from kbnet_plugin import Restorer, load_network
-from kbnet_plugin.blindspot import NORMS, SHARE, STAND, STANDS
 from kbnet_plugin.errors import one_line
-from kbnet_plugin.fit import Fit
-from kbnet_plugin.recipe import NETWORK, SCRATCH, Recipe
+from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, Recipe
+from kbnet_plugin.selfsup.fit import Fit
+from kbnet_plugin.selfsup.masking import NORMS, SHARE, STAND, STANDS
 from kbnet_plugin.zoo.registry import registry as zoo
 
 SIGMA = 25

@@ -24,11 +24,11 @@ from .arrays.axes import layout
 from .batch import Step, choice, opened, pair, plans, restore_files
 from .choose import describe, look, treatment
 from .errors import one_line
-from .fit import Fit, can_train
 from .lazy import connect
 from .nn.cost import count
-from .recipe import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .restore import HALO, TILE, WINDOW, Restorer, check_decorrelate, find_device
+from .selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from .selfsup.fit import Fit, can_train
 from .zoo import registry as zoo
 from .zoo.export import FORMATS as EXPORTS
 from .zoo.export import export

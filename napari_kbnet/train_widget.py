@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from kbnet_plugin.recipe import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from kbnet_plugin.selfsup.config import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from kbnet_plugin.zoo.registry import locations as shelf
 
 from .background import tell
@@ -35,7 +35,7 @@ from .scroll import Column
 from .worker import WorkError, holds, plainly
 
 if TYPE_CHECKING:
-    from kbnet_plugin.fit import Fit, Step
+    from kbnet_plugin.selfsup.fit import Fit, Step
 
 _METHODS = {
     "hide pixels (Noise2Void)": ("n2v", WHEN_IT_FAILS),
@@ -294,7 +294,7 @@ def _train(
     """What is about to be learned, then every step; the name of the model at last. Runs beside the window."""
     try:
         with plainly():
-            from kbnet_plugin.fit import Fit
+            from kbnet_plugin.selfsup.fit import Fit
 
             if path is not None and holds(path, recipe.source):
                 recipe = replace(recipe, source=path)  # nothing is to be written a second time

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.balance import (
+from kbnet_plugin.selfsup.sure import (
     BOUNDS,
     DOUBTFUL,
     best_share,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.blindspot import STANDS, blind, filled, hidden, masked_loss, stand_ins
+from kbnet_plugin.selfsup.masking import STANDS, blind, filled, hidden, masked_loss, stand_ins
 
 
 def generator(seed=0):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin import Restorer, cli, fit, load_network
-from kbnet_plugin.fit import Fit
-from kbnet_plugin.recipe import Recipe
+from kbnet_plugin import Restorer, cli, load_network
+from kbnet_plugin.selfsup import fit
+from kbnet_plugin.selfsup.config import Recipe
+from kbnet_plugin.selfsup.fit import Fit
 from kbnet_plugin.zoo.registry import registry as zoo
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
@@ -86,8 +87,8 @@ def test_stopping_from_another_thread_keeps_what_is_learned(stack):
 
 def test_the_training_does_not_outlive_who_started_it(stack, tmp_path):
     code = f"""
-from kbnet_plugin.fit import Fit
-from kbnet_plugin.recipe import Recipe
+from kbnet_plugin.selfsup.fit import Fit
+from kbnet_plugin.selfsup.config import Recipe
 import os, signal
 source, many = {str(stack)!r}, 10**6
 run = Fit(Recipe(source=source, name="mine", axes="ZYX", patch=16, batch=2, iterations=many, device="cpu"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kbnet_plugin.io.pictures import write_image
-from kbnet_plugin.planes import Planes
+from kbnet_plugin.selfsup.planes import Planes
 
 WHOLE = slice(None), slice(None)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import selfsup
-from kbnet_plugin.fit import can_train
+from kbnet_plugin.selfsup.fit import can_train
 
 TINY = ["--width", "4", "--middle", "1", "--blocks", "1", "--patch", "16", "--batch", "1", "--device", "cpu"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kbnet_plugin import fit
+from kbnet_plugin.selfsup import fit
 from kbnet_plugin.zoo.registry import registry as zoo
 from napari_kbnet.curve import LossCurve, bounds, smooth
 

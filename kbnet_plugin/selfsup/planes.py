@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays.axes import Layout, layout
-from .arrays.intensity import RangeRule, check_rule, float_range, percentile_range
-from .errors import one_line
-from .io.pictures import read_image
-from .io.stacks import is_stack, is_zarr, open_stack
+from ..arrays.axes import Layout, layout
+from ..arrays.intensity import RangeRule, check_rule, float_range, percentile_range
+from ..errors import one_line
+from ..io.pictures import read_image
+from ..io.stacks import is_stack, is_zarr, open_stack
 
 KINDS = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr")
 """What a folder is searched for."""

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ._version import __version__
-from .arrays.intensity import Range
-from .balance import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
-from .files import atomic_path
-from .nn import KBNet_l, KBNet_s
+from .._version import __version__
+from ..arrays.intensity import Range
+from ..files import atomic_path
+from ..nn import KBNet_l, KBNet_s
+from ..restore import find_device
+from ..zoo import registry as zoo
+from ..zoo.locations import check_name
+from ..zoo.weights import identify, load_network, read_state_dict
+from .config import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .planes import KEPT, Planes
-from .recipe import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
-from .restore import find_device
-from .zoo import registry as zoo
-from .zoo.locations import check_name
-from .zoo.weights import identify, load_network, read_state_dict
+from .sure import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
 
 _WINDOWS = 64  # that the balance is found from
 _VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
-from .arrays.intensity import RangeRule
-from .blindspot import SHARE, STAND, Norm, Stand
+from ..arrays.intensity import RangeRule
+from .masking import SHARE, STAND, Norm, Stand
 
 Method = Literal["n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -74,12 +74,12 @@ class Recipe:
     learning_rate : float, optional
         By default 3e-3 from nothing, 1e-3 from a model.
     share, stand : float, str
-        Of hidden pixels, and what stands in for them; see `kbnet_plugin.blindspot`.
+        Of hidden pixels, and what stands in for them; see `kbnet_plugin.selfsup.masking`.
     norm : {"l2", "l1"}
         Of the loss.
     balance : bool
         For n2v: let a pixel's own value count as far as it promises the least error; see
-        `kbnet_plugin.balance`.
+        `kbnet_plugin.selfsup.sure`.
     network : mapping
         Arguments of the network where it starts from nothing, but for its channels.
     device : str

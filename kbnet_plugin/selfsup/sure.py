@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .nn import KBNet_l, KBNet_s
+from ..nn import KBNet_l, KBNet_s
 
 _BINS = 16  # of brightness, as noise may depend on it
 _MEDIAN = 0.6745  # of |N(0, 1)|
