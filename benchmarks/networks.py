@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
-from kbnet_plugin.batch import choice
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.inference.batch import choice
 
 Call = Callable[[Tensor, float | None], Tensor]
 """(1, C, H, W) in 0..1 and the noise level of 255, where it is known, to the restored image."""

@@ -274,7 +274,7 @@ def _place(device: str, worker: str | None) -> tuple[int, str]:
 
     rank = int(os.environ.get("RANK", worker or 0))
     if device != "auto":
-        from kbnet_plugin.restore import find_device
+        from kbnet_plugin.inference.device import find_device
 
         try:
             return rank, str(find_device(device))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .inference.restorer import Restorer
     from .nn import KBNet_l, KBNet_s
-    from .restore import Restorer
     from .zoo.weights import load_network, save_network
 
 __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "save_network"]

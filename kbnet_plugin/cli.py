@@ -21,12 +21,13 @@ from tqdm import tqdm
 from . import ops
 from ._version import __version__
 from .arrays.axes import layout
-from .batch import Step, choice, opened, pair, plans, restore_files
-from .choose import describe, look, treatment
 from .errors import one_line
-from .lazy import connect
+from .inference.batch import Step, choice, opened, pair, plans, restore_files
+from .inference.choose import describe, look, treatment
+from .inference.dask import connect
+from .inference.device import find_device
+from .inference.restorer import HALO, TILE, WINDOW, Restorer, check_decorrelate
 from .nn.cost import count
-from .restore import HALO, TILE, WINDOW, Restorer, check_decorrelate, find_device
 from .selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
 from .selfsup.fit import Fit, can_train
 from .zoo import registry as zoo

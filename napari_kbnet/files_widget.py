@@ -35,7 +35,7 @@ from .scroll import Column
 from .worker import WorkError, devices, plainly
 
 if TYPE_CHECKING:
-    from kbnet_plugin.batch import Job, Step
+    from kbnet_plugin.inference.batch import Job, Step
 
 _FINE = 1000  # steps of the bar in a file
 
@@ -183,7 +183,7 @@ def _restore(
     """First the jobs, then every step; runs beside the window."""
     try:
         with plainly():
-            from kbnet_plugin.batch import pair, restore_files
+            from kbnet_plugin.inference.batch import pair, restore_files
 
             choose = options.choice()
             jobs = pair([source], target)

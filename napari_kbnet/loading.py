@@ -23,4 +23,4 @@ def load_torch() -> None:
                 import triton  # noqa: F401
         finally:
             sys.setdlopenflags(flags)
-    import kbnet_plugin.restore  # noqa: F401
+    import kbnet_plugin.inference.restorer  # noqa: F401

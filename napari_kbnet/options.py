@@ -10,7 +10,7 @@ from kbnet_plugin.arrays.intensity import RangeRule
 from .loading import load_torch
 
 if TYPE_CHECKING:
-    from kbnet_plugin.batch import Choice
+    from kbnet_plugin.inference.batch import Choice
 
 PLUGIN = "kbnet"
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -57,7 +57,7 @@ class Options:
     def choice(self) -> Choice:
         """From an array's shape and axes to a restorer. Imports torch."""
         load_torch()
-        from kbnet_plugin.batch import choice
+        from kbnet_plugin.inference.batch import choice
 
         return choice(self.model or None, **self.settings())
 

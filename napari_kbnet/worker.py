@@ -31,8 +31,8 @@ from .options import Options
 
 if TYPE_CHECKING:
     from kbnet_plugin import Restorer
-    from kbnet_plugin.batch import Choice, Chosen
-    from kbnet_plugin.restore import Plan
+    from kbnet_plugin.inference.batch import Choice, Chosen
+    from kbnet_plugin.inference.restorer import Plan
 
 _WIDE = 4096  # pixels; a plane wider than this is shown through an overview while it grows
 _OVERVIEW = 2048, 1 << 28  # pixels of an overview's side, and bytes of it in all, at most
@@ -166,7 +166,7 @@ def devices() -> dict[str, str]:
     load_torch()
     import torch
 
-    from kbnet_plugin.memory import free_memory
+    from kbnet_plugin.inference.device import free_memory
 
     found = {"auto": "automatic", "cpu": f"CPU, {_gigabytes(free_memory(torch.device('cpu')))} free"}
     for number in range(torch.cuda.device_count()):

@@ -9,8 +9,8 @@ import pytest
 from scipy import ndimage
 
 from kbnet_plugin import Restorer, cli
+from kbnet_plugin.inference.restorer import HALO, check_decorrelate
 from kbnet_plugin.io.pictures import write_image
-from kbnet_plugin.restore import HALO, check_decorrelate
 
 SIDE = 160
 

@@ -9,8 +9,9 @@ import pytest
 import tifffile
 import torch
 
-from kbnet_plugin import Restorer, batch
-from kbnet_plugin.batch import Job, choice, pair, plans, restore_files
+from kbnet_plugin import Restorer
+from kbnet_plugin.inference import batch
+from kbnet_plugin.inference.batch import Job, choice, pair, plans, restore_files
 from kbnet_plugin.io.pictures import read_image, write_image
 from kbnet_plugin.io.stacks import working_folder
 

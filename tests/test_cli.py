@@ -14,8 +14,9 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, batch, cli, save_network
+from kbnet_plugin import Restorer, __version__, cli, save_network
 from kbnet_plugin.cli import main
+from kbnet_plugin.inference import batch
 from kbnet_plugin.io.pictures import read_image, write_image
 from kbnet_plugin.zoo.registry import registry as zoo
 
@@ -423,7 +424,7 @@ def test_ctrl_c_ends_the_process_with_130(checkpoint, tmp_path):
     picture(tmp_path / "big.png", (4000, 4000, 3))
     arguments = ["restore", "big.png", "-o", "clean.png", "--model", str(checkpoint), "--device", "cpu"]
     code = (
-        "import os, signal, sys, threading, kbnet_plugin.cli as cli, kbnet_plugin.restore as restore\n"
+        "import os, signal, sys, threading, kbnet_plugin.cli as cli, kbnet_plugin.inference.restorer as restore\n"
         "plan = restore.plan\n"
         "def started(*arguments):\n"
         "    tiles = plan(*arguments)\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kbnet_plugin import journal as module
-from kbnet_plugin.journal import Journal
+from kbnet_plugin.inference import journal as module
+from kbnet_plugin.inference.journal import Journal
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kbnet_plugin import memory
-from kbnet_plugin.memory import free_memory
+from kbnet_plugin.inference import device as memory
+from kbnet_plugin.inference.device import free_memory
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from kbnet_plugin.arrays.axes import layout
 from kbnet_plugin.arrays.noise import measure_noise, sample
-from kbnet_plugin.choose import look, treatment
+from kbnet_plugin.inference.choose import look, treatment
 from kbnet_plugin.io.pictures import read_image
 
 SIDE = 256

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin import Restorer, restore
+from kbnet_plugin import Restorer
 from kbnet_plugin.arrays.tiling import plan
-from kbnet_plugin.journal import Journal
+from kbnet_plugin.inference import restorer as restore
+from kbnet_plugin.inference.journal import Journal
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from ..arrays.axes import AXES, Layout, layout
 from ..arrays.intensity import cast
-from ..errors import one_line
+from ..errors import DamagedError, one_line
 from ..files import atomic_path
-from ..restore import DamagedError, Restorer
+from ..inference.restorer import Restorer
 from .pictures import open_tiff
 
 LARGE = 1 << 26

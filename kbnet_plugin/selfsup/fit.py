@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..arrays.intensity import Range
 from ..files import atomic_path
+from ..inference.device import find_device
 from ..nn import KBNet_l, KBNet_s
-from ..restore import find_device
 from ..zoo import registry as zoo
 from ..zoo.locations import check_name
 from ..zoo.weights import identify, load_network, read_state_dict

@@ -14,7 +14,8 @@ import zarr
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from kbnet_plugin import Restorer, restore
+from kbnet_plugin import Restorer
+from kbnet_plugin.inference import restorer as restore
 from kbnet_plugin.io.stacks import open_stack
 from napari_kbnet import restore_widget, worker
 from napari_kbnet.layers import full_resolution

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from .nn import KBNet_l, KBNet_s
+from ..nn import KBNet_l, KBNet_s
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .arrays.axes import layout
+from ..arrays.axes import layout
+from ..io.pictures import FORMATS, check_format, read_image, write_image
+from ..io.stacks import is_stack, is_zarr, open_stack, restore_stack, working_folder
 from .choose import look, treatment
-from .io.pictures import FORMATS, check_format, read_image, write_image
-from .io.stacks import is_stack, is_zarr, open_stack, restore_stack, working_folder
-from .restore import Plan, Restorer, _out_of_memory
+from .device import is_out_of_memory as _out_of_memory
+from .restorer import Plan, Restorer
 
 
 class Chosen(NamedTuple):
@@ -95,7 +96,7 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
     ----------
     model : str or path, optional
         As for `Restorer.from_pretrained`; by default each picture's noise is measured, and the shipped model
-        and the treatment that fit it are taken (see `kbnet_plugin.choose`).
+        and the treatment that fit it are taken (see `kbnet_plugin.inference.choose`).
     **settings
         As for `Restorer`; None where the picture is to decide.
 

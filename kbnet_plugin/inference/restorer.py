@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from .arrays.axes import Layout, layout
-from .arrays.intensity import Range, RangeRule, cast, check_rule, find_range, needs_values, working
-from .arrays.noise import Noise, isolated, measure_noise, sample, spike
-from .arrays.tiling import Tile, plan
+from ..arrays.axes import Layout, layout
+from ..arrays.intensity import Range, RangeRule, cast, check_rule, find_range, needs_values, working
+from ..arrays.noise import Noise, isolated, measure_noise, sample, spike
+from ..arrays.tiling import Tile, plan
+from ..nn import KBNet_l, KBNet_s
+from ..nn.pooling import Grid, given_means, recorded_means, with_open_pools
+from ..zoo import registry as zoo
+from ..zoo.weights import build_network
+from .device import bytes_per_pixel, free_memory
 from .journal import Journal, read_settings
-from .memory import bytes_per_pixel, free_memory
-from .nn import KBNet_l, KBNet_s
-from .nn.pooling import Grid, given_means, recorded_means, with_open_pools
-from .zoo import registry as zoo
-from .zoo.weights import build_network
 
 TILE = 768
 HALO = 40  # what lies further away changes no pixel of the shipped models by 1 of 255
@@ -425,7 +425,7 @@ class Restorer:
             One chunk a tile. Any scheduler computes it; each worker builds the network once. Equal to
             what `restore_into` gives at ``batch=1`` on the same kind of machine.
         """
-        from .lazy import restored
+        from .dask import restored
 
         return restored(self, array, self._arrange(array, axes))
 
@@ -804,7 +804,7 @@ class Restorer:
     def _worker(self, stack: ExitStack, client: Any) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
         """How to have a step computed, and how many may be waiting."""
         if client is not None:
-            from .lazy import remote
+            from .dask import remote
 
             return remote(self, client)
         # One thread computes while this one reads and writes.

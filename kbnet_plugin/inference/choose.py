@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .arrays.axes import Layout, layout
-from .arrays.intensity import find_range, is_unit
-from .arrays.noise import Noise, measure_noise, sample
-from .zoo.locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
+from ..arrays.axes import Layout, layout
+from ..arrays.intensity import find_range, is_unit
+from ..arrays.noise import Noise, measure_noise, sample
+from ..zoo.locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
 
 # Levels of noise are in units of the range over 255, as literature has them.
 _CLEAN = 0.8  # noise below it is left alone: no model that ships gains anything there

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays.axes import Layout
-from .arrays.noise import Noise, measure_noise, sample
-from .arrays.tiling import Tile
-from .errors import one_line
+from ..arrays.axes import Layout
+from ..arrays.noise import Noise, measure_noise, sample
+from ..arrays.tiling import Tile
+from ..errors import one_line
 
 if TYPE_CHECKING:
-    from .restore import Context, Restorer
+    from .restorer import Context, Restorer
 
 _TIMEOUT = "10s"  # for a cluster to answer
 _LOST = ("KilledWorker", "CommClosedError", "CancelledError", "FutureCancelledError", "FuturesCancelledError")
