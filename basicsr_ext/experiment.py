@@ -12,7 +12,7 @@ from typing import Any
 
 from kbnet_plugin.errors import BadInput, one_line
 
-from .base import read_training_state, read_weights
+from .base_model import read_training_state, read_weights
 from .options import Options
 
 logger = logging.getLogger("basicsr")

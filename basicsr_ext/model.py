@@ -31,7 +31,7 @@ from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
 
 from . import dist
-from .base import Mended, bare, read_weights
+from .base_model import Mended, bare, read_weights
 from .metrics import to_image
 from .options import Options
 

@@ -24,8 +24,10 @@ with warnings.catch_warnings():
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, nearest, one_line
 
-from . import data, losses, metrics, model, noisy
-from .base import ALIASES, Mended, scheduler_classes
+from . import datasets as data
+from . import losses, metrics, model
+from . import selfsup_datasets as noisy
+from .base_model import ALIASES, Mended, scheduler_classes
 from .files import use_shared_lmdb
 from .options import Options
 from .schema import OURS_ONLY

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from kbnet_plugin.errors import BadInput, one_line
 
-from . import dist, logs, report
-from .base import bare
+from . import costs as report
+from . import dist, logs
+from .base_model import bare
 from .experiment import link, open_experiment, prune, resume_state
 from .history import History
 from .model import NotFiniteError

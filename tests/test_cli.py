@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from kbnet_plugin.cli import main
 
 import kbnet_plugin
 from kbnet_plugin import Restorer, __version__, cli, save_network
-from kbnet_plugin.cli import main
 from kbnet_plugin.inference import batch
 from kbnet_plugin.io.pictures import read_image, write_image
 from kbnet_plugin.zoo.registry import registry as zoo

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import spandrel
 import torch
+from kbnet_plugin.cli import main
 
 from kbnet_plugin import Restorer, load_network, save_network
-from kbnet_plugin.cli import main
 from kbnet_plugin.nn.layers import pad_to_multiple
 from kbnet_plugin.zoo.registry import export
 from kbnet_plugin.zoo.registry import registry as zoo

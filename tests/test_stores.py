@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from kbnet_plugin.cli import main
 
 import kbnet_plugin
 from kbnet_plugin import Restorer
-from kbnet_plugin.cli import main
 from kbnet_plugin.io import stacks as stores
 from kbnet_plugin.io.stacks import RawArray, grow, open_levels, open_stack, restore_stack, working_folder
 

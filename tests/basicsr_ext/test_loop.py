@@ -19,7 +19,7 @@ import yaml
 from kbnet_plugin.zoo.registry.weights import read_state_dict
 
 from basicsr_ext.__main__ import main
-from basicsr_ext.base import read_training_state
+from basicsr_ext.base_model import read_training_state
 from basicsr_ext.experiment import differences
 from basicsr_ext.model import ImageCleanModel
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from basicsr_ext.__main__ import main
-from basicsr_ext.data import Dataset_PoissonGaussianDenoising
+from basicsr_ext.datasets import Dataset_PoissonGaussianDenoising
 from basicsr_ext.losses import FrequencyLoss
 from basicsr_ext.metrics import calculate_lpips, lpips_network
 from basicsr_ext.sampler import Reproducible, Ticket

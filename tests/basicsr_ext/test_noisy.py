@@ -8,8 +8,8 @@ import torch
 
 from basicsr_ext.__main__ import main
 from basicsr_ext.losses import BlindSpotLoss
-from basicsr_ext.noisy import Dataset_BlindSpot, Dataset_PlanePairs
 from basicsr_ext.sampler import Reproducible, Ticket
+from basicsr_ext.selfsup_datasets import Dataset_BlindSpot, Dataset_PlanePairs
 from kbnet_plugin.errors import BadInput
 
 

@@ -15,7 +15,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import registry as registries
 
 from basicsr_ext import registry
-from basicsr_ext.base import Mended
+from basicsr_ext.base_model import Mended
 from basicsr_ext.metrics import to_image
 from basicsr_ext.model import ImageCleanModel
 from basicsr_ext.schedulers import CosineAnnealingRestartCyclicLR

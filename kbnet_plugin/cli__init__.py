@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import ops
-from ._version import __version__
-from .arrays.axes import layout
-from .errors import one_line
-from .inference.batch import Step, choice, opened, pair, plans, restore_files
-from .inference.choose import describe, look, treatment
-from .inference.dask import connect
-from .inference.device import find_device
-from .inference.restorer import HALO, TILE, WINDOW, Restorer, check_decorrelate
-from .nn.cost import count
-from .selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
-from .selfsup.fit import Fit, can_train
-from .zoo import registry as zoo
-from .zoo.export import FORMATS as EXPORTS
-from .zoo.export import export
-from .zoo.weights import identify
+from .. import ops
+from .._version import __version__
+from ..arrays.axes import layout
+from ..errors import one_line
+from ..inference.batch import Step, choice, opened, pair, plans, restore_files
+from ..inference.choose import describe, look, treatment
+from ..inference.dask import connect
+from ..inference.device import find_device
+from ..inference.restorer import HALO, TILE, WINDOW, Restorer, check_decorrelate
+from ..nn.cost import count
+from ..selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from ..selfsup.fit import Fit, can_train
+from ..zoo import registry as zoo
+from ..zoo.export import FORMATS as EXPORTS
+from ..zoo.export import export
+from ..zoo.weights import identify
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -10,7 +10,7 @@ import torch
 
 from kbnet_plugin.nn.cost import count
 
-from .base import bare
+from .base_model import bare
 from .sampler import Stages
 
 logger = logging.getLogger("basicsr")

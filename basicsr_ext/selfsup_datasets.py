@@ -15,7 +15,7 @@ from kbnet_plugin.errors import BadInput
 from kbnet_plugin.selfsup.masking import SHARE, STAND, blind, filled
 from kbnet_plugin.selfsup.planes import Planes
 
-from .data import Sample
+from .datasets import Sample
 from .options import Options
 
 
