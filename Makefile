@@ -16,7 +16,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kbnet
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python tools/demo.py
 	$(BIN)/python benchmarks/run_all.py --quick
 
 test: $(INSTALLED) lint
@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 
 # The pictures of docs/napari; needs Xvfb where there is no display.
 screenshots: $(INSTALLED)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python tools/screenshots.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so kbnet_plugin/ops/_kba_native.txt

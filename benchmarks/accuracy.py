@@ -12,7 +12,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure
+from benchmarks.harness import measure
 from kbnet_plugin import ops
 from kbnet_plugin.ops import reference
 

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure, protocols, sets, tables
+from benchmarks.harness import measure, protocols, sets, tables
 from kbnet_plugin.errors import BadInput, one_line
 
 PROTOCOL = protocols.PROTOCOLS["gaussian"]

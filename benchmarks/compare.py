@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.store import Store
-from benchmarks.studies import (
+from benchmarks.harness.store import Store
+from benchmarks.harness.studies import (
     FILE,
     Row,
     Studies,
@@ -253,7 +253,7 @@ def _skimage(kind: str) -> dict[str, Any]:
 
 
 def _test_images(test: Test, data: Path | None) -> dict[str, Any]:
-    from benchmarks import sets, tables
+    from benchmarks.harness import sets, tables
 
     known = tables.read_datasets(tables.FOLDER / "datasets.yml")
     for name in test.sets:
@@ -298,7 +298,7 @@ def _plan(
     A plan that is there keeps its conditions and iterations, and gets the studies that it lacks.
     """
     from basicsr_ext import registry  # noqa: F401 - first: it imports BasicSR without its noise
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     plan: dict[str, Any] = before or {
         "conditions": conditions,
@@ -343,7 +343,7 @@ def _plan(
 
 def _planned(given: Studies, study: Study, networks: dict[str, Any]) -> dict[str, Any]:
     """A study as the plan has it; networks that are new are added. Those of equal time are left open."""
-    from benchmarks import variants
+    from benchmarks.harness import variants
 
     rows = []
     first = _network(given, study.rows[0])
@@ -367,7 +367,7 @@ def _planned(given: Studies, study: Study, networks: dict[str, Any]) -> dict[str
 
 def _add(network: dict[str, Any], networks: dict[str, Any]) -> str:
     """The name of a network's runs: its type, and what it is made of."""
-    from benchmarks import variants
+    from benchmarks.harness import variants
 
     text = json.dumps(network, sort_keys=True)
     slug = f"{network['type']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -378,7 +378,7 @@ def _add(network: dict[str, Any], networks: dict[str, Any]) -> str:
 
 def _time(studies: Sequence[Mapping[str, Any]], networks: dict[str, Any], device: str) -> None:
     """Find the rows of equal time, and time all rows of these studies side by side."""
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     if not studies:
         return
@@ -401,7 +401,7 @@ def _network(given: Studies, row: Row) -> dict[str, Any]:
 
 def equal_macs(model: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
     """`network` at the width at which it takes about as many multiply-accumulates as `model`."""
-    from benchmarks import variants
+    from benchmarks.harness import variants
 
     wanted = variants.cost(model)["macs_full"]
     return _width(network, lambda n: variants.cost(n)["macs_full"] / wanted)
@@ -411,7 +411,7 @@ def equal_time(
     model: Mapping[str, Any], network: Mapping[str, Any], side: int, device: str
 ) -> dict[str, Any]:
     """`network` at the width at which it takes about as long as `model` for one image."""
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     call = _call(model, side, device)
 
@@ -445,7 +445,7 @@ def _width(network: Mapping[str, Any], ratio: Callable[[dict[str, Any]], float])
 
 def _side(network: Mapping[str, Any], device: str) -> int:
     """Of an image that occupies the device."""
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     for side in SIDES:
         timing = measure.interleave({"": _call(network, side, device)}, 3, device, warm_up=2)[""]
@@ -457,7 +457,7 @@ def _side(network: Mapping[str, Any], device: str) -> int:
 def _call(network: Mapping[str, Any], side: int, device: str) -> Callable[[], None]:
     import torch
 
-    from benchmarks import variants
+    from benchmarks.harness import variants
 
     module = variants.build(network).eval().to(device)
     image = torch.rand(1, 3, side, side, device=device)
@@ -617,7 +617,7 @@ def work(folder: Path, index: int) -> int:
     _die_with_parent()
     parent = os.getppid()
     from basicsr_ext import registry
-    from benchmarks import variants
+    from benchmarks.harness import variants
 
     registry.register()
     variants.register()
@@ -732,7 +732,7 @@ def train(plan: Mapping[str, Any], slug: str, seed: int, folder: Path, name: str
         If it was asked to end; it has saved what it had.
     """
     from basicsr_ext.__main__ import main as basicsr
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     total = plan["iterations"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -827,7 +827,7 @@ def _time_step(plan: Mapping[str, Any], slug: str, folder: Path) -> dict[str, An
 
 def _say(folder: Path) -> None:
     """The tables on the terminal."""
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     for table in tables(folder):
         lines = []

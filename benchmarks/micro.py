@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure
+from benchmarks.harness import measure
 from kbnet_plugin import Restorer
 from kbnet_plugin.errors import one_line
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure
+from benchmarks.harness import measure
 from kbnet_plugin.ops import kernel_basis_attention, native
 
 SHAPES = [

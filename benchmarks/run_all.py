@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
     folder.add_argument("--data", type=Path, help="test sets, in test/<name> (default: KBNET_DATA)")
     folder.add_argument("--weights", type=Path, help="checkpoints (default: KBNET_WEIGHTS); also DATA/peers")
-    folder.add_argument("--tables", type=Path, help="YAML files of your own instead of benchmarks/tables")
+    folder.add_argument("--tables", type=Path, help="YAML files of your own instead of benchmarks/specs")
     folder.add_argument(
         "--compare",
         type=Path,
@@ -97,11 +97,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
     import torch
 
-    from benchmarks import illustrate
-    from benchmarks import tables as specifications
-    from benchmarks.store import Store
-    from benchmarks.suite import Planner, measured
-    from benchmarks.tables import Suite
+    from benchmarks.harness import illustrate
+    from benchmarks.harness import tables as specifications
+    from benchmarks.harness.store import Store
+    from benchmarks.harness.suite import Planner, measured
+    from benchmarks.harness.tables import Suite
 
     started = time.time()
     for name in ("data", "weights"):
@@ -160,7 +160,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
 def run(jobs: Sequence[Any], store: Any, device: str, rank: int, since: float) -> dict[str, str]:
     """Do what is not done and nobody else is doing, until all of it is done; returns failures by key."""
-    from benchmarks.suite import do
+    from benchmarks.harness.suite import do
     from kbnet_plugin.errors import one_line
 
     failures: dict[str, str] = {}
@@ -321,8 +321,8 @@ def _helpers(jobs: int, argv: list[str]) -> Iterator[None]:
 
 def _models(table: Any, files: Sequence[Path]) -> list[Any]:
     """A row for each file in tables of quality."""
-    from benchmarks.networks import load
-    from benchmarks.tables import Measure, Row
+    from benchmarks.harness.networks import load
+    from benchmarks.harness.tables import Measure, Row
 
     rows = []
     for file in files:
@@ -335,7 +335,7 @@ def _models(table: Any, files: Sequence[Path]) -> list[Any]:
 
 
 def _table(table: Any, rows: Sequence[Any], cells: Mapping[Any, Any]) -> Any:
-    from benchmarks import results
+    from benchmarks.harness import results
 
     columns = tuple(
         results.Column(c.key, c.title, c.group, c.unit, c.digits, c.better) for c in table.columns
@@ -356,7 +356,7 @@ def _table(table: Any, rows: Sequence[Any], cells: Mapping[Any, Any]) -> Any:
 
 
 def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: bool) -> Path:
-    from benchmarks import report
+    from benchmarks.harness import report
     from kbnet_plugin import __version__
 
     cells = [c.measured for t in found for r in t.rows for c in r.cells.values() if c.measured]
@@ -374,7 +374,7 @@ def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: 
 
 def _say(found: Sequence[Any]) -> None:
     """Tables of which something was measured, what is published in brackets."""
-    from benchmarks import measure
+    from benchmarks.harness import measure
 
     for table in found:
         columns = [
@@ -410,7 +410,7 @@ def _shown(cell: Any, digits: int) -> str:
 
 def _list(suite: Any, planner: Any) -> int:
     """What is there, what is missing, and where it is had."""
-    from benchmarks.suite import NotThereError
+    from benchmarks.harness.suite import NotThereError
     from kbnet_plugin.errors import BadInput
 
     print(f"data sets below {planner.data or 'nothing: name a folder with --data or KBNET_DATA'}")

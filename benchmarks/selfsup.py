@@ -22,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure
+from benchmarks.harness import measure
 from benchmarks.micro import fitted
 from kbnet_plugin import Restorer, load_network
 from kbnet_plugin.errors import one_line

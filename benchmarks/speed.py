@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measure
+from benchmarks.harness import measure
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.nn.layers import LayerNorm2d
 

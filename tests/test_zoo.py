@@ -13,11 +13,11 @@ import yaml
 from safetensors import safe_open
 from skimage import data
 
-from benchmarks import recipe
-from benchmarks.cards import read_card, sha256
 from kbnet_plugin import KBNet_s, Restorer, load_network, save_network
 from kbnet_plugin.nn.cost import count
 from kbnet_plugin.zoo.registry import registry as zoo
+from tools import check_recipe as recipe
+from tools.cards import read_card, sha256
 
 SHIPPED = [m for m in zoo.models() if m.shipped]
 ROOT = Path(zoo.__file__).parents[2]
@@ -84,7 +84,7 @@ def test_the_recipe_repeats(model):
     facts, _ = read_card(model.card)
     known = {i: v for i, v in (facts.get("losses") or {}).items() if i <= 20}
     if not known:
-        pytest.skip(f"the card of {model.name} has no losses yet: benchmarks/recipe.py --record")
+        pytest.skip(f"the card of {model.name} has no losses yet: tools/check_recipe.py --record")
     differences = recipe.compare(known, recipe.train(ROOT / facts["option_file"], 20))
     assert differences
     assert max(differences.values()) <= recipe.LIMIT

@@ -14,8 +14,9 @@ from PIL import Image
 
 from basicsr_ext import registry  # first: it imports BasicSR without its noise
 from basicsr_ext import train as loop
-from benchmarks import compare, illustrate, studies, variants
-from benchmarks.store import Store
+from benchmarks import compare
+from benchmarks.harness import illustrate, studies, variants
+from benchmarks.harness.store import Store
 from kbnet_plugin.errors import BadInput
 from tests.conftest import TINY_S
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import costs, networks
+from benchmarks.harness import costs, networks
 
 SIZE = (64, 96)
 

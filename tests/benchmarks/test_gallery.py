@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import gallery
 from kbnet_plugin.zoo.registry import registry as zoo
+from tools import gallery
 
 
 def test_every_shipped_model_has_scenes_where_it_does_well_and_where_it_fails():

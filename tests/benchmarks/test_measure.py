@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import measure
+from benchmarks.harness import measure
 
 
 def test_candidates_take_turns():

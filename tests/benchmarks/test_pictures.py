@@ -13,9 +13,9 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from benchmarks import illustrate, pictures
-from benchmarks.pictures import Point
-from benchmarks.results import Cell, Column, Measured, Published, Row, Table
+from benchmarks.harness import illustrate, pictures
+from benchmarks.harness.pictures import Point
+from benchmarks.harness.results import Cell, Column, Measured, Published, Row, Table
 from kbnet_plugin.nn.layers import KBAMixin
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from benchmarks import protocols
-from benchmarks.protocols import PROTOCOLS, compare, luma, noisy
+from benchmarks.harness import protocols
+from benchmarks.harness.protocols import PROTOCOLS, compare, luma, noisy
 
 
 @pytest.fixture

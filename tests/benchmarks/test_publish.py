@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import publish, recipe
-from benchmarks.cards import read_card, sha256, write_card
 from kbnet_plugin import load_network
 from kbnet_plugin.zoo.registry import registry as zoo
+from tools import check_recipe as recipe
+from tools import publish
+from tools.cards import read_card, sha256, write_card
 
 ROOT = Path(zoo.__file__).parents[2]
 QUICKSTART = ROOT / "options" / "kbnet_quickstart.yml"

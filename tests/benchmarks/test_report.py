@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from benchmarks import report
-from benchmarks.pictures import Panel, Picture
-from benchmarks.results import Cell, Column, Measured, Published, Row, Table, from_json
-from benchmarks.tables import Suite
+from benchmarks.harness import report
+from benchmarks.harness.pictures import Panel, Picture
+from benchmarks.harness.results import Cell, Column, Measured, Published, Row, Table, from_json
+from benchmarks.harness.tables import Suite
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 PROVENANCE = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.results import Cell, Column, Measured, Published, Row, Table, from_json, to_json
+from benchmarks.harness.results import Cell, Column, Measured, Published, Row, Table, from_json, to_json
 
 
 def test_tables_survive_json():

@@ -16,9 +16,10 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks import networks, protocols, run_all
-from benchmarks.store import Store
-from benchmarks.tables import FOLDER, Suite
+from benchmarks import run_all
+from benchmarks.harness import networks, protocols
+from benchmarks.harness.store import Store
+from benchmarks.harness.tables import FOLDER, Suite
 from kbnet_plugin import save_network
 
 SCRIPT = Path(run_all.__file__)

@@ -18,7 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import ROOT, show
+from benchmarks.harness.measure import ROOT, show
 from kbnet_plugin import Restorer
 
 SIZE, MARGIN, LINE = 184, 6, 18
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python benchmarks/gallery.py --out docs/models",
+        epilog="example:\n  python tools/gallery.py --out docs/models",
     )
     parser.add_argument("models", nargs="*", default=list(SCENES), help="default: all that ship")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models", help="default: docs/models")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.measure import ROOT
+from benchmarks.harness.measure import ROOT
 from kbnet_plugin.files import atomic_path
 
 MODELS = ROOT / "kbnet_plugin" / "zoo"

@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import downscale_local_mean
 from torch import Tensor, nn
 
-from benchmarks.results import Column, Row, Table
+from benchmarks.harness.results import Column, Row, Table
 from kbnet_plugin.nn.layers import KBAMixin
 
 OURS, OTHERS = "#D55E00", "#0072B2"  # of Okabe and Ito: told apart by everybody, and in print by their shape

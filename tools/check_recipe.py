@@ -17,11 +17,11 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from basicsr_ext.options import read_options
-from benchmarks import measure
-from benchmarks.cards import MODELS, read_card, write_card
-from benchmarks.measure import ROOT
+from benchmarks.harness import measure
+from benchmarks.harness.measure import ROOT
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.zoo.registry import registry as zoo
+from tools.cards import MODELS, read_card, write_card
 
 ITERATIONS, EVERY = 200, 20
 LIMIT = 1e-3
@@ -83,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
-        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color\n"
-        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color --iterations 20\n"
-        "  KBNET_DATA=/path/to/data python benchmarks/recipe.py denoise-color --record",
+        "  KBNET_DATA=/path/to/data python tools/check_recipe.py denoise-color\n"
+        "  KBNET_DATA=/path/to/data python tools/check_recipe.py denoise-color --iterations 20\n"
+        "  KBNET_DATA=/path/to/data python tools/check_recipe.py denoise-color --record",
     )
     parser.add_argument("model", help="name of a shipped model")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help=f"{ITERATIONS} by default")

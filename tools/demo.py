@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python benchmarks/demo.py --out demo",
+        epilog="example:\n  python tools/demo.py --out demo",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "demo", help="folder for the pictures (default: demo)"

@@ -21,7 +21,8 @@ from kbnet_plugin.zoo.registry.locations import SHIPPED
 from kbnet_plugin import __version__
 from kbnet_plugin.errors import BadInput
 
-from . import costs, measure, networks, protocols, results, sets, speed
+from .. import speed
+from . import costs, measure, networks, protocols, results, sets
 from .store import Store
 from .tables import Column, Measure, Row, Suite, Table
 

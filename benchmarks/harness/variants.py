@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from benchmarks import costs
-from benchmarks.networks import architecture
+from benchmarks.harness import costs
+from benchmarks.harness.networks import architecture
 from kbnet_plugin import KBNet_s
 from kbnet_plugin.errors import BadInput, nearest
 from kbnet_plugin.nn.kbnet_s import BASES, GROUP, KBBlock_s

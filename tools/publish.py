@@ -17,12 +17,12 @@ import torch
 from kbnet_plugin.zoo.registry.weights import identify
 
 from basicsr_ext.options import read_options
-from benchmarks.cards import MODELS, read_card, sha256, write_card
-from benchmarks.measure import ROOT
+from benchmarks.harness.measure import ROOT
 from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.cost import count
 from kbnet_plugin.zoo.registry import registry as zoo
+from tools.cards import MODELS, read_card, sha256, write_card
 
 WINDOW = 0.5
 """Of local pooling, in training patches, where a card names no window yet."""
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python benchmarks/publish.py experiments/denoise-color --name denoise-color \\\n"
+        epilog="example:\n  python tools/publish.py experiments/denoise-color --name denoise-color \\\n"
         "    --title 'Gaussian noise, sRGB colour, sigma 0 to 55' --task denoise --version 1.0",
     )
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
@@ -193,7 +193,7 @@ def publish(args: argparse.Namespace) -> int:
     if differences(args.experiment, option_file):
         print(f"note: the experiment ran with another option file than {facts['option_file']}")
     if not facts["losses"]:
-        print(f"note: record the first losses: python benchmarks/recipe.py {args.name} --record")
+        print(f"note: record the first losses: python tools/check_recipe.py {args.name} --record")
     return 0
 
 

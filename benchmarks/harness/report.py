@@ -18,8 +18,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from benchmarks.pictures import Picture
-from benchmarks.results import Cell, Column, Table, to_json
+from benchmarks.harness.pictures import Picture
+from benchmarks.harness.results import Cell, Column, Table, to_json
 from kbnet_plugin.files import atomic_path
 
 NOT_FOUND = "n/f"
