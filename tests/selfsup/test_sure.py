@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.selfsup.sure import (
-    BOUNDS,
-    DOUBTFUL,
-    best_share,
-    independence,
-    noise_variance,
-    scale_correction,
-    variance_by_brightness,
-)
+from kbnet_plugin.selfsup.sure import BOUNDS, DOUBTFUL, best_share, independence, noise_variance, scale_correction, variance_by_brightness
 
 
 def generator():
