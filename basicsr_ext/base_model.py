@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.models import lr_scheduler as basicsr_schedulers
-from kbnet_plugin.zoo.registry.weights import read_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kbnet_plugin.errors import BadInput, nearest, one_line
 from kbnet_plugin.files import atomic_path
+from kbnet_plugin.zoo.weights import read_state_dict
 
 from . import dist
 from .options import Options

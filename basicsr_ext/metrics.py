@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
-from kbnet_plugin.zoo.registry.weights import read_state_dict
 from torch import Tensor, nn
 
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.zoo.weights import read_state_dict
 
 Image = np.ndarray | Tensor
 

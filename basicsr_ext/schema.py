@@ -172,8 +172,10 @@ class _Noisy(_Crops):
 
 class BlindSpot(_Noisy):
     type: Literal["Dataset_BlindSpot"] = _key(..., "noisy pictures; a few pixels are hidden (Noise2Void)")
-    share: Annotated[float, Field(gt=0, le=1)] | None = _key(None, "of pixels that are hidden; null: 0.1")
-    stand_in: Literal["median", "uniform"] | None = _key(None, "what is seen there; null: median")
+    masked_pixel_percentage: Annotated[float, Field(gt=0, le=100)] | None = _key(
+        None, "how many pixels are masked, in percent; null: 10"
+    )
+    strategy: Literal["median", "uniform"] | None = _key(None, "what replaces them; null: median")
 
 
 class PlanePairs(_Noisy):

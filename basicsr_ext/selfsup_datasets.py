@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from kbnet_plugin.arrays.intensity import Range, check_rule
 from kbnet_plugin.errors import BadInput
-from kbnet_plugin.selfsup.masking import SHARE, STAND, blind, filled
+from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, fill_missing, mask
 from kbnet_plugin.selfsup.planes import Planes
 
 from .datasets import Sample
@@ -93,8 +93,9 @@ class Dataset_BlindSpot(NoisyDataset):
     ----------
     opt : dict
         Keys of `NoisyDataset`, and
-        share : of the pixels that are hidden.
-        stand_in : what is seen in their place, 'median' or 'uniform'; see `kbnet_plugin.selfsup.masking.stand_ins`.
+        masked_pixel_percentage : how many pixels are masked, in percent.
+        strategy : what replaces them, 'median' or 'uniform'; see
+            `kbnet_plugin.selfsup.masking.replacements`.
     """
 
     def __len__(self) -> int:
@@ -102,8 +103,9 @@ class Dataset_BlindSpot(NoisyDataset):
 
     def __getitem__(self, index: int) -> Sample:
         (noisy,) = self._turned(self.planes.read(index, self._window(index)))
-        share, stand = self.opt.get("share") or SHARE, self.opt.get("stand_in") or STAND
-        seen, wanted = blind(noisy, _generator(), share, stand)
+        percentage = self.opt.get("masked_pixel_percentage") or MASKED_PIXEL_PERCENTAGE
+        strategy = self.opt.get("strategy") or STRATEGY
+        seen, wanted = mask(noisy, _generator(), percentage, strategy)
         return _sample(seen, wanted, self.planes.name(index))
 
 
@@ -143,7 +145,7 @@ class Dataset_PlanePairs(NoisyDataset):
         both = self._turned(self.planes.read(first, window), self.others.read(second, window))
         if np.random.randint(2):
             both.reverse()
-        return _sample(filled(both[0], _generator()), both[1], self.planes.name(first))
+        return _sample(fill_missing(both[0], _generator()), both[1], self.planes.name(first))
 
 
 def _generator() -> np.random.Generator:

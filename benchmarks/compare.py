@@ -25,7 +25,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness.store import Store
-from benchmarks.harness.studies import FILE, Row, Studies, Study, Test, every_run, read_plan, read_studies, series, tables
+from benchmarks.harness.studies import (
+    FILE,
+    Row,
+    Studies,
+    Study,
+    Test,
+    every_run,
+    read_plan,
+    read_studies,
+    series,
+    tables,
+)
 from kbnet_plugin.errors import BadInput, nearest, one_line
 from kbnet_plugin.files import atomic_path
 

@@ -24,12 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import measure
 from benchmarks.micro import fitted
-from kbnet_plugin import Restorer, load_network
+from kbnet_plugin import Restorer, load_network, zoo
 from kbnet_plugin.errors import one_line
-from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, Recipe
+from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, FitConfig
 from kbnet_plugin.selfsup.fit import Fit
-from kbnet_plugin.selfsup.masking import NORMS, SHARE, STAND, STANDS
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin.selfsup.masking import NORMS, MASKED_PIXEL_PERCENTAGE, STRATEGY, STRATEGIES
 
 SIGMA = 25
 BLURS = 0.7, 1, 1.3, 1.6, 2, 2.5, 3
@@ -99,18 +98,18 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         np.save(folder / f"{number:03}.npy", noisy)
     network = {**NETWORK, "width": args.width, "middle_blk_num": args.middle}
     network |= {"enc_blk_nums": args.blocks, "dec_blk_nums": args.blocks[::-1]}
-    recipe = Recipe(
+    config = FitConfig(
         source=folder,
-        name=args.name or f"{task}-{Path(args.start).stem}",
-        start=args.start,
+        name=args.name or f"{task}-{Path(args.init).stem}",
+        init=args.init,
         iterations=args.iterations or PROBE,
         axes="YX",
         range=(0, 255),
         patch=args.patch,
         batch=args.batch,
         learning_rate=args.learning_rate,
-        share=args.share,
-        stand=args.stand,
+        masked_pixel_percentage=args.masked_pixel_percentage,
+        strategy=args.strategy,
         norm=args.norm,
         network=network,
         device=args.device,
@@ -119,16 +118,16 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         workers=args.workers,
     )
     if not args.iterations:  # as many as fit: the learning rate must know their number beforehand
-        rate, ahead = train(Fit(replace(recipe, name=f"{recipe.name}-probe"), overwrite=True))
+        rate, ahead = train(Fit(replace(config, name=f"{config.name}-probe"), overwrite=True))
         left = 60 * args.minutes - (time.monotonic() - began) - ahead
-        recipe = replace(recipe, iterations=max(int(0.95 * left * rate), 1))
-    fit = Fit(recipe, overwrite=not args.iterations)
-    print(f"{task}: {fit.summary}; {recipe.iterations:,} steps", flush=True)
+        config = replace(config, iterations=max(int(0.95 * left * rate), 1))
+    fit = Fit(config, overwrite=not args.iterations)
+    print(f"{task}: {fit.summary}; {config.iterations:,} steps", flush=True)
     rate, _ = train(fit, began + 60 * args.minutes if args.minutes else None)
     options = fit.options
     return fit, {
         "iterations": fit.iteration,
-        "of": recipe.iterations,
+        "of": config.iterations,
         "iterations_per_second": rate,
         "seconds": time.monotonic() - began,
         "crops_of_a_step": options["datasets"]["train"]["batch_size_per_gpu"],
@@ -168,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  KBNET_DATA=/data python benchmarks/selfsup.py --device cuda --minutes 10\n"
-        "  python benchmarks/selfsup.py --data /data --task w2s --start denoise-micro --iterations 500",
+        "  python benchmarks/selfsup.py --data /data --task w2s --init denoise-micro --iterations 500",
     )
     parser.add_argument("--data", type=Path, help="folder of the test sets; default: KBNET_DATA")
     parser.add_argument("--out", type=Path, default=Path("results/selfsup"), help="work, models, results")
@@ -184,16 +183,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of each training: as many iterations as fit, timed first; with --iterations: stop then",
     )
     parser.add_argument(
-        "--start", default=SCRATCH, help="a model; default none: nothing but the noisy pictures"
+        "--init", default=SCRATCH, help="a model; by default scratch: nothing but the noisy pictures"
     )
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--patch", type=int, default=Recipe.patch)
+    parser.add_argument("--patch", type=int, default=FitConfig.patch)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--compile", action="store_true", help="pays on a GPU from some minutes on")
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--share", type=float, default=SHARE)
-    parser.add_argument("--stand", choices=STANDS, default=STAND)
+    parser.add_argument("--masked-pixel-percentage", type=float, default=MASKED_PIXEL_PERCENTAGE)
+    parser.add_argument("--strategy", choices=STRATEGIES, default=STRATEGY)
     parser.add_argument("--norm", choices=NORMS, default="l2")
     parser.add_argument("--width", type=int, default=NETWORK["width"])
     parser.add_argument("--middle", type=int, default=NETWORK["middle_blk_num"])
@@ -201,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--self-ensemble", action="store_true", help="evaluate the mean of eight turns, too")
     args = parser.parse_args(argv)
     if not (args.iterations or args.minutes):
-        args.iterations = Recipe.iterations
+        args.iterations = FitConfig.iterations
     data = args.data or os.environ.get("KBNET_DATA")
     if not data:
         print("selfsup: no data: set KBNET_DATA, or give --data", file=sys.stderr)
@@ -224,16 +223,16 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     """Train, evaluate, print a table and write it as JSON."""
     fit, budget = learn(args, task, pictures)
     model, clip = fit.save(), task == "bsd68"
-    settings = {"device": args.device, "dtype": "float32", "window": model.window, "range": model.range}
+    settings = {"device": args.device, "precision": "float32", "window": model.window, "range": model.range}
     restorers = {
         f"{model.name}, as trained": Restorer(load_network(fit.checkpoint), **settings),
-        f"{model.name}, balanced": Restorer(model.load(), **settings),
+        f"{model.name}, shrunk": Restorer(model.load(), **settings),
     }
     if args.self_ensemble:
         eight = Restorer(model.load(), **settings, self_ensemble=True)
-        restorers[f"{model.name}, balanced, self-ensemble"] = eight
-    if args.start != SCRATCH:
-        restorers[f"{args.start}, as it was"] = Restorer(zoo.find(args.start).load(), **settings)
+        restorers[f"{model.name}, shrunk, self-ensemble"] = eight
+    if args.init != SCRATCH:
+        restorers[f"{args.init}, as it was"] = Restorer(zoo.get_model(args.init).load(), **settings)
     scores = {"noisy": [psnr(noisy, truth, clip=False) for noisy, truth in pictures]}
     blurred = {sigma: [psnr(blur(x, sigma), y, clip) for x, y in pictures] for sigma in BLURS}
     best = max(blurred, key=lambda sigma: np.mean(blurred[sigma]))
@@ -242,7 +241,7 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
         scores[name] = [psnr(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
     rows = [[name, f"{np.mean(values):.2f}"] for name, values in scores.items()]
     rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED[task].items()]
-    device = str(restorer.device)
+    device = str(restorer.engine.device)
     facts = measure.provenance(device)
     print(f"\n{TITLES[task]}: {len(pictures)} pictures, PSNR in dB, mean over pictures")
     print(

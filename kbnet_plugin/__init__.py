@@ -14,9 +14,9 @@ __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "sav
 _HOMES = {
     "KBNet_l": "nn",
     "KBNet_s": "nn",
-    "Restorer": "restore",
-    "load_network": "weights",
-    "save_network": "weights",
+    "Restorer": "inference.restorer",
+    "load_network": "zoo.weights",
+    "save_network": "zoo.weights",
 }
 
 

@@ -11,6 +11,10 @@ class BadInput(ValueError):  # noqa: N818 - it is not a fault of the program
     """Something the user gave cannot work. The message names it and the mend in one line; exit status 2."""
 
 
+class DamagedError(OSError):
+    """A source whose data cannot be decoded."""
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """'; did you mean X?' for the known name closest to `name`, or the known names where none is close."""
     names = sorted(str(k) for k in known)

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
 from safetensors import SafetensorError, safe_open
 
 from kbnet_plugin.arrays.intensity import RangeRule
-from kbnet_plugin.zoo.registry import locations as shelf
+from kbnet_plugin.zoo import locations
 
 from .options import PRECISIONS, Options, saved
 
@@ -238,7 +238,7 @@ class ModelBox(QWidget):
         self.box.clear()
         if self._automatic:
             self.box.addItem(_AUTO, "")
-        for name in (*shelf.everything(), *self._files):
+        for name in (*locations.model_paths(), *self._files):
             self.box.addItem(Path(name).name, name)
         self.box.addItem("a file ...", None)
         self.box.setCurrentIndex(max(0, self.box.findData(before)))
@@ -263,7 +263,7 @@ class ModelBox(QWidget):
 
     def _changed(self) -> None:
         if self.box.currentData() is None:
-            kinds = " ".join(f"*{kind}" for kind in shelf.KINDS)
+            kinds = " ".join(f"*{kind}" for kind in locations.KINDS)
             path, _ = QFileDialog.getOpenFileName(self, "A model", "", f"Models ({kinds})")
             self.set_value(path) if path else self.box.setCurrentIndex(0)
             return
@@ -271,8 +271,8 @@ class ModelBox(QWidget):
         self.chosen.emit()
 
     def _path(self) -> Path:
-        name = self.value() or shelf.DEFAULT
-        return shelf.everything().get(name, Path(name))
+        name = self.value() or locations.DEFAULT
+        return locations.model_paths().get(name, Path(name))
 
     def _told(self) -> None:
         if not self.value():

@@ -95,13 +95,13 @@ def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any
 
 def cut(arranged: Layout, plane: Mapping[str, int], window: tuple[slice, slice]) -> tuple[int | slice, ...]:
     """What to slice an array with for a window of a plane, so that all its axes stay."""
-    inner = {"Y": window[0], "X": window[1], arranged.together: slice(None)}
+    inner = {"Y": window[0], "X": window[1], arranged.channel_axis: slice(None)}
     return tuple(inner[a] if a in inner else slice(plane[a], plane[a] + 1) for a in arranged.axes)
 
 
 def picture(arranged: Layout, block: Any) -> Any:
     """(H, W) or (H, W, C) of what `cut` gives, without opacity."""
-    single = tuple(i for i, a in enumerate(arranged.axes) if a not in "YX" + arranged.together)
+    single = tuple(i for i, a in enumerate(arranged.axes) if a not in "YX" + arranged.channel_axis)
     whole = arranged.to_picture(np.asarray(block).squeeze(single))
     whole = whole[..., : arranged.channels - arranged.alpha]
-    return whole if arranged.together else whole[..., 0]
+    return whole if arranged.channel_axis else whole[..., 0]

@@ -77,7 +77,7 @@ def compare(
         else:
             return f"The truth is {shape}, the layer {arranged.shape}: choose another truth."
     pictures = picture(arranged, before), picture(arranged, after)
-    return str(measure(*pictures, wanted, scale, colours=bool(arranged.together)))
+    return str(measure(*pictures, wanted, scale, colours=bool(arranged.channel_axis)))
 
 
 def measure(

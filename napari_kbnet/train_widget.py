@@ -23,8 +23,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from kbnet_plugin.selfsup.config import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
-from kbnet_plugin.zoo.registry import locations as shelf
+from kbnet_plugin.selfsup.config import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig
+from kbnet_plugin.zoo import locations
 
 from .background import tell
 from .curve import LossCurve
@@ -41,7 +41,7 @@ _METHODS = {
     "hide pixels (Noise2Void)": ("n2v", WHEN_IT_FAILS),
     "pairs of planes (Noise2Noise)": ("n2n", PAIRS_FAIL),
 }
-_STARTS = {"automatic: the shipped model that fits": None, "nothing": SCRATCH}
+_INITS = {"automatic: the shipped model that fits": None, "from scratch": SCRATCH}
 
 
 class Stop:
@@ -98,7 +98,7 @@ class TrainWidget(QWidget):
         self.steps = QSpinBox()
         self.steps.setRange(1, 1_000_000)
         self.steps.setSingleStep(500)
-        self.steps.setValue(Recipe.iterations)
+        self.steps.setValue(FitConfig.iterations)
         self.steps.setToolTip("A finished or stopped training goes on when it is started with more steps")
         self.device = QComboBox()
         self.device.addItems(list(dict.fromkeys(["auto", "cpu", "cuda", saved().device])))
@@ -125,7 +125,7 @@ class TrainWidget(QWidget):
         self._method_chosen()
         self._running(False)
 
-    def recipe(self) -> Recipe:
+    def config(self) -> FitConfig:
         """What to learn, as chosen.
 
         Raises
@@ -137,13 +137,13 @@ class TrainWidget(QWidget):
             raise ValueError("Choose an image layer first.")
         (layer,), second = layers, self.second.layers()
         method, _ = _METHODS[self.method.currentText()]
-        start = self.start_from.currentText()
-        return Recipe(
+        init = self.start_from.currentText()
+        return FitConfig(
             source=full_resolution(layer),
             name=self.name.text().strip(),
             method=method,
             second=full_resolution(second[0]) if method == "n2n" and second else None,
-            start=_STARTS.get(start, start),
+            init=_INITS.get(init, init),
             iterations=self.steps.value(),
             axes=self._axes(layer),
             device=self.device.currentText(),
@@ -152,7 +152,7 @@ class TrainWidget(QWidget):
     def run(self) -> None:
         """Train, in a process of its own."""
         try:
-            recipe = self.recipe()
+            config = self.config()
         except ValueError as error:
             self.said.setText(str(error))
             return
@@ -163,7 +163,7 @@ class TrainWidget(QWidget):
         self._stop.clear()
         self.worker = create_worker(
             _train,
-            recipe,
+            config,
             self.layer.layers()[0].source.path,
             self.overwrite.isChecked(),
             self._stop,
@@ -247,7 +247,7 @@ class TrainWidget(QWidget):
 
     def _list_starts(self) -> None:
         self.start_from.clear()
-        self.start_from.addItems([*_STARTS, *shelf.everything()])
+        self.start_from.addItems([*_INITS, *locations.model_paths()])
 
     def _lay_out(self) -> None:
         self._list_starts()
@@ -289,16 +289,16 @@ class TrainWidget(QWidget):
 
 
 def _train(
-    recipe: Recipe, path: str | None, overwrite: bool, stop: Stop
+    config: FitConfig, path: str | None, overwrite: bool, stop: Stop
 ) -> Generator[Step | str | WorkError, None, str]:
     """What is about to be learned, then every step; the name of the model at last. Runs beside the window."""
     try:
         with plainly():
             from kbnet_plugin.selfsup.fit import Fit
 
-            if path is not None and holds(path, recipe.source):
-                recipe = replace(recipe, source=path)  # nothing is to be written a second time
-            fit = Fit(recipe, overwrite=overwrite)
+            if path is not None and holds(path, config.source):
+                config = replace(config, source=path)  # nothing is to be written a second time
+            fit = Fit(config, overwrite=overwrite)
             stop.watch(fit)
             yield f"{fit.summary}\n\n{fit.doubt}".rstrip()
             yield from fit.run()

@@ -24,7 +24,7 @@ from kbnet_plugin import __version__
 from kbnet_plugin.arrays.axes import Layout, layout
 from kbnet_plugin.arrays.intensity import Range
 from kbnet_plugin.errors import one_line
-from kbnet_plugin.zoo.registry import locations as shelf
+from kbnet_plugin.zoo import locations
 
 from .loading import load_torch
 from .options import Options
@@ -55,7 +55,7 @@ class Job:
     axes : str
     options : Options
     sizes : mapping
-        As in `kbnet_plugin.io.stacks.Info`.
+        As in `kbnet_plugin.io.metadata.StackMetadata`.
     path : str or None
         Of the file that it was read from.
     target : Path or None
@@ -130,7 +130,7 @@ class Preview:
 
 def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
     """How an array is restored; where nobody named a model its noise is measured, once for each array."""
-    path = shelf.everything().get(options.model, Path(options.model))
+    path = locations.model_paths().get(options.model, Path(options.model))
     stamp = path.stat().st_mtime_ns if options.model and path.is_file() else 0
     key = (options, stamp, axes)
     if _last and _last[0] == key and _last[1] is array:
@@ -195,22 +195,19 @@ def preview(
     with plainly():
         chosen = chosen_for(options, array, axes)
         restorer = chosen.restorer
-        arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
-        at = _index(arranged, plane)
-        context = restorer.context(array, arranged, arranged.channel(at))
-        tile = restorer.piece(arranged, window)
-        block = arranged.to_picture(np.asarray(array[arranged.key(at, restorer.around(tile, arranged.size))]))
+        at = _index(layout(tuple(int(n) for n in array.shape), axes, restorer.in_channels), plane)
         began = time.perf_counter()
-        (after,) = restorer.solve([block], [context], [tile], arranged.alpha)
-        key = arranged.key(at, window)
+        found = restorer.restore_window(array, window, axes, at)
+        seconds = max(time.perf_counter() - began, 1e-3)
+        arranged, key = found.arranged, found.arranged.key(at, window)
         single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
         return Preview(
-            before=np.expand_dims(arranged.from_picture(block[restorer.inner(tile)][tile.crop]), single),
-            after=np.expand_dims(arranged.from_picture(after), single),
+            before=np.expand_dims(found.before, single),
+            after=np.expand_dims(found.after, single),
             corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
             arranged=arranged,
-            scale=context.scale,
-            seconds=max(time.perf_counter() - began, 1e-3),
+            scale=found.scale,
+            seconds=seconds,
             reason=chosen.reason,
         )
 
@@ -219,12 +216,12 @@ def look(options: Options, array: Any, axes: str, plane: Mapping[str, int]) -> t
     """How the model sees an array, and what it sees as 0 and 1 in a plane."""
     with plainly():
         restorer = chosen_for(options, array, axes).restorer
-        arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.channels[0])
-        return arranged, restorer.scale(array, arranged, _index(arranged, plane))
+        arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.in_channels)
+        return arranged, restorer.intensity_range(array, axes, _index(arranged, plane))
 
 
 def _index(arranged: Layout, plane: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.together)
+    return tuple(plane[a] for a in arranged.axes if a not in "YX" + arranged.channel_axis)
 
 
 def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None]:
@@ -240,18 +237,22 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
     forget()
     chosen = chosen_for(job.options, job.array, job.axes)
     restorer = chosen.restorer
-    arranged = layout(tuple(int(n) for n in job.array.shape), job.axes, restorer.channels[0])
-    run = _Run(number, job, restorer, len(restorer.tiles(arranged)) * arranged.count, cancelled)
+    arranged = layout(tuple(int(n) for n in job.array.shape), job.axes, restorer.in_channels)
+    run = _Run(number, job, restorer, len(restorer.engine.tiles(arranged)) * arranged.count, cancelled)
     record = _record(job, chosen)
     shape, dtype = restorer.output_shape(job.array, job.axes), np.dtype(job.array.dtype)
     if job.target is None:
         yield from run.steps(Watched(np.zeros(shape, dtype), job.axes), record)
         return
-    from kbnet_plugin.io.stacks import Info, grow, open_levels, working_folder
+    from kbnet_plugin.io.metadata import StackMetadata
+    from kbnet_plugin.io.ome_zarr import open_levels
+    from kbnet_plugin.io.stacks import grow, working_folder
 
     record["file"] = str(working_folder(job.target))
     try:
-        with grow(job.target, job.axes, shape, dtype, Info(job.axes, job.sizes), resume=True) as growing:
+        with grow(
+            job.target, job.axes, shape, dtype, StackMetadata(job.axes, job.sizes), resume=True
+        ) as growing:
             target = Watched(growing.array, job.axes)
             for step in run.steps(target, record, journal=growing.journal, identity=_identity(job, arranged)):
                 if step.state == "done":
@@ -372,14 +373,14 @@ class Watched:
 def _record(job: Job, chosen: Chosen) -> dict[str, Any]:
     restorer = chosen.restorer
     settings = dict(chosen.settings)
-    settings["tile"] = restorer.tile or restorer.fitting_tile()
-    settings["dtype"] = str(restorer.dtype).removeprefix("torch.")
+    settings["tile"] = restorer.engine.tile
+    settings["precision"] = str(restorer.engine.dtype).removeprefix("torch.")
     return {
         "model": chosen.model or job.options.model,
         "reason": chosen.reason,
         "weights": restorer.fingerprint,
         "settings": settings,
-        "device": str(restorer.device),
+        "device": str(restorer.engine.device),
         "axes": job.axes,
         "layer": job.name,
         "path": job.path if job.path is not None and holds(job.path, job.array) else None,

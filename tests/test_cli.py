@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from kbnet_plugin.cli import main
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, cli, save_network
+from kbnet_plugin import Restorer, __version__, cli, save_network, zoo
+from kbnet_plugin.cli import main
 from kbnet_plugin.inference import batch
 from kbnet_plugin.io.pictures import read_image, write_image
-from kbnet_plugin.zoo.registry import registry as zoo
 
 ROOT = Path(kbnet_plugin.__file__).parents[1]
 
@@ -308,12 +307,12 @@ def test_without_a_model_the_picture_chooses_and_it_is_said(run):
 
 def test_models_are_listed_with_what_they_cost(run, monkeypatch, tmp_path, tiny_s):
     monkeypatch.setenv("KBNET_MODELS", str(tmp_path / "own"))
-    zoo.add(tiny_s(), "mine", title="my own")
+    zoo.register_model(tiny_s(), "mine", title="my own")
     (tmp_path / "own" / "junk.pth").write_bytes(b"junk")
     status, out, err = run("models")
     assert (status, err) == (0, "")
     listed = {line.split()[0]: line for line in out.splitlines() if line}
-    cost = zoo.find("mine").cost()
+    cost = zoo.get_model("mine").cost()
     assert f"{cost.parameters / 1e6:.2f} M" in listed["mine"]
     assert f"{cost.macs_total / 1e9:.2f} G" in listed["mine"]
     assert listed["mine"].endswith("my own")
@@ -327,9 +326,9 @@ def test_models_are_listed_with_what_they_cost(run, monkeypatch, tmp_path, tiny_
 
 def test_a_model_shows_its_card_or_what_is_known(run, monkeypatch, tmp_path, tiny_s):
     monkeypatch.setenv("KBNET_MODELS", str(tmp_path))
-    card = zoo.find("denoise-color").card.read_text(encoding="utf-8")
+    card = zoo.get_model("denoise-color").card.read_text(encoding="utf-8")
     assert run("models", "denoise-color") == (0, card, "")
-    zoo.add(tiny_s(), "mine", title="my own", window=64)
+    zoo.register_model(tiny_s(), "mine", title="my own", window=64)
     status, out, _ = run("models", "mine")
     assert status == 0
     assert out == run("info", "mine")[1]

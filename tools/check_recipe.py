@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from basicsr_ext.options import read_options
 from benchmarks.harness import measure
 from benchmarks.harness.measure import ROOT
+from kbnet_plugin import zoo
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.zoo.registry import registry as zoo
 from tools.cards import MODELS, read_card, write_card
 
 ITERATIONS, EVERY = 200, 20
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the losses into the card")
     args = parser.parse_args(argv)
     try:
-        model = zoo.find(args.model)
+        model = zoo.get_model(args.model)
         if model.card is None or model.path.parent != MODELS:
             raise ValueError(f"{model.name}: no shipped model; only those have a recipe")
         facts, _ = read_card(model.card)

@@ -130,7 +130,7 @@ def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scen
     found = []
     for row, scene in enumerate(scenes):
         show(f"{name}: {scene.title}")
-        truth = crop(scene, restorer.channels[0])
+        truth = crop(scene, restorer.in_channels)
         noisy = scene.spoil(truth, np.random.default_rng(row))
         restored = restorer(noisy)
         before, after = (float(peak_signal_noise_ratio(truth, x, data_range=1)) for x in (noisy, restored))

@@ -14,14 +14,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from kbnet_plugin.zoo.registry.weights import identify
 
 from basicsr_ext.options import read_options
 from benchmarks.harness.measure import ROOT
-from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network
+from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network, zoo
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.cost import count
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin.zoo.architectures import identify
+from kbnet_plugin.zoo.registry import header
 from tools.cards import MODELS, read_card, sha256, write_card
 
 WINDOW = 0.5
@@ -35,7 +35,7 @@ TEXT = """
 
 ## What it is for, and what not
 
-## Data and licences
+## Data and licenses
 
 ## Recipe
 
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         ("title", "what it is for, in a line"),
         ("task", "such as denoise"),
         ("version", "of the weights"),
-        ("licence", "of the weights"),
+        ("license", "of the weights"),
         ("range", "what it sees as 0 and 1, where not the default: percentile, or LOW,HIGH"),
     ):
         parser.add_argument(f"--{key}", help=f"{text}; default: what the card says")
@@ -158,23 +158,23 @@ def publish(args: argparse.Namespace) -> int:
     network = load_network(checkpoint)
     said = {
         key: getattr(args, key) or old.get(key, "")
-        for key in ("title", "task", "version", "licence", "range")
+        for key in ("title", "task", "version", "license", "range")
     }
-    if missing := [key for key in ("title", "task", "version", "licence") if not said[key]]:
+    if missing := [key for key in ("title", "task", "version", "license") if not said[key]]:
         raise ValueError(f"the card does not say {missing[0]} yet: give --{missing[0]}")
     cost = count(network)
     variant, arguments = identify(network.state_dict())
     window = old.get("window") or int(WINDOW * made["patch"])
-    metadata = {**said, "name": args.name, "window": window}
-    save_network(half(network), weights, {key: str(value) for key, value in metadata.items() if value})
-    channels = zoo.find(weights).channels
+    metadata = header(**said | {"range": said["range"] or None}, window=window, cost=cost)
+    save_network(half(network), weights, metadata)
+    channels = zoo.get_model(weights).in_channels
     facts = {
         "name": args.name,
         **{key: value for key, value in said.items() if value},
         "channels": channels,
         "sha256": sha256(weights),
         "bytes": weights.stat().st_size,
-        "network": {"type": variant.__name__, **arguments},
+        "network": {"type": variant, **arguments},
         "parameters": cost.parameters,
         "macs_256x256": {"in_full": cost.macs_total, "as_published": cost.macs_published},
         "window": window,

@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kbnet_plugin.zoo.registry.weights import build_network, identify, read_state_dict
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.batch import choice
+from kbnet_plugin.zoo.architectures import identify
+from kbnet_plugin.zoo.weights import build_network, read_state_dict
 
 Call = Callable[[Tensor, float | None], Tensor]
 """(1, C, H, W) in 0..1 and the noise level of 255, where it is known, to the restored image."""

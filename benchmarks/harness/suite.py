@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kbnet_plugin.zoo.registry.locations import SHIPPED
 
 from kbnet_plugin import __version__
 from kbnet_plugin.errors import BadInput
+from kbnet_plugin.zoo.locations import SHIPPED
 
 from .. import speed
 from . import costs, measure, networks, protocols, results, sets
@@ -126,9 +126,9 @@ class Planner:
         """The file of a row's weights."""
         if how.zoo:
             try:
-                from kbnet_plugin.zoo.registry import registry as zoo
+                from kbnet_plugin import zoo
 
-                return Path(zoo.find(how.zoo).path)
+                return Path(zoo.get_model(how.zoo).path)
             except (ImportError, ValueError):
                 raise NotThereError(f"needs a shipped model: {how.zoo}") from None
         name = (how.weights or "").format(**fields)

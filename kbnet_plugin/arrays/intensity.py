@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .noise import PERCENTILES, Noise
+if TYPE_CHECKING:
+    from .noise import Noise
+
+PERCENTILES = 0.1, 99.9
+"""Of the values; between them lies the range that a picture uses."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness; ITU-R BT.601."""
 
 RangeRule = Literal["auto", "dtype", "percentile"] | tuple[float, float]
 _RULES: tuple[Literal["auto", "dtype", "percentile"], ...] = ("auto", "dtype", "percentile")

@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from .axes import Layout
+from .intensity import LUMA, PERCENTILES
 
 BLOCK = 16
 """Side of the blocks that are compared, in pixels."""
-
-PERCENTILES = 0.1, 99.9
-"""Of the values; between them lies the range that a picture uses."""
 
 _FLAT = 0.2  # of the blocks of one brightness, those with the least structure
 _FLATTEST = 0.1  # of all blocks; what correlated noise is measured in
@@ -38,7 +36,6 @@ _DRAWN = 0.7  # of the blocks of one value each: from here on a picture was draw
 _FEWEST_LEVELS = 3  # that a line is fitted to
 _DISTANCES = 1, 2, 4  # pixels
 _FAR = 8  # pixels; noise no longer shares anything at this distance
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _ISOLATED = 4.0  # how far a hot pixel stands out, in units of the largest deviation around it
 _HOT = 8.0  # and in units of the noise
 _GRID = 1.12  # how much larger steps at the borders of JPEG's blocks are than elsewhere
@@ -268,7 +265,7 @@ def _detail(blocks: NDArray[np.float64], distance: int) -> NDArray[np.float64]:
 def _power(blocks: NDArray[np.float64], least: float, largest: float) -> dict[str, Any]:
     """Noise against brightness, and how it goes with the distance."""
     colours = blocks.shape[3] == 3
-    bright = blocks @ _LUMA if colours else blocks.mean(axis=3)
+    bright = blocks @ np.array(LUMA) if colours else blocks.mean(axis=3)
     mean = bright.mean(axis=(1, 2))
     # Where values end, noise is cut off; such blocks only serve where there are no others.
     touches = ((bright <= least) | (bright >= largest)).mean(axis=(1, 2)) > 0.02

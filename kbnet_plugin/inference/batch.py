@@ -7,7 +7,7 @@ import glob
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..arrays.axes import layout
+from ..io.ome_zarr import is_zarr
 from ..io.pictures import FORMATS, check_format, read_image, write_image
-from ..io.stacks import is_stack, is_zarr, open_stack, restore_stack, working_folder
+from ..io.stacks import is_stack, open_array, open_stack, working_folder
 from .choose import look, treatment
-from .device import is_out_of_memory as _out_of_memory
+from .device import is_out_of_memory
 from .restorer import Plan, Restorer
+from .stacks import restore_stack
 
 
 class Chosen(NamedTuple):
@@ -117,7 +119,7 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
         found = treatment(look(array, arranged.axes), np.dtype(array.dtype), colours)
         own = {name: value for name, value in found.settings.items() if name not in settings}
         # Whoever names a strength wants something done, also to a picture that is clean.
-        adapted = build(found.model).adapted(**own) if own else build(found.model)
+        adapted = build(found.model).with_settings(**own) if own else build(found.model)
         return Chosen(adapted, found.model, settings | own, str(found))
 
     return choose
@@ -181,19 +183,9 @@ def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Itera
     Parameters, and errors as those that `restore_files` yields; here they are raised.
     """
     for job in jobs:
-        with opened(job.source, axes, stack=is_zarr(job.target)) as (array, known):
+        with open_array(job.source, axes, stack=is_zarr(job.target)) as (array, known):
             chosen = _chosen(choose, job, array, known)
             yield job, chosen, chosen.restorer.plan(tuple(array.shape), known)
-
-
-@contextmanager
-def opened(path: Path, axes: str | None = None, *, stack: bool = False) -> Iterator[tuple[Any, str | None]]:
-    """Open a picture or stack for reading, with its axes where they are known."""
-    if stack or is_stack(path):
-        with open_stack(path) as (array, info):
-            yield array, axes or info.axes
-    else:
-        yield read_image(path)[0], axes
 
 
 def restore_files(
@@ -250,7 +242,7 @@ def restore_files(
         except (ValueError, OSError) as error:
             step = replace(step, state="failed", error=error)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # A new one: its traceback would keep what filled the memory.
             said = f"{job.source}: out of memory; free some, or choose a smaller tile or another device"

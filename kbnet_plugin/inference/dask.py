@@ -16,7 +16,8 @@ from ..arrays.tiling import Tile
 from ..errors import one_line
 
 if TYPE_CHECKING:
-    from .restorer import Context, Restorer
+    from .correction import Context
+    from .engine import Engine
 
 _TIMEOUT = "10s"  # for a cluster to answer
 _LOST = ("KilledWorker", "CommClosedError", "CancelledError", "FutureCancelledError", "FuturesCancelledError")
@@ -42,11 +43,11 @@ def connect(address: str) -> Any:
         raise ConnectionError(f"{address}: no dask scheduler answers ({one_line(error)})") from None
 
 
-def remote(restorer: Restorer, client: Any) -> tuple[Callable[..., Any], int]:
+def remote(engine: Engine, client: Any) -> tuple[Callable[..., Any], int]:
     """How a cluster computes a step, and how many steps may be under way."""
     try:
         # A task, not a scattered value: when its worker dies the scheduler makes it again.
-        held = client.submit(_itself, restorer, pure=False)
+        held = client.submit(_itself, engine, pure=False)
         ahead = 2 * max(1, sum(client.nthreads().values()))
     except Exception as error:
         raise _gone(client, error) from None
@@ -79,25 +80,25 @@ def _gone(client: Any, error: BaseException) -> ConnectionError:
     )
 
 
-def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
+def restored(engine: Engine, array: Any, arranged: Layout) -> Any:
     """Lazy dask array of the restored `array`, one chunk a tile."""
     da = importlib.import_module("dask.array")
     delayed = importlib.import_module("dask").delayed
     # By name, or every use would hash the weights again.
-    held = delayed(restorer, name=f"kbnet-restorer-{restorer.token}", traverse=False)
+    held = delayed(engine, name=f"kbnet-engine-{engine.token}", traverse=False)
     solve = delayed(_solve_one, pure=False)
-    tiles = restorer.tiles(arranged)
-    inner = [a for a in arranged.axes if a in "YX" + arranged.together]
-    takes, gives = restorer.channels
-    channels = arranged.channels if takes == gives else gives
+    tiles = engine.tiles(arranged)
+    inner = [a for a in arranged.axes if a in "YX" + arranged.channel_axis]
+    same = engine.in_channels == engine.out_channels
+    channels = arranged.channels if same else engine.out_channels
 
-    contexts = _contexts(restorer, held, array, arranged)
+    contexts = _contexts(engine, held, array, arranged)
 
     def restore_plane(plane: tuple[int, ...]) -> Any:
         context = contexts(arranged.channel(plane))
         rows: dict[int, list[Any]] = {}
         for tile in tiles:
-            window = array[arranged.key(plane, restorer.around(tile, arranged.size))]
+            window = array[arranged.key(plane, engine.around(tile, arranged.size))]
             size = {a: s.stop - s.start for a, s in zip("YX", tile.target, strict=True)}
             shape = tuple(size.get(a, channels) for a in inner)
             part = solve(held, window, context, tile, arranged)
@@ -114,8 +115,8 @@ def restored(restorer: Restorer, array: Any, arranged: Layout) -> Any:
     return split.transpose([order.index(a) for a in arranged.axes])
 
 
-def _contexts(restorer: Restorer, held: Any, array: Any, arranged: Layout) -> Callable[[int], Any]:
-    """How to find what the tiles of a channel need to know: tasks, whose results equal `Restorer.context`."""
+def _contexts(engine: Engine, held: Any, array: Any, arranged: Layout) -> Callable[[int], Any]:
+    """How to find what the tiles of a channel need to know: tasks, whose results equal `Engine.context`."""
     delayed = importlib.import_module("dask").delayed
     colours = slice(arranged.channels - arranged.alpha)
     dtype = np.dtype(array.dtype)
@@ -130,7 +131,7 @@ def _contexts(restorer: Restorer, held: Any, array: Any, arranged: Layout) -> Ca
 
     @functools.cache
     def context(channel: int) -> Any:
-        return delayed(_context, pure=False)(held, dtype, noise(channel) if restorer.looks(dtype) else None)
+        return delayed(_context, pure=False)(held, dtype, noise(channel) if engine.looks(dtype) else None)
 
     return context
 
@@ -143,21 +144,21 @@ def _measured(pieces: list[Any], arranged: Layout, colours: slice) -> Noise:
     return measure_noise(_pictures(pieces, arranged, colours))
 
 
-def _context(restorer: Restorer, dtype: np.dtype[Any], noise: Noise | None) -> Context:
-    return restorer.context_of(dtype, noise)
+def _context(engine: Engine, dtype: np.dtype[Any], noise: Noise | None) -> Context:
+    return engine.context_from(dtype, noise)
 
 
 def _solve_one(
-    restorer: Restorer, window: NDArray[Any], context: Context, tile: Tile, arranged: Layout
+    engine: Engine, window: NDArray[Any], context: Context, tile: Tile, arranged: Layout
 ) -> NDArray[Any]:
     picture = arranged.to_picture(np.asarray(window))
-    (result,) = restorer.solve([picture], [context], [tile], arranged.alpha)
+    (result,) = engine.solve([picture], [context], [tile], arranged.alpha)
     return arranged.from_picture(result)
 
 
-def _solve(restorer: Restorer, *step: Any) -> list[NDArray[Any]]:
-    return restorer.solve(*step)
+def _solve(engine: Engine, *step: Any) -> list[NDArray[Any]]:
+    return engine.solve(*step)
 
 
-def _itself(restorer: Restorer) -> Restorer:
-    return restorer
+def _itself(engine: Engine) -> Engine:
+    return engine

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a network takes for it."""
+"""Devices, how much memory they have, and how much of it a network takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ import torch
 from ..nn import KBNet_l, KBNet_s
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """Turn a device's name into a device that is there; ``"auto"`` is CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):  # one for every way of not being there
+        raise ValueError(f"device {name!r} is not available on this machine; use auto or cpu") from None
 
 
 def free_memory(device: torch.device) -> int:
@@ -36,3 +53,14 @@ def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
     if isinstance(network, KBNet_s):
         return itemsize * (8 * network.intro.out_channels + 80)
     return itemsize * 14 * 2 * network.patch_embed.proj.out_channels
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory did not suffice, of the CPU or of a device."""
+    # The CPU's and MPS's allocators have no exception of their own.
+    said = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in said
+        or "out of memory" in said
+    )

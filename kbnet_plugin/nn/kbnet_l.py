@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import kernel_basis_attention
-from .layers import GlobalMean, KBAMixin, LayerNorm2d, again, by_strips, check_image, check_positive, pad_to_multiple
+from .layers import (
+    GlobalMean,
+    KBAMixin,
+    LayerNorm2d,
+    again,
+    by_strips,
+    check_image,
+    check_positive,
+    pad_to_multiple,
+)
 
 GROUP = 2  # channels a group in the pixel-adaptive branch
 BASES = 32

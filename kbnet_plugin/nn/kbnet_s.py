@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import kernel_basis_attention
-from .layers import GlobalMean, KBAMixin, LayerNorm2d, SimpleGate, again, by_strips, check_image, check_positive, pad_to_multiple, small
+from .layers import (
+    GlobalMean,
+    KBAMixin,
+    LayerNorm2d,
+    SimpleGate,
+    again,
+    by_strips,
+    check_image,
+    check_positive,
+    pad_to_multiple,
+    small,
+)
 
 GROUP = 4  # channels a group in the pixel-adaptive branch and in the 5x5 convolution
 BASES = 32

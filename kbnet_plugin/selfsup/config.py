@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -10,13 +11,13 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from ..arrays.intensity import RangeRule
-from .masking import SHARE, STAND, Norm, Stand
+from .masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, Norm, Strategy
 
 Method = Literal["n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)
 
-SCRATCH = "none"
-"""What `Recipe.start` calls weights drawn at random."""
+SCRATCH = "scratch"
+"""What `FitConfig.init` calls weights drawn at random."""
 
 NETWORK: dict[str, Any] = {
     "type": "KBNet_s",
@@ -46,7 +47,7 @@ PAIRS_FAIL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FitConfig:
     """What to learn from, and how; every default stands here.
 
     Attributes
@@ -62,8 +63,8 @@ class Recipe:
         For n2n: another recording of the same, plane for plane; by default planes follow each other.
     pair_axis : str, optional
         For n2n: axis along which they do; by default T, or else Z.
-    start : str or path, optional
-        A model to start from, or ``"none"``; by default the shipped one for the channels.
+    init : str or path, optional
+        A model to start from, or ``"scratch"``; by default the shipped one for the channels.
     iterations : int
     axes : str, optional
         Of the source, as for `Restorer`.
@@ -73,11 +74,11 @@ class Recipe:
         Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
     learning_rate : float, optional
         By default 3e-3 from nothing, 1e-3 from a model.
-    share, stand : float, str
-        Of hidden pixels, and what stands in for them; see `kbnet_plugin.selfsup.masking`.
+    masked_pixel_percentage, strategy : float, str
+        How many pixels are masked, and what replaces them; see `kbnet_plugin.selfsup.masking`.
     norm : {"l2", "l1"}
         Of the loss.
-    balance : bool
+    shrinkage : bool
         For n2v: let a pixel's own value count as far as it promises the least error; see
         `kbnet_plugin.selfsup.sure`.
     network : mapping
@@ -98,20 +99,25 @@ class Recipe:
     method: Method = "n2v"
     second: str | PathLike[str] | NDArray[Any] | None = None
     pair_axis: str | None = None
-    start: str | PathLike[str] | None = None
+    init: str | PathLike[str] | None = None
     iterations: int = 2000
     axes: str | None = None
     range: RangeRule | None = None
     patch: int = 64
     batch: int | None = None
     learning_rate: float | None = None
-    share: float = SHARE
-    stand: Stand = STAND
+    masked_pixel_percentage: float = MASKED_PIXEL_PERCENTAGE
+    strategy: Strategy = STRATEGY
     norm: Norm = "l2"
-    balance: bool = True
+    shrinkage: bool = True
     network: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str | None = None
     compile: bool = False
     workers: int | None = None
     seed: int = 0
+
+
+def can_train() -> bool:
+    """Whether the extra `train` is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("basicsr", "basicsr_ext"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -26,19 +25,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import zoo
 from .._version import __version__
 from ..arrays.intensity import Range
 from ..files import atomic_path
 from ..inference.device import find_device
 from ..nn import KBNet_l, KBNet_s
-from ..zoo import registry as zoo
+from ..zoo.architectures import identify
 from ..zoo.locations import check_name
-from ..zoo.weights import identify, load_network, read_state_dict
-from .config import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, Recipe
+from ..zoo.weights import load_network, read_state_dict
+from .config import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig, can_train
 from .planes import KEPT, Planes
-from .sure import DOUBTFUL, best_share, independence, scale_correction, variance_by_brightness
+from .sure import DOUBTFUL, independence, scale_correction, sure_shrinkage, variance_by_brightness
 
-_WINDOWS = 64  # that the balance is found from
+_WINDOWS = 64  # that the shrinkage is found from
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -51,58 +51,58 @@ class Step(NamedTuple):
 
 
 class Fit:
-    """A run of a recipe, or what goes on with one.
+    """A training run, new or resumed.
 
     Parameters
     ----------
-    recipe : Recipe
+    config : FitConfig
     overwrite : bool
         Begin anew where a run of that name was begun, and replace the model of that name.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the source cannot be read or does not fit the network, or the recipe cannot work.
+        If the source cannot be read or does not fit the network, or the configuration cannot work.
     FileExistsError
-        If a model of that name is there, or a run of that name was begun by another recipe.
+        If a model of that name is there, or a run of that name was started with another configuration.
 
     Examples
     --------
-    >>> fit = Fit(Recipe(source="stack.tif", name="my-cells"))  # doctest: +SKIP
+    >>> fit = Fit(FitConfig(source="stack.tif", name="my-cells"))  # doctest: +SKIP
     >>> for iteration, total, loss in fit.run():  # doctest: +SKIP
     ...     print(iteration, total, loss)
     >>> model = fit.save()  # doctest: +SKIP
     """
 
-    def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+    def __init__(self, config: FitConfig, *, overwrite: bool = False) -> None:
         if not can_train():
             raise ValueError("training needs BasicSR, which is not installed: pip install 'kbnet[train]'")
-        check_name(recipe.name)
-        if recipe.method not in METHODS:
-            raise ValueError(f"method must be {' or '.join(METHODS)}, not {recipe.method!r}")
-        if recipe.iterations < 1:
-            raise ValueError(f"iterations must be 1 at least, not {recipe.iterations}")
-        self.recipe, self.overwrite = recipe, overwrite
+        check_name(config.name)
+        if config.method not in METHODS:
+            raise ValueError(f"method must be {' or '.join(METHODS)}, not {config.method!r}")
+        if config.iterations < 1:
+            raise ValueError(f"iterations must be 1 at least, not {config.iterations}")
+        self.config, self.overwrite = config, overwrite
         root = zoo.folder() / "fits"
-        self.folder = root / recipe.name
-        self.option_file = root / f"{recipe.name}.yml"
-        self.console = root / f"{recipe.name}.log"
+        self.folder = root / config.name
+        self.option_file = root / f"{config.name}.yml"
+        self.console = root / f"{config.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = self._asked = False
-        device = find_device(recipe.device)
+        device = find_device(config.device)
         if device.type not in ("cpu", "cuda"):
             device = torch.device("cpu")  # the loop knows no other
         self.device = device
-        self.source = _file(recipe.source, root, recipe.name)
-        self.label = self.source.name if isinstance(recipe.source, str | PathLike) else recipe.name
-        self._second = None if recipe.second is None else _file(recipe.second, root, f"{recipe.name}-second")
-        planes = Planes(self.source, recipe.axes)
+        self.source = _file(config.source, root, config.name)
+        self.label = self.source.name if isinstance(config.source, str | PathLike) else config.name
+        self._second = None if config.second is None else _file(config.second, root, f"{config.name}-second")
+        planes = Planes(self.source, config.axes)
         self.planes = planes
-        self.range = planes.range(recipe.range)
+        self.range = planes.range(config.range)
         smallest = min(min(planes.size(n)) for n in range(len(planes)))
-        self.patch = min(recipe.patch, smallest)
-        if recipe.method == "n2n" and recipe.second is None:
-            planes.pairs(recipe.pair_axis)  # raises where there are none
+        self.patch = min(config.patch, smallest)
+        if config.method == "n2n" and config.second is None:
+            planes.pairs(config.pair_axis)  # raises where there are none
         self.options = self._options()
         self.resumes = self._check_former()
 
@@ -170,11 +170,11 @@ class Fit:
         """What is about to be learned from what, for people."""
         (height, width), count = self.planes.size(0), len(self.planes)
         kind = "colour" if self.planes.channels == 3 else "gray"
-        start = self.options["path"]["pretrain_network_g"]
-        start = Path(start).stem if start else "nothing"
+        init = self.options["path"]["pretrain_network_g"]
+        init = Path(init).stem if init else "nothing"
         return (
             f"{count:,} {kind} plane{'s' if count > 1 else ''} of {height} x {width}; "
-            f"{self.range[0]:g} to {self.range[1]:g} is 0..1; {self.recipe.method} from {start} "
+            f"{self.range[0]:g} to {self.range[1]:g} is 0..1; {self.config.method} from {init} "
             f"on {self.device}" + (f"; going on after {self.iteration:,} steps" if self.resumes else "")
         )
 
@@ -192,7 +192,7 @@ class Fit:
     def save(self) -> zoo.Model:
         """Put what was learned into the user's list of models.
 
-        What was learned from hidden pixels is balanced with the pixels themselves (see `balance`).
+        What was learned from hidden pixels is shrunk with the pixels themselves (see `shrinkage`).
 
         Raises
         ------
@@ -200,76 +200,79 @@ class Fit:
             If nothing was learned yet.
         """
         if not (iteration := self.iteration):
-            raise ValueError(f"{self.recipe.name}: stopped before anything was learned; nothing is kept")
+            raise ValueError(f"{self.config.name}: stopped before anything was learned; nothing is kept")
         network = load_network(self.checkpoint)
-        balanced = self.recipe.balance and self.recipe.method == "n2v"
-        share = self._balance(network) if balanced else None
-        return zoo.add(
+        shrunk = self.config.shrinkage and self.config.method == "n2v"
+        shrinkage = self._shrink(network) if shrunk else None
+        return zoo.register_model(
             network.cpu(),
-            self.recipe.name,
-            title=f"learned from {self.label} without truth ({self.recipe.method}, {iteration:,} its)",
+            self.config.name,
+            title=f"learned from {self.label} without truth ({self.config.method}, {iteration:,} its)",
             task="denoise",
             window=self.patch * 3 // 2,
             range=self.range,
-            card=self._card(iteration, share),
+            card=self._card(iteration, shrinkage),
             overwrite=True,
         )
 
     def _options(self) -> dict[str, Any]:
-        recipe, cuda = self.recipe, self.device.type == "cuda"
-        start = recipe.start
-        if start is None:
-            start = "denoise-micro" if self.planes.channels == 1 else zoo.DEFAULT
+        config, cuda = self.config, self.device.type == "cuda"
+        init = config.init
+        if init is None:
+            init = "denoise-micro" if self.planes.channels == 1 else zoo.DEFAULT
         weights = None
-        if start == SCRATCH:
-            network = {**NETWORK, **(recipe.network or {}), "img_channel": self.planes.channels}
+        if init == SCRATCH:
+            network = {**NETWORK, **(config.network or {}), "img_channel": self.planes.channels}
         else:
-            model = zoo.find(start)
-            if model.channels != self.planes.channels:
+            model = zoo.get_model(init)
+            if model.in_channels != self.planes.channels:
                 raise ValueError(
-                    f"{model.name} takes {model.channels} channel(s), {self.label} has "
+                    f"{model.name} takes {model.in_channels} channel(s), {self.label} has "
                     f"{self.planes.channels}; start from another model, or from {SCRATCH!r}"
                 )
             weights = str(model.path.absolute())
             variant, arguments = identify(read_state_dict(model.path))
-            network = {"type": variant.__name__, **arguments}
+            network = {"type": variant, **arguments}
         train: dict[str, Any] = {
-            "type": "Dataset_BlindSpot" if recipe.method == "n2v" else "Dataset_PlanePairs",
+            "type": "Dataset_BlindSpot" if config.method == "n2v" else "Dataset_PlanePairs",
             "dataroot_lq": str(self.source),
             "in_ch": self.planes.channels,
             "range": list(self.range),
             "gt_size": self.patch,
-            "batch_size_per_gpu": recipe.batch or (64 if cuda else 8),
+            "batch_size_per_gpu": config.batch or (64 if cuda else 8),
             "num_worker_per_gpu": (min(8, os.cpu_count() or 1) if cuda else 0)
-            if recipe.workers is None
-            else recipe.workers,
+            if config.workers is None
+            else config.workers,
             "geometric_augs": True,
             "cache_images": self.planes.nbytes <= KEPT,
         }
-        if recipe.axes:
-            train["axes"] = recipe.axes
-        if recipe.method == "n2v":
-            train |= {"share": recipe.share, "stand_in": recipe.stand}
+        if config.axes:
+            train["axes"] = config.axes
+        if config.method == "n2v":
+            train |= {
+                "masked_pixel_percentage": config.masked_pixel_percentage,
+                "strategy": config.strategy,
+            }
         else:
             if self._second is not None:
                 train["dataroot_gt"] = str(self._second)
-            if recipe.pair_axis:
-                train["pair_axis"] = recipe.pair_axis
+            if config.pair_axis:
+                train["pair_axis"] = config.pair_axis
         bf16 = cuda and torch.cuda.is_bf16_supported()
-        rate = recipe.learning_rate or (3e-3 if weights is None else 1e-3)
-        total = recipe.iterations
+        rate = config.learning_rate or (3e-3 if weights is None else 1e-3)
+        total = config.iterations
         return {
-            "name": recipe.name,
+            "name": config.name,
             "model_type": "ImageCleanModel",
             "num_gpu": "auto" if cuda else 0,
-            "manual_seed": recipe.seed,
+            "manual_seed": config.seed,
             "datasets": {"train": train},
             "network_g": network,
             "path": {"experiments_root": str(self.folder.parent), "pretrain_network_g": weights},
             "train": {
                 "total_iter": total,
-                "precision": recipe.precision or ("bf16" if bf16 else "fp32"),
-                "compile": recipe.compile,
+                "precision": config.precision or ("bf16" if bf16 else "fp32"),
+                "compile": config.compile,
                 "optim_g": {"type": "AdamW", "lr": rate, "weight_decay": 1e-4, "betas": [0.9, 0.99]},
                 "scheduler": {
                     "type": "CosineAnnealingRestartCyclicLR",
@@ -279,7 +282,7 @@ class Fit:
                 },
                 "warmup_iter": min(50, max(1, total // 10)),
                 "ema_decay": 0.99 if total < 3000 else 0.999,
-                "pixel_opt": {"type": "BlindSpotLoss", "norm": recipe.norm},
+                "pixel_opt": {"type": "BlindSpotLoss", "norm": config.norm},
                 "grad_clip": 0.1,
             },
             "logger": {
@@ -291,13 +294,13 @@ class Fit:
 
     def _check_former(self) -> bool:
         """Whether a run is there to go on with; raise where it would be another one's."""
-        name = self.recipe.name
+        name = self.config.name
         if self.overwrite:
             return False
         try:
             former = json.loads(self.option_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if any(model.name == name for model in zoo.models()):
+            if any(model.name == name for model in zoo.list_models()):
                 raise FileExistsError(
                     f"there is a model called {name} already; choose another name, or overwrite it"
                 ) from None
@@ -326,7 +329,7 @@ class Fit:
             return []
         whole = text[: text.rfind("\n") + 1]
         rows = (row for row in csv.reader(whole.splitlines()) if len(row) == 3 and row[1] == "l_pix")
-        total = self.recipe.iterations
+        total = self.config.iterations
         return [Step(int(i), total, float(loss)) for i, _, loss in rows if int(i) > after]
 
     def _complaint(self, status: int) -> str:
@@ -340,7 +343,7 @@ class Fit:
     @cached_property
     def doubt(self) -> str:
         """What speaks against learning from hidden pixels of this source; empty where nothing does."""
-        if self.recipe.method != "n2v" or not self._windows:
+        if self.config.method != "n2v" or not self._windows:
             return ""
         return DOUBT if independence(self._windows) < DOUBTFUL else ""
 
@@ -358,46 +361,48 @@ class Fit:
             windows.append(scale.apply(self.planes.read(number, window)))
         return [w for w in windows if np.isfinite(w).all()]
 
-    def _balance(self, network: KBNet_s | KBNet_l) -> float:
-        """Scale the network's correction to the share that promises the least error; the share."""
+    def _shrink(self, network: KBNet_s | KBNet_l) -> float:
+        """Scale the network's correction to the shrinkage that promises the least error; the shrinkage."""
         if not self._windows:
             return 1.0
         pictures = torch.from_numpy(np.stack(self._windows)).permute(0, 3, 1, 2).to(self.device)
-        share = best_share(network.to(self.device), pictures, variance_by_brightness(self._windows))
-        scale_correction(network, share)
-        return share
+        shrinkage = sure_shrinkage(network.to(self.device), pictures, variance_by_brightness(self._windows))
+        scale_correction(network, shrinkage)
+        return shrinkage
 
-    def _card(self, iteration: int, share: float | None) -> str:
-        recipe, network = self.recipe, self.options["network_g"]
+    def _card(self, iteration: int, shrinkage: float | None) -> str:
+        config, network = self.config, self.options["network_g"]
         started = self.options["path"]["pretrain_network_g"]
         how = {
-            "n2v": f"Noise2Void: {recipe.share:.1%} of the pixels hidden, {recipe.stand} in their place",
+            "n2v": f"Noise2Void: {config.masked_pixel_percentage:g} % of the pixels masked, replaced by {config.strategy}",
             "n2n": "Noise2Noise: pairs of planes that show the same",
-        }[recipe.method]
+        }[config.method]
         settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
         low, high = self.range
-        again = [f"kbnet fit {self.source}", f"--name {recipe.name}", f"--method {recipe.method}"]
-        again += [f"--axes {recipe.axes}"] if recipe.axes else []
-        again += [f"--range {low!r},{high!r}", f"--iterations {recipe.iterations}"]
-        fails = WHEN_IT_FAILS if recipe.method == "n2v" else PAIRS_FAIL
+        again = [f"kbnet fit {self.source}", f"--name {config.name}", f"--method {config.method}"]
+        again += [f"--axes {config.axes}"] if config.axes else []
+        again += [f"--range {low!r},{high!r}", f"--iterations {config.iterations}"]
+        fails = WHEN_IT_FAILS if config.method == "n2v" else PAIRS_FAIL
         batch = self.options["datasets"]["train"]["batch_size_per_gpu"]
         return "\n".join(
             (
-                f"# {recipe.name}",
+                f"# {config.name}",
                 "",
                 f"Removes the noise of recordings like {self.label}; learned from it without truth.",
                 "",
                 f"- learned from: {self.source}, {len(self.planes):,} plane(s), {self.planes.dtype}",
                 f"- by: {how}",
                 f"- values from {low:g} to {high:g} are 0..1 for the network; it knows no other exposure",
-                f"- {iteration:,} of {recipe.iterations:,} steps of {batch}"
-                f" crops of {self.patch} x {self.patch}, loss {recipe.norm}, seed {recipe.seed}",
+                f"- {iteration:,} of {config.iterations:,} steps of {batch}"
+                f" crops of {self.patch} x {self.patch}, loss {config.norm}, seed {config.seed}",
                 f"- network: {network['type']}, {settings}; started from "
                 f"{Path(started).stem if started else 'nothing'}",
                 *(
                     []
-                    if share is None
-                    else [f"- balance: {share:.2f} of the learned correction, which promises the least error"]
+                    if shrinkage is None
+                    else [
+                        f"- shrinkage: {shrinkage:.2f} of the learned correction, which promises the least error"
+                    ]
                 ),
                 f"- kbnet {__version__}, torch {torch.__version__}",
                 f"- command: `{' '.join(again)}`",
@@ -445,11 +450,6 @@ def visible(index: int, listed: str | None) -> str:
     if listed is None:
         return str(index)
     return listed.split(",")[index].strip()
-
-
-def can_train() -> bool:
-    """Whether the extra `train` is installed."""
-    return all(importlib.util.find_spec(name) is not None for name in ("basicsr", "basicsr_ext"))
 
 
 def _changed(before: Any, now: Any, where: str = "") -> list[str]:

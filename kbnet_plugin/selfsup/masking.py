@@ -15,29 +15,31 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Stand = Literal["median", "uniform"]
+Strategy = Literal["median", "uniform"]
 Norm = Literal["l2", "l1"]
 
-STANDS: tuple[str, ...] = get_args(Stand)
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 NORMS: tuple[str, ...] = get_args(Norm)
 
 # Measured on BSD68 at sigma 25 with few steps, which is what people have: more hidden pixels and nearer
 # surroundings than the papers take teach faster.
-SHARE = 0.1
-STAND: Stand = "median"
+MASKED_PIXEL_PERCENTAGE = 10.0
+STRATEGY: Strategy = "median"
 RADIUS = 1
 """Of the surroundings, in pixels: 3 x 3, the hidden pixel left out."""
 
 
-def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) -> tuple[NDArray[Any], ...]:
+def masked_pixels(
+    size: tuple[int, int], percentage: float, generator: np.random.Generator
+) -> tuple[NDArray[Any], ...]:
     """Choose the pixels to hide: one at random in every box of a grid.
 
     Parameters
     ----------
     size : (int, int)
         Height and width of the picture.
-    share : float
-        Of its pixels, above 0 and at most 1; the boxes hold about 1 / share pixels.
+    percentage : float
+        Of its pixels, above 0 and at most 100; a box holds about 100 / percentage pixels.
     generator : numpy Generator
 
     Returns
@@ -45,9 +47,9 @@ def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) 
     rows, columns : ndarray of int
         No pixel twice.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"the share of hidden pixels must be above 0 and at most 1, not {share:g}")
-    counts = [max(1, round(side * share**0.5)) for side in size]
+    if not 0 < percentage <= 100:
+        raise ValueError(f"masked_pixel_percentage must be above 0 and at most 100, not {percentage:g}")
+    counts = [max(1, round(side * (percentage / 100) ** 0.5)) for side in size]
     # Borders between whole pixels, or two boxes could draw the same one; moved from call to call, as boxes
     # are not all of one size and a pixel of a smaller one is drawn more often.
     borders = [
@@ -59,11 +61,11 @@ def hidden(size: tuple[int, int], share: float, generator: np.random.Generator) 
     return rows, columns
 
 
-def stand_ins(
+def replacements(
     picture: NDArray[np.float32],
     rows: NDArray[Any],
     columns: NDArray[Any],
-    stand: Stand,
+    strategy: Strategy,
     generator: np.random.Generator,
     radius: int = RADIUS,
 ) -> NDArray[np.float32]:
@@ -75,7 +77,7 @@ def stand_ins(
         (H, W, C); NaN counts as missing. Beyond its edges it is mirrored.
     rows, columns : ndarray of int
         The pixels.
-    stand : {"median", "uniform"}
+    strategy : {"median", "uniform"}
         Median of the surroundings, or one of their pixels drawn at random.
     generator : numpy Generator
     radius : int
@@ -86,14 +88,14 @@ def stand_ins(
     ndarray
         (pixels, C); 0 where all the surroundings are missing.
     """
-    if stand not in STANDS:
-        raise ValueError(f"hidden pixels are replaced by {' or '.join(STANDS)}, not {stand!r}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be {' or '.join(STRATEGIES)}, not {strategy!r}")
     span = np.arange(-radius, radius + 1)
     down, right = (offset.ravel() for offset in np.meshgrid(span, span, indexing="ij"))
     around = (down != 0) | (right != 0)
     down, right = down[around], right[around]
     height, width = picture.shape[:2]
-    if stand == "uniform":
+    if strategy == "uniform":
         drawn = generator.integers(len(down), size=len(rows))
         at = _mirrored(rows + down[drawn], height), _mirrored(columns + right[drawn], width)
         return np.nan_to_num(picture[at], nan=0.0)
@@ -115,11 +117,11 @@ def _mirrored(index: NDArray[Any], side: int) -> NDArray[Any]:
     return (side - 1 - np.abs(side - 1 - index)).clip(0, side - 1)
 
 
-def blind(
+def mask(
     picture: NDArray[np.float32],
     generator: np.random.Generator,
-    share: float = SHARE,
-    stand: Stand = STAND,
+    percentage: float = MASKED_PIXEL_PERCENTAGE,
+    strategy: Strategy = STRATEGY,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Hide some pixels of a noisy picture.
 
@@ -128,39 +130,39 @@ def blind(
     picture : ndarray
         (H, W, C); NaN where a value is missing. All channels of a pixel are hidden together.
     generator : numpy Generator
-    share, stand
-        As in `hidden` and `stand_ins`.
+    percentage, strategy
+        As in `masked_pixels` and `replacements`.
 
     Returns
     -------
-    seen : ndarray
+    masked : ndarray
         For the network: the picture with other values where it is hidden or missing.
-    wanted : ndarray
+    target : ndarray
         For `masked_loss`: the picture's values where it is hidden, NaN elsewhere.
     """
-    rows, columns = hidden((picture.shape[0], picture.shape[1]), share, generator)
-    wanted = np.full_like(picture, np.nan)
-    wanted[rows, columns] = picture[rows, columns]
-    seen = filled(picture, generator)
-    seen[rows, columns] = stand_ins(picture, rows, columns, stand, generator)
-    return seen, wanted
+    rows, columns = masked_pixels((picture.shape[0], picture.shape[1]), percentage, generator)
+    target = np.full_like(picture, np.nan)
+    target[rows, columns] = picture[rows, columns]
+    masked = fill_missing(picture, generator)
+    masked[rows, columns] = replacements(picture, rows, columns, strategy, generator)
+    return masked, target
 
 
-def filled(picture: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+def fill_missing(picture: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
     """Copy of a picture (H, W, C) with the median of the surroundings where a value is missing (NaN)."""
     whole = picture.copy()
     if (missing := np.isnan(picture).any(axis=2)).any():
         rows, columns = np.nonzero(missing)
-        whole[rows, columns] = stand_ins(picture, rows, columns, "median", generator)
+        whole[rows, columns] = replacements(picture, rows, columns, "median", generator)
     return whole
 
 
-def masked_loss(output: Tensor, wanted: Tensor, norm: Norm = "l2") -> Tensor:
-    """Mean squared (l2) or absolute (l1) difference where `wanted` is a number; 0 where it nowhere is.
+def masked_loss(output: Tensor, target: Tensor, norm: Norm = "l2") -> Tensor:
+    """Mean squared (l2) or absolute (l1) difference where `target` is a number; 0 where it nowhere is.
 
     l2 finds the mean of noisy values, l1 their median; they differ where noise is skewed, as shot noise is.
     """
-    known = ~wanted.isnan()
-    difference = (output - wanted.nan_to_num()).where(known, 0)
+    known = ~target.isnan()
+    difference = (output - target.nan_to_num()).where(known, 0)
     error = difference.square() if norm == "l2" else difference.abs()
     return error.sum() / known.sum().clamp(min=1)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ..arrays.axes import Layout, layout
 from ..arrays.intensity import RangeRule, check_rule, float_range, percentile_range
 from ..errors import one_line
+from ..io.ome_zarr import is_zarr
 from ..io.pictures import read_image
-from ..io.stacks import is_stack, is_zarr, open_stack
+from ..io.stacks import is_stack, open_stack
 
 KINDS = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr")
 """What a folder is searched for."""
@@ -139,7 +140,7 @@ class Planes:
                 raise ValueError(f"{self.path}: files that pair up must be single pictures of one size")
             return [(n, n + 1) for n in range(len(self) - 1)]
         (arranged,) = self.layouts
-        stacked = [a for a in arranged.axes if a not in "YX" + arranged.together]
+        stacked = [a for a in arranged.axes if a not in "YX" + arranged.channel_axis]
         axis = axis or next((a for a in "TZ" if a in stacked), "")
         if axis not in stacked:
             raise ValueError(

@@ -24,7 +24,7 @@ DOUBTFUL = 0.4
 """Of `independence`; below it, learning from hidden pixels is not promising."""
 
 BOUNDS = 0.25, 1.5
-"""A share beyond these says that the assumptions do not hold."""
+"""A factor beyond these says that the assumptions do not hold."""
 
 
 def noise_variance(pictures: Sequence[NDArray[np.float32]], distance: int = 1) -> float:
@@ -91,10 +91,10 @@ def independence(pictures: Sequence[NDArray[np.float32]]) -> float:
 
 
 @torch.inference_mode()
-def best_share(
+def sure_shrinkage(
     network: KBNet_s | KBNet_l, pictures: Tensor, variance: float | Callable[[Tensor], Tensor]
 ) -> float:
-    """Share of a network's correction that leaves the least squared error, within `BOUNDS`.
+    """Factor of a network's correction that leaves the least squared error, within `BOUNDS`.
 
     Parameters
     ----------
@@ -116,13 +116,13 @@ def best_share(
         strength = variance(restored) if callable(variance) else variance
         # Each pixel's own variance, as the correction follows some pixels more than others.
         gained -= float((strength * (moved - correction) * along).sum()) / _PROBE
-    share = gained / power if power > 0 else 1.0
-    return min(max(share, BOUNDS[0]), BOUNDS[1])
+    shrinkage = gained / power if power > 0 else 1.0
+    return min(max(shrinkage, BOUNDS[0]), BOUNDS[1])
 
 
-def scale_correction(network: KBNet_s | KBNet_l, share: float) -> None:
+def scale_correction(network: KBNet_s | KBNet_l, shrinkage: float) -> None:
     """Make a network correct its input by so much of what it does now; in place, in its last layer."""
     last = network.ending if isinstance(network, KBNet_s) else network.output
     with torch.no_grad():
         for parameter in last.parameters():
-            parameter.mul_(share)
+            parameter.mul_(shrinkage)

@@ -17,10 +17,9 @@ from ..errors import one_line
 from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
 from ..ops import reference
-from .registry import Model
+from .locations import EXPORT_FORMATS
+from .registry import Model, header
 from .weights import save_network
-
-FORMATS = ("safetensors", "pth", "onnx")
 
 LIMIT = 1e-4
 """Largest difference between ONNX Runtime and torch, of 0..1, with which a file is kept."""
@@ -36,7 +35,7 @@ def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
     Parameters
     ----------
     model : Model
-        As `kbnet_plugin.zoo.registry.find` gives it.
+        As `kbnet_plugin.zoo.get_model` gives it.
     path : str or path
         ``.safetensors``; ``.pth`` as BasicSR, the released code and spandrel read it (tensors under
         ``params``); or ``.onnx`` with free batch, height and width, any size from one pixel. In ONNX the
@@ -56,10 +55,10 @@ def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
         If the name ends in none of these, a package for ONNX is missing, or ONNX Runtime and torch disagree.
     """
     path = Path(path)
-    if path.suffix.lower().removeprefix(".") not in FORMATS:
-        raise ValueError(f"{path}: end the name in one of {', '.join('.' + f for f in FORMATS)}")
-    facts = {key: getattr(model, key) for key in ("name", "title", "task", "version", "licence", "window")}
-    said = {key: str(value) for key, value in facts.items() if value}
+    if path.suffix.lower().removeprefix(".") not in EXPORT_FORMATS:
+        raise ValueError(f"{path}: end the name in one of {', '.join('.' + f for f in EXPORT_FORMATS)}")
+    facts = ("title", "task", "version", "license", "window", "range")
+    said = header(**{key: getattr(model, key) for key in facts}, cost=model.cost())
     if path.suffix.lower() != ".onnx":
         save_network(model.load(), path, said)
         return {}

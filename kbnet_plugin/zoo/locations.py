@@ -16,11 +16,14 @@ DEFAULT_MICRO = "denoise-micro"
 FOLDER_VARIABLE = "KBNET_MODELS"
 """Environment variable that names the folder of the user's own models."""
 
-SHIPPED = Path(__file__).parent / "zoo"
+SHIPPED = Path(__file__).parent / "data"
 
 PICKLED = (".pth", ".pt", ".ckpt")
 KINDS = (".safetensors", *PICKLED)
 """What files of weights end in."""
+
+EXPORT_FORMATS = ("safetensors", "pth", "onnx")
+"""What `kbnet export` writes."""
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -35,7 +38,7 @@ def folder() -> Path:
     return data / "models"
 
 
-def files(where: Path) -> Iterator[Path]:
+def model_files(where: Path) -> Iterator[Path]:
     """Files of weights in a folder, the default model first."""
     if not where.is_dir():
         return
@@ -43,10 +46,10 @@ def files(where: Path) -> Iterator[Path]:
     yield from sorted(paths, key=lambda p: (p.stem != DEFAULT, p.stem, p.suffix != ".safetensors"))
 
 
-def everything() -> dict[str, Path]:
-    """Name to file of every model, as `kbnet_plugin.zoo.registry.models` lists them."""
+def model_paths() -> dict[str, Path]:
+    """Name to file of every model, as `kbnet_plugin.zoo.list_models` lists them."""
     found: dict[str, Path] = {}
-    for path in (*files(SHIPPED), *files(folder())):
+    for path in (*model_files(SHIPPED), *model_files(folder())):
         found.setdefault(path.stem, path)
     return found
 
@@ -55,5 +58,5 @@ def check_name(name: str) -> None:
     """Raise ValueError where a name cannot be that of a user's model; FileExistsError for a shipped one's."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a model; use letters, digits, '_', '-' and '.'")
-    if any(path.stem == name for path in files(SHIPPED)):
+    if any(path.stem == name for path in model_files(SHIPPED)):
         raise FileExistsError(f"{name} is a model that ships with kbnet; choose another name")

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from ..arrays.intensity import RangeRule, check_rule
-from ..errors import one_line
+from ..errors import nearest, one_line
 from ..files import atomic_path
-from ..nn import KBNet_l, KBNet_s
-from ..nn.cost import Cost, count
-from .locations import DEFAULT, DEFAULT_GRAY, FOLDER_VARIABLE, check_name, folder
-from .locations import KINDS as _KINDS
-from .locations import SHIPPED as _SHIPPED
-from .locations import files as _files
-from .weights import build_network, identify, load_network, read_state_dict, save_network
+from .architectures import Name, identify
+from .locations import KINDS, SHIPPED, check_name, folder, model_files
 
-__all__ = [
-    "DEFAULT",
-    "DEFAULT_GRAY",
-    "FOLDER_VARIABLE",
-    "Model",
-    "add",
-    "find",
-    "folder",
-    "models",
-]
+if TYPE_CHECKING:
+    from ..arrays.intensity import RangeRule
+    from ..nn import KBNet_l, KBNet_s
+    from ..nn.cost import Cost
+
+# torch takes seconds to import, and listing models needs none of it: what does is imported where it is used.
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,62 +32,75 @@ class Model:
     Attributes
     ----------
     name : str
-        What `find` knows it by; of a file outside the list, its stem.
+        What `get_model` knows it by; of a file outside the list, its stem.
     path : Path
         .safetensors, or for a user's own also .pth, .pt, .ckpt.
     title : str
         What it is for, in a line; empty where the file does not say.
     task : str
         Such as ``"denoise"``; empty where the file does not say.
-    channels : int
-        That the network takes; 0 of a broken file.
-    variant : str
-        ``"KBNet_s"`` or ``"KBNet_l"``; empty of a broken file.
+    in_channels, out_channels : int
+        Of the network; 0 where the file cannot be used.
+    parameters : int
+        Their number; 0 where the file cannot be used.
+    variant : {"KBNet_s", "KBNet_l", ""}
+        Class of the network; empty where the file cannot be used.
     window : int or None
         Side of the patches of local pooling, in pixels.
     range : RangeRule or None
         What it wants to see as 0 and 1, where that is not the default.
-    version, licence : str
+    version, license : str
         Of the weights.
     card : Path or None
         Markdown that says what it is good for, how it was made and what it reaches.
     shipped : bool
         Whether it came with the package.
+    macs : tuple of int, or None
+        Multiply-accumulates of one 256 x 256 image, as its file says; see `cost`.
     problem : str
-        Why it cannot be used; empty where it can.
+        Why it cannot be used, as far as its header shows; empty where it can.
     """
 
     name: str
     path: Path
     title: str = ""
     task: str = ""
-    channels: int = 0
-    variant: str = ""
+    in_channels: int = 0
+    out_channels: int = 0
+    parameters: int = 0
+    variant: Name | Literal[""] = ""
     window: int | None = None
     range: RangeRule | None = None
     version: str = ""
-    licence: str = ""
+    license: str = ""
     card: Path | None = None
     shipped: bool = False
+    macs: tuple[int, ...] | None = None
     problem: str = ""
 
     def load(self) -> KBNet_s | KBNet_l:
         """Build the network; errors as those of `load_network`."""
+        from .weights import load_network
+
         return load_network(self.path)
 
     def cost(self) -> Cost:
-        """Parameters, and multiply-accumulates of one 256 x 256 image."""
-        return count(build_network(_shapes(self.path)[0]))
+        """Parameters, and multiply-accumulates of one 256 x 256 image; counted where the file names none."""
+        from ..nn.cost import Cost, count
+
+        if self.macs is not None:
+            return Cost(self.parameters, *self.macs)
+        return count(self.load())
 
 
-def models() -> list[Model]:
+def list_models() -> list[Model]:
     """List the shipped models, the default first, then the user's own.
 
     A file that cannot be used is listed with its `problem`. Of two files of one name the first counts, and
     the other is listed with that problem.
     """
     found: list[Model] = []
-    for path in [*_files(_SHIPPED), *_files(folder())]:
+    for path in [*model_files(SHIPPED), *model_files(folder())]:
         model = _describe(path)
         if other := next((m for m in found if m.name == model.name), None):
             model = Model(model.name, path, problem=f"its name is taken by {other.path}; rename it")
@@ -106,7 +108,7 @@ def models() -> list[Model]:
     return found
 
 
-def find(name: str | PathLike[str]) -> Model:
+def get_model(name: str | PathLike[str]) -> Model:
     """Find a model by its name, or a file by its path.
 
     Raises
@@ -118,21 +120,19 @@ def find(name: str | PathLike[str]) -> Model:
     """
     text = os.fspath(name)
     path = Path(text)
-    for candidate in (*_files(_SHIPPED), *_files(folder())):
+    for candidate in (*model_files(SHIPPED), *model_files(folder())):
         if candidate.stem == text:
             model = _describe(candidate)
             if model.problem:
                 raise ValueError(model.problem)
             return model
-    if len(path.parts) == 1 and path.suffix.lower() not in _KINDS and not path.exists():
-        known = [m.name for m in models()]
-        near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known) or 'none'}"
-        raise ValueError(f"no model is called {text!r}; {hint}; or name a file (.pth or .safetensors)")
+    if len(path.parts) == 1 and path.suffix.lower() not in KINDS and not path.exists():
+        hint = nearest(text, [m.name for m in list_models()])
+        raise ValueError(f"no model is called {text!r}{hint}; or name a file (.pth or .safetensors)")
     return _read(path)
 
 
-def add(
+def register_model(
     model: KBNet_s | KBNet_l | str | PathLike[str],
     name: str,
     *,
@@ -140,7 +140,7 @@ def add(
     task: str = "",
     window: int | None = None,
     range: RangeRule | None = None,
-    licence: str = "",
+    license: str = "",
     card: str = "",
     overwrite: bool = False,
 ) -> Model:
@@ -152,7 +152,7 @@ def add(
         A network, or a checkpoint.
     name : str
         Letters, digits, ``_``, ``-`` and ``.``; not that of a shipped model.
-    title, task, window, range, licence
+    title, task, window, range, license
         As in `Model`.
     card : str
         Markdown to lie beside it.
@@ -168,11 +168,14 @@ def add(
     """
     check_name(name)
     own = folder()
-    old = [path for path in _files(own) if path.stem == name]
+    old = [path for path in model_files(own) if path.stem == name]
     if old and not overwrite:
         raise FileExistsError(f"{old[0]}: there is a model of that name already; choose another")
+    from ..nn.cost import count
+    from .weights import load_network, save_network
+
     network = load_network(model) if isinstance(model, str | PathLike) else model
-    facts = {"title": title, "task": task, "licence": licence, "window": window or "", "range": _text(range)}
+    facts = header(title=title, task=task, license=license, window=window, range=range, cost=count(network))
     own.mkdir(parents=True, exist_ok=True)
     path = own / f"{name}.safetensors"
     described = path.with_suffix(".md")
@@ -181,22 +184,51 @@ def add(
             temporary.write_text(card, encoding="utf-8")
     else:
         described.unlink(missing_ok=True)
-    save_network(network, path, {key: str(value) for key, value in facts.items() if value})
+    save_network(network, path, facts)
     for other in old:
         if other != path:
             other.unlink()
     return _describe(path)
 
 
+def header(
+    *,
+    title: str,
+    task: str,
+    license: str,
+    cost: Cost,
+    window: int | None = None,
+    range: RangeRule | None = None,
+    version: str = "",
+) -> dict[str, str]:
+    """What a .safetensors file is to say of itself, for `save_network`; read back into `Model`."""
+    from ..arrays.intensity import check_rule
+
+    facts = {
+        "title": title,
+        "task": task,
+        "license": license,
+        "version": version,
+        "window": str(window or ""),
+        "macs": f"{cost.convolution},{cost.kba},{cost.attention},{cost.linear}",
+    }
+    if range is not None:
+        rule = check_rule(range)
+        facts["range"] = rule if isinstance(rule, str) else f"{rule[0]!r},{rule[1]!r}"
+    return {key: value for key, value in facts.items() if value}
+
+
 def _describe(path: Path) -> Model:
     try:
         return _read(path)
     except (ValueError, OSError) as error:
-        return Model(path.stem, path, shipped=path.parent == _SHIPPED, problem=one_line(error))
+        return Model(path.stem, path, shipped=path.parent == SHIPPED, problem=one_line(error))
 
 
 def _read(path: Path) -> Model:
-    if not path.is_file():
+    if not path.is_file() or path.suffix.lower() not in KINDS:
+        from .weights import read_state_dict
+
         read_state_dict(path)  # raises, and says what it is instead
     status = path.stat()
     card = path.with_suffix(".md")
@@ -205,58 +237,69 @@ def _read(path: Path) -> Model:
 
 @lru_cache(maxsize=256)
 def _inspect(path: Path, card: Path | None, _changed: int, _size: int) -> Model:
-    tensors, facts = _shapes(path)
+    shapes, facts = _header(path) if path.suffix.lower() == ".safetensors" else _state(path)
     try:
-        network = build_network(tensors)
+        variant, arguments = identify(shapes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    variant, arguments = identify(tensors)
+    small = variant == "KBNet_s"
     return Model(
         name=path.stem,
         path=path,
         title=facts.get("title", ""),
         task=facts.get("task", ""),
-        channels=arguments["img_channel" if isinstance(network, KBNet_s) else "inp_channels"],
-        variant=variant.__name__,
+        in_channels=arguments["img_channel" if small else "inp_channels"],
+        out_channels=arguments["img_channel" if small else "out_channels"],
+        parameters=sum(math.prod(tensor.shape) for tensor in shapes.values()),
+        variant=variant,
         window=int(facts["window"]) if facts.get("window", "").isdigit() else None,
         range=_rule(facts.get("range", "")),
         version=facts.get("version", ""),
-        licence=facts.get("licence", ""),
+        license=facts.get("license", ""),
         card=card,
-        shipped=path.parent == _SHIPPED,
+        shipped=path.parent == SHIPPED,
+        macs=_macs(facts.get("macs", "")),
     )
 
 
-def _shapes(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors without values, and what the file says of itself; of safetensors only the head is read."""
-    if path.suffix.lower() != ".safetensors":
-        tensors = read_state_dict(path)
-        return {name: tensor.to("meta") for name, tensor in tensors.items()}, {}
+class _Shape(NamedTuple):
+    shape: tuple[int, ...]
+
+
+def _header(path: Path) -> tuple[dict[str, _Shape], dict[str, str]]:
+    """Shapes by name, and what a .safetensors file says of itself; no more of it is read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        with safe_open(path, framework="np") as file:
+            shapes = {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata() or {}
-            shapes = {name: (s.get_shape(), "F" in s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: truncated or not a safetensors file; fetch it again") from error
     prefix = "module." if all(name.startswith("module.") for name in shapes) else ""
-    return {
-        name.removeprefix(prefix): torch.empty(
-            shape, dtype=torch.float32 if floating else torch.int64, device="meta"
-        )
-        for name, (shape, floating) in shapes.items()
-    }, facts
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items()}, facts
+
+
+def _state(path: Path) -> tuple[dict[str, _Shape], dict[str, str]]:
+    from .weights import build_network, read_state_dict
+
+    tensors = read_state_dict(path)
+    try:
+        build_network(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {name: _Shape(tuple(tensor.shape)) for name, tensor in tensors.items()}, {}
 
 
 def _rule(text: str) -> RangeRule | None:
+    if not text:
+        return None
+    from ..arrays.intensity import check_rule
+
     try:
-        return check_rule(tuple(text.split(",")) if "," in text else text) if text else None
+        return check_rule(tuple(text.split(",")) if "," in text else text)
     except ValueError:
         return None  # what a stranger wrote there is no reason to refuse the weights
 
 
-def _text(rule: RangeRule | None) -> str:
-    if rule is None:
-        return ""
-    rule = check_rule(rule)
-    return rule if isinstance(rule, str) else f"{rule[0]!r},{rule[1]!r}"
+def _macs(text: str) -> tuple[int, ...] | None:
+    parts = text.split(",")
+    return tuple(map(int, parts)) if len(parts) == 4 and all(part.isdecimal() for part in parts) else None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import one_line
 from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
+from .architectures import Name, few, identify
 from .locations import PICKLED
 
 KEYS = ("params_ema", "params", "model", "net", "state_dict")
 """Where checkpoints keep their tensors, in the order in which they are looked for."""
 
+_NETWORKS: dict[Name, type[KBNet_s] | type[KBNet_l]] = {"KBNet_s": KBNet_s, "KBNet_l": KBNet_l}
 _REFUSED = re.compile(r"GLOBAL (\S+)|(?:class|type|object of type) ([\w.]+)")
 
 
@@ -99,7 +98,7 @@ def save_network(
     path : str or path
         .pth (tensors under ``params``) or .safetensors. Replaced only once the new file is complete.
     metadata : mapping, optional
-        What a .safetensors file says of itself; `kbnet_plugin.zoo.registry` reads it. Others have no place for it.
+        What a .safetensors file says of itself; `kbnet_plugin.zoo` reads it. Other kinds have no place for it.
 
     Raises
     ------
@@ -127,130 +126,31 @@ def build_network(tensors: Mapping[str, Tensor]) -> KBNet_s | KBNet_l:
     ValueError
         If it is no KBNet's, or not completely one's; the first few keys are named.
     """
-    variant, arguments = identify(tensors)
+    name, arguments = identify(tensors)
+    variant = _NETWORKS[name]
     try:
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
             network = variant(**arguments)
     except ValueError as error:
-        raise ValueError(f"not a {variant.__name__} that can be built: {error}") from None
-    _compare(variant.__name__, network.state_dict(), tensors)
+        raise ValueError(f"not a {name} that can be built: {error}") from None
+    _compare(name, network.state_dict(), tensors)
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return network.eval()
-
-
-def identify(tensors: Mapping[str, Tensor]) -> tuple[type[KBNet_s] | type[KBNet_l], dict[str, Any]]:
-    """Find the variant of a state dict and the arguments that its network was built with.
-
-    Raises
-    ------
-    ValueError
-        If it is no KBNet's.
-    """
-    for architecture in _ARCHITECTURES:
-        if architecture.recognise(tensors):
-            try:
-                return architecture.network, architecture.arguments(tensors)
-            except (LookupError, ZeroDivisionError) as error:
-                name, what = architecture.network.__name__, one_line(error).strip("'")
-                raise ValueError(f"not a complete {name}: {what} is missing or has no sense") from None
-    raise ValueError(f"weights of neither KBNet_s nor KBNet_l (its keys: {_few(tensors)})")
-
-
-@dataclass(frozen=True, slots=True)
-class _Architecture:
-    """How a network is told by its state dict, and how its arguments are read off the shapes."""
-
-    network: type[KBNet_s] | type[KBNet_l]
-    recognise: Callable[[Mapping[str, Tensor]], bool]
-    arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-
-
-def _is_s(tensors: Mapping[str, Tensor]) -> bool:
-    return any(n.endswith(".attgamma") and ".attn." not in n for n in tensors)  # NAFNet has no attgamma
-
-
-def _arguments_s(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    intro = tensors["intro.weight"].shape
-    spatial = [t.shape[-1] for n, t in tensors.items() if n.endswith("conv11.1.weight")]
-    gated = (t for n, t in tensors.items() if n.endswith("conv4.weight"))
-    return {
-        "img_channel": intro[1],
-        "width": intro[0],
-        "middle_blk_num": _count(tensors, "middle_blks"),
-        "enc_blk_nums": [_count(tensors, f"encoders.{i}") for i in range(_count(tensors, "downs"))],
-        "dec_blk_nums": [_count(tensors, f"decoders.{i}") for i in range(_count(tensors, "ups"))],
-        "lightweight": 3 in spatial,
-        "ffn_scale": _scale((t.shape[1], t.shape[0]) for t in gated),
-    }
-
-
-def _is_l(tensors: Mapping[str, Tensor]) -> bool:
-    return any(n.endswith(".attn.attgamma") for n in tensors)  # nor has Restormer
-
-
-def _arguments_l(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    embed = tensors["patch_embed.proj.weight"].shape
-    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
-    heads = (tensors.get(f"{level}.0.ffn.temperature") for level in levels)
-    fusions = (t for n, t in tensors.items() if n.endswith("attn.project_out.weight"))
-    return {
-        "inp_channels": embed[1],
-        "out_channels": tensors["output.weight"].shape[0],
-        "dim": embed[0],
-        "num_blocks": [_count(tensors, level) for level in levels],
-        "num_refinement_blocks": _count(tensors, "refinement"),
-        "heads": [1 if t is None else t.shape[0] for t in heads],
-        "ffn_expansion_factor": _scale((t.shape[0], t.shape[1]) for t in fusions),
-        "bias": "output.bias" in tensors,
-    }
-
-
-_ARCHITECTURES = (
-    _Architecture(KBNet_s, _is_s, _arguments_s),
-    _Architecture(KBNet_l, _is_l, _arguments_l),
-)
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Length of the module list `prefix`; a gap ends it, so a forged index cannot ask for a huge network."""
-    indices = {name[len(prefix) + 1 :].split(".", 1)[0] for name in tensors if name.startswith(f"{prefix}.")}
-    count = 0
-    while str(count) in indices:
-        count += 1
-    return count
-
-
-def _scale(widths: Iterable[tuple[int, int]]) -> float:
-    """Shortest decimal s with int(s * channels) == hidden for every (channels, hidden)."""
-    pairs = set(widths)
-    low = max(hidden / channels for channels, hidden in pairs) if pairs else 0.0
-    if low == 0:
-        raise LookupError("every block's feed-forward width")
-    for digits in range(10):
-        scale = math.ceil(low * 10**digits - 1e-6) / 10**digits
-        if all(int(scale * channels) == hidden for channels, hidden in pairs):
-            return scale
-    return low  # the widths contradict each other; comparing shapes says where
 
 
 def _compare(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     problems = []
     if missing := [n for n in expected if n not in found]:
-        problems.append(f"{len(missing)} missing ({_few(missing)})")
+        problems.append(f"{len(missing)} missing ({few(missing)})")
     if surplus := [n for n in found if n not in expected]:
-        problems.append(f"{len(surplus)} surplus ({_few(surplus)})")
+        problems.append(f"{len(surplus)} surplus ({few(surplus)})")
     if wrong := [n for n in expected if n in found and expected[n].shape != found[n].shape]:
         shapes = [f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}" for n in wrong[:3]]
-        problems.append(f"{len(wrong)} of another shape ({_few(shapes, len(wrong))})")
+        problems.append(f"{len(wrong)} of another shape ({few(shapes, len(wrong))})")
     if problems:
         raise ValueError(f"not a complete {name}: of its keys {'; '.join(problems)}")
     if odd := [n for n, tensor in found.items() if not tensor.is_floating_point()]:
-        raise ValueError(f"{name} needs floating-point weights; {_few(odd)} are {found[odd[0]].dtype}")
-
-
-def _few(names: Iterable[str], total: int | None = None) -> str:
-    listed = [name if len(name) <= 100 else f"{name[:97]}..." for name in names]
-    return ", ".join(listed[:3]) + (", ..." if (total or len(listed)) > 3 else "") or "none"
+        raise ValueError(f"{name} needs floating-point weights; {few(odd)} are {found[odd[0]].dtype}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -285,11 +185,11 @@ def _select(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
     if key is None:
         key = next((k for k in KEYS if isinstance(content.get(k), Mapping)), None)
     elif not isinstance(content.get(key), Mapping):
-        raise ValueError(f"{path}: no weights under {key!r}; choose one of: {_few(map(str, content))}")
+        raise ValueError(f"{path}: no weights under {key!r}; choose one of: {few(map(str, content))}")
     if key is not None:
         content = content[key]
     tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     if not tensors or len(tensors) < len(content):
         others = [str(name) for name in content if not isinstance(content[name], Tensor)]
-        raise ValueError(f"{path}: no weights by name (it holds {_few(others)}); save a state dict")
+        raise ValueError(f"{path}: no weights by name (it holds {few(others)}); save a state dict")
     return tensors

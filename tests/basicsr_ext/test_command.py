@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from kbnet_plugin.zoo.registry.weights import read_state_dict
 
 from basicsr_ext.__main__ import main
 from basicsr_ext.options import read_options
+from kbnet_plugin.zoo.weights import read_state_dict
 
 ROOT = str(Path(__file__).parents[2])
 

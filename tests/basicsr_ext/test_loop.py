@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from kbnet_plugin.zoo.registry.weights import read_state_dict
 
 from basicsr_ext.__main__ import main
 from basicsr_ext.base_model import read_training_state
 from basicsr_ext.experiment import differences
 from basicsr_ext.model import ImageCleanModel
+from kbnet_plugin.zoo.weights import read_state_dict
 
 ROOT = str(Path(__file__).parents[2])
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from kbnet_plugin.cli import main
 
 from basicsr_ext.datasets import Dataset_PairedImage
 from basicsr_ext.files import decode
+from kbnet_plugin.cli import main
 
 
 def read(path):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kbnet_plugin.cli import main as kbnet
 
 from basicsr_ext import schema
 from basicsr_ext.__main__ import main
 from basicsr_ext.schema import BY_TYPE, check, json_text, notes
 from kbnet_plugin import KBNet_l, KBNet_s
+from kbnet_plugin.cli import main as kbnet
 
 ROOT = Path(__file__).parents[2]
 

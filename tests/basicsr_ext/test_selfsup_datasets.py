@@ -24,7 +24,7 @@ def stack(tmp_path):
 
 def test_the_target_is_the_noisy_plane_where_it_is_hidden_and_nan_elsewhere(stack):
     planes, keys = stack
-    dataset = Dataset_BlindSpot(keys | {"share": 0.1, "stand_in": "uniform"})
+    dataset = Dataset_BlindSpot(keys | {"masked_pixel_percentage": 10, "strategy": "uniform"})
     assert len(dataset) == 3
     sample = Reproducible(dataset, "train")[Ticket(1, None, (0, 0))]
     hidden = ~torch.isnan(sample["gt"])
@@ -78,7 +78,7 @@ def test_what_is_not_finite_is_neither_shown_nor_asked_for(stack, tmp_path):
     holed = planes.astype(np.float32)
     holed[:, ::3, ::2] = np.inf
     np.save(tmp_path / "a.npy", holed)
-    for dataset in (Dataset_BlindSpot(keys | {"share": 0.5}), Dataset_PlanePairs(keys)):
+    for dataset in (Dataset_BlindSpot(keys | {"masked_pixel_percentage": 50}), Dataset_PlanePairs(keys)):
         sample = Reproducible(dataset, "train")[Ticket(0, None, (0, 1))]
         assert torch.isfinite(sample["lq"]).all()
         assert not torch.isinf(sample["gt"]).any()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from kbnet_plugin.zoo.registry.weights import read_state_dict
 
 from basicsr_ext import train as loop
 from basicsr_ext.__main__ import main
 from basicsr_ext.model import ImageCleanModel
 from kbnet_plugin import load_network
+from kbnet_plugin.zoo.weights import read_state_dict
 
 
 def weights(name="tiny", label="latest", key="params"):

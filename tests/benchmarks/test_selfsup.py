@@ -55,8 +55,8 @@ def test_a_run_trains_measures_and_says_its_budget(data, tmp_path, monkeypatch, 
     said = capsys.readouterr().out
     assert "1 steps of 1 crops of 16" in said
     assert "N2V2 (published)" in said
-    result = json.loads((out / "bsd68-none.json").read_text())
-    assert {"noisy", "bsd68-none, as trained", "bsd68-none, balanced"} < result["psnr"].keys()
+    result = json.loads((out / "bsd68-scratch.json").read_text())
+    assert {"noisy", "bsd68-scratch, as trained", "bsd68-scratch, shrunk"} < result["psnr"].keys()
     assert [len(values) for values in result["each"].values()] == [2, 2, 2, 2]
     assert any(name.startswith("Gaussian filter, sigma 3") for name in result["psnr"])
     assert result["budget"]["iterations"] == 1

@@ -8,9 +8,9 @@ import signal
 
 import numpy as np
 import pytest
-from kbnet_plugin.cli import main
 
 from kbnet_plugin import Restorer
+from kbnet_plugin.cli import main
 from kbnet_plugin.inference import dask as lazy
 
 da = pytest.importorskip("dask.array")

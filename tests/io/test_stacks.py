@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from kbnet_plugin.cli import main
 
 import kbnet_plugin
 from kbnet_plugin import Restorer
+from kbnet_plugin.cli import main
+from kbnet_plugin.inference.stacks import restore_stack
 from kbnet_plugin.io import stacks as stores
-from kbnet_plugin.io.stacks import RawArray, grow, open_levels, open_stack, restore_stack, working_folder
+from kbnet_plugin.io.disk_arrays import RawArray
+from kbnet_plugin.io.ome_zarr import open_levels
+from kbnet_plugin.io.stacks import grow, open_stack, working_folder
 
 zarr = pytest.importorskip("zarr")
 

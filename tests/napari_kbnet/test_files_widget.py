@@ -11,8 +11,9 @@ import pytest
 import tifffile
 
 from kbnet_plugin import Restorer
+from kbnet_plugin.inference.stacks import restore_stack
 from kbnet_plugin.io.pictures import read_image, write_image
-from kbnet_plugin.io.stacks import restore_stack, working_folder
+from kbnet_plugin.io.stacks import working_folder
 
 
 @pytest.fixture

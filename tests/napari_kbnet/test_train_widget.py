@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kbnet_plugin import zoo
 from kbnet_plugin.selfsup import fit
-from kbnet_plugin.zoo.registry import registry as zoo
 from napari_kbnet.curve import LossCurve, bounds, smooth
 
 needs_training = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
@@ -56,7 +56,9 @@ def test_a_model_is_learned_and_stands_in_the_list_of_restore(viewer, widget, fi
     finish()
     assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
     assert widget.said.text() == "Kept as My-cells-1: it stands in the list of models now."
-    assert zoo.find("My-cells-1").range == pytest.approx(np.percentile(viewer.layers[0].data, (0.1, 99.9)))
+    assert zoo.get_model("My-cells-1").range == pytest.approx(
+        np.percentile(viewer.layers[0].data, (0.1, 99.9))
+    )
     widget.restore.click()
     (restore,) = (
         w.widget() if hasattr(w, "widget") else w
@@ -77,7 +79,7 @@ def test_a_layer_of_a_file_is_learned_from_the_file(viewer, widget, finish, tmp_
     assert widget.name.text() == "cells"
     widget.steps.setValue(1)
     finish()
-    assert str(path) in zoo.find("cells").card.read_text()
+    assert str(path) in zoo.get_model("cells").card.read_text()
     assert not list((tmp_path / "models/fits").glob("*.npy"))
 
 
@@ -90,16 +92,16 @@ def test_stop_keeps_what_is_learned_and_more_steps_go_on(widget, finish, qtbot):
     widget.stop.click()
     qtbot.waitUntil(lambda: widget.worker is None, timeout=90_000)
     assert widget.said.text().startswith("Kept as My-cells-1")
-    kept = zoo.find("My-cells-1").title
+    kept = zoo.get_model("My-cells-1").title
     assert "1 its" not in kept.replace("1,", "")
     widget.method.setCurrentIndex(1)
     finish()
     assert "begun with other settings" in widget.said.text()
-    assert zoo.find("My-cells-1").title == kept
+    assert zoo.get_model("My-cells-1").title == kept
     widget.overwrite.setChecked(True)
     widget.steps.setValue(1)
     finish()
-    assert "(n2n, 1 its)" in zoo.find("My-cells-1").title
+    assert "(n2n, 1 its)" in zoo.get_model("My-cells-1").title
 
 
 @needs_training

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin import Restorer, cli, load_network
+from kbnet_plugin import Restorer, cli, load_network, zoo
 from kbnet_plugin.selfsup import fit
-from kbnet_plugin.selfsup.config import Recipe
+from kbnet_plugin.selfsup.config import FitConfig
 from kbnet_plugin.selfsup.fit import Fit
-from kbnet_plugin.zoo.registry import registry as zoo
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
 
 
@@ -37,18 +36,18 @@ def stack(tmp_path):
     return path
 
 
-def recipe(source, **settings):
-    own = {"name": "mine", "axes": "ZYX", "start": "none", "network": TINY, "patch": 16, "batch": 2}
-    return Recipe(**{"source": source, "iterations": 4, "device": "cpu", **own, **settings})
+def config(source, **settings):
+    own = {"name": "mine", "axes": "ZYX", "init": "scratch", "network": TINY, "patch": 16, "batch": 2}
+    return FitConfig(**{"source": source, "iterations": 4, "device": "cpu", **own, **settings})
 
 
 def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(stack):
-    run = Fit(recipe(stack))
+    run = Fit(config(stack))
     steps = list(run.run())
     assert [s.iteration for s in steps] == [1, 2, 3, 4]
     assert all(s.total == 4 and np.isfinite(s.loss) for s in steps)
     model = run.save()
-    assert zoo.find("mine") == model
+    assert zoo.get_model("mine") == model
     assert model.range == pytest.approx(np.percentile(np.load(stack), (0.1, 99.9)))
     assert (model.window, model.channels) == (24, 1)
     restored = Restorer.from_pretrained("mine", device="cpu")(np.load(stack), "ZYX")
@@ -56,26 +55,26 @@ def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(sta
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
     assert str(stack) in card
-    share = float(card.split("- balance: ")[1].split()[0])
+    share = float(card.split("- shrinkage: ")[1].split()[0])
     trained = load_network(run.checkpoint).ending.weight.detach()
     assert torch.allclose(model.load().ending.weight.detach(), share * trained, rtol=0.01)
-    plain = Fit(recipe(stack, balance=False)).save()
+    plain = Fit(config(stack, shrinkage=False)).save()
     assert torch.equal(plain.load().ending.weight.detach(), trained)
 
 
 def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
-    list(Fit(recipe(stack)).run())
-    longer = Fit(recipe(stack, iterations=6))
+    list(Fit(config(stack)).run())
+    longer = Fit(config(stack, iterations=6))
     assert longer.resumes
     assert [s.iteration for s in longer.run()] == [1, 2, 3, 4, 5, 6]
     assert longer.save().title.endswith("6 its)")
     with pytest.raises(FileExistsError, match=r"other settings \(datasets.train.gt_size\)"):
-        Fit(recipe(stack, patch=20))
-    assert not Fit(recipe(stack, patch=20), overwrite=True).resumes
+        Fit(config(stack, patch=20))
+    assert not Fit(config(stack, patch=20), overwrite=True).resumes
 
 
 def test_stopping_from_another_thread_keeps_what_is_learned(stack):
-    run = Fit(recipe(stack, iterations=100_000))
+    run = Fit(config(stack, iterations=100_000))
     seen = []
     for step in run.run():
         if not seen:
@@ -88,10 +87,10 @@ def test_stopping_from_another_thread_keeps_what_is_learned(stack):
 def test_the_training_does_not_outlive_who_started_it(stack, tmp_path):
     code = f"""
 from kbnet_plugin.selfsup.fit import Fit
-from kbnet_plugin.selfsup.config import Recipe
+from kbnet_plugin.selfsup.config import FitConfig
 import os, signal
 source, many = {str(stack)!r}, 10**6
-run = Fit(Recipe(source=source, name="mine", axes="ZYX", patch=16, batch=2, iterations=many, device="cpu"))
+run = Fit(FitConfig(source=source, name="mine", axes="ZYX", patch=16, batch=2, iterations=many, device="cpu"))
 for step in run.run():
     print(run._process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -102,20 +101,20 @@ for step in run.run():
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert Fit(recipe(stack), overwrite=True).iteration > 0  # and it saved
+    assert Fit(config(stack), overwrite=True).iteration > 0  # and it saved
 
 
 def test_what_was_stopped_before_it_learned_anything_leaves_no_model(stack):
-    run = Fit(recipe(stack))
+    run = Fit(config(stack))
     run.stop()
     assert list(run.run()) == []
     with pytest.raises(ValueError, match="before anything was learned"):
         run.save()
-    assert zoo.models()[-1].name != "mine"
+    assert zoo.list_models()[-1].name != "mine"
 
 
 def test_a_fault_of_the_training_is_told_in_its_own_line(stack, monkeypatch):
-    run = Fit(recipe(stack))
+    run = Fit(config(stack))
     run.options["network_g"]["width"] = 6
     with pytest.raises(ValueError, match="width must be a multiple of 4"):
         list(run.run())
@@ -132,7 +131,7 @@ def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    run = Fit(recipe(stack))
+    run = Fit(config(stack))
     run.device = torch.device("cuda", index)  # which this machine need not have
 
     def start(command, env, **options):
@@ -145,17 +144,17 @@ def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
 
 
 def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(stack, tmp_path):
-    run = Fit(recipe(stack, method="n2n"))
+    run = Fit(config(stack, method="n2n"))
     assert len(list(run.run())) == 4
     assert "moves" in run.save().card.read_text()
     np.save(tmp_path / "again.npy", np.load(stack)[::-1])
-    second = Fit(recipe(stack, method="n2n", second=tmp_path / "again.npy", name="two"))
+    second = Fit(config(stack, method="n2n", second=tmp_path / "again.npy", name="two"))
     assert second.options["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "again.npy")
 
 
 def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
     picture = np.random.default_rng(0).random((40, 44), np.float32)
-    run = Fit(recipe(picture, axes=None, start=None, network=None, iterations=1))
+    run = Fit(config(picture, axes=None, init=None, network=None, iterations=1))
     assert json.loads(json.dumps(run.options))["path"]["pretrain_network_g"].endswith("micro.safetensors")
     list(run.run())
     assert run.save().channels == 1
@@ -166,8 +165,8 @@ def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
     [
         ({"name": "../x"}, "cannot name a model"),
         ({"name": "denoise-gray"}, "ships with kbnet"),
-        ({"start": "denoise-color"}, r"takes 3 channel\(s\), noisy.npy has 1"),
-        ({"start": "nothing-such"}, "no model is called"),
+        ({"init": "denoise-color"}, r"takes 3 channel\(s\), noisy.npy has 1"),
+        ({"init": "nothing-such"}, "no model is called"),
         ({"method": "n2n", "pair_axis": "T"}, "no axis 'T'"),
         ({"method": "n3v"}, "n2v or n2n"),
         ({"iterations": 0}, "1 at least"),
@@ -178,23 +177,23 @@ def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
 )
 def test_what_cannot_work_is_said_before_anything_runs(stack, settings, said):
     with pytest.raises((ValueError, FileExistsError), match=said):
-        Fit(recipe(stack, **settings))
+        Fit(config(stack, **settings))
     assert not (zoo.folder() / "fits").exists()
 
 
 def test_noise_that_neighbours_share_is_doubted_before_anything_runs(stack, tmp_path):
-    assert Fit(recipe(stack)).doubt == ""
+    assert Fit(config(stack)).doubt == ""
     white = np.load(stack).astype(float)
     rows = white[:, 1:] + white[:, :-1]
     np.save(tmp_path / "moved.npy", rows[..., 1:] + rows[..., :-1])
-    assert "share their noise" in Fit(recipe(tmp_path / "moved.npy", name="moved")).doubt
-    assert Fit(recipe(tmp_path / "moved.npy", name="moved", method="n2n")).doubt == ""
+    assert "share their noise" in Fit(config(tmp_path / "moved.npy", name="moved")).doubt
+    assert Fit(config(tmp_path / "moved.npy", name="moved", method="n2n")).doubt == ""
 
 
 def test_without_the_extra_the_mend_is_named(stack, monkeypatch):
     monkeypatch.setattr(fit, "can_train", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'kbnet\[train\]'"):
-        Fit(recipe(stack))
+        Fit(config(stack))
 
 
 def test_the_command_learns_a_model_and_says_how_to_use_it(stack, capsys):
@@ -219,4 +218,4 @@ def test_an_interrupt_stops_the_command_and_keeps_what_is_learned(stack, capsys,
     monkeypatch.setattr(Fit, "run", interrupted)
     assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 0
     assert "stopped" in capsys.readouterr().out
-    assert zoo.find("mine").title
+    assert zoo.get_model("mine").title

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.selfsup.masking import STANDS, blind, filled, hidden, masked_loss, stand_ins
+from kbnet_plugin.selfsup.masking import (
+    STRATEGIES,
+    fill_missing,
+    mask,
+    masked_loss,
+    masked_pixels,
+    replacements,
+)
 
 
 def generator(seed=0):
@@ -12,11 +19,13 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize(
-    ("size", "share"), [((64, 64), 0.01), ((64, 48), 0.002), ((7, 30), 0.02), ((9, 9), 1)]
+    ("size", "percentage"), [((64, 64), 1), ((64, 48), 0.2), ((7, 30), 2), ((9, 9), 100)]
 )
-def test_hidden_pixels_are_as_many_as_asked_none_twice_and_all_inside(size, share):
-    rows, columns = hidden(size, share, generator())
-    wanted = max(1, round(size[0] * share**0.5)) * max(1, round(size[1] * share**0.5))
+def test_hidden_pixels_are_as_many_as_asked_none_twice_and_all_inside(size, percentage):
+    rows, columns = masked_pixels(size, percentage, generator())
+    wanted = max(1, round(size[0] * (percentage / 100) ** 0.5)) * max(
+        1, round(size[1] * (percentage / 100) ** 0.5)
+    )
     assert len({*zip(rows.tolist(), columns.tolist(), strict=True)}) == len(rows) == wanted
     assert rows.min() >= 0
     assert rows.max() < size[0]
@@ -24,25 +33,27 @@ def test_hidden_pixels_are_as_many_as_asked_none_twice_and_all_inside(size, shar
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 50), (33, 71), (7, 30), (1, 9)])
-@pytest.mark.parametrize("share", [0.002, 0.03, 0.1, 0.3, 0.6, 0.95, 1])
-def test_boxes_that_are_no_whole_number_of_pixels_hide_none_twice(size, share):
+@pytest.mark.parametrize("percentage", [0.2, 3, 10, 30, 60, 95, 100])
+def test_boxes_that_are_no_whole_number_of_pixels_hide_none_twice(size, percentage):
     drawn = generator()
-    wanted = max(1, round(size[0] * share**0.5)) * max(1, round(size[1] * share**0.5))
+    wanted = max(1, round(size[0] * (percentage / 100) ** 0.5)) * max(
+        1, round(size[1] * (percentage / 100) ** 0.5)
+    )
     for _ in range(20):
-        places = np.ravel_multi_index(hidden(size, share, drawn), size)  # raises beyond the edges
+        places = np.ravel_multi_index(masked_pixels(size, percentage, drawn), size)  # raises beyond the edges
         assert len(np.unique(places)) == len(places) == wanted
 
 
 def test_every_pixel_is_hidden_as_often_as_any_other():
     times, drawn = np.zeros((16, 16)), generator()
     for _ in range(8000):
-        times[hidden((16, 16), 0.1, drawn)] += 1
+        times[masked_pixels((16, 16), 10, drawn)] += 1
     assert times.sum() == 8000 * 25
     assert np.abs(times / times.mean() - 1).max() < 0.25  # boxes of 3 x 3 and 4 x 4 differ by 1.78
 
 
 def test_hidden_pixels_are_spread_so_that_no_corner_is_without():
-    rows, columns = hidden((60, 60), 1 / 100, generator())
+    rows, columns = masked_pixels((60, 60), 1, generator())
     boxes = {(r // 10, c // 10) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)}
     assert len(boxes) == 36
 
@@ -51,22 +62,22 @@ def test_every_pixel_is_hidden_some_time():
     seen = np.zeros((12, 12), bool)
     drawn = generator()
     for _ in range(300):
-        seen[hidden((12, 12), 1 / 16, drawn)] = True
+        seen[masked_pixels((12, 12), 100 / 16, drawn)] = True
     assert seen.all()
 
 
-def test_a_share_outside_its_bounds_is_refused():
+def test_a_percentage_outside_its_bounds_is_refused():
     with pytest.raises(ValueError, match="above 0 and at most 1, not 0"):
-        hidden((8, 8), 0, generator())
+        masked_pixels((8, 8), 0, generator())
 
 
-@pytest.mark.parametrize("stand", STANDS)
-def test_what_stands_in_does_not_depend_on_the_hidden_pixel(stand):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_stands_in_does_not_depend_on_the_hidden_pixel(strategy):
     picture = generator().random((20, 20, 3), np.float32)
     rows, columns = np.array([0, 5, 19]), np.array([0, 11, 19])
-    before = stand_ins(picture, rows, columns, stand, generator(1))
+    before = replacements(picture, rows, columns, strategy, generator(1))
     picture[rows, columns] = 1e6
-    assert np.array_equal(before, stand_ins(picture, rows, columns, stand, generator(1)))
+    assert np.array_equal(before, replacements(picture, rows, columns, strategy, generator(1)))
 
 
 @pytest.mark.parametrize("radius", [1, 2])
@@ -74,14 +85,14 @@ def test_the_median_is_that_of_the_pixels_around(radius):
     picture = generator().random((9, 9, 1), np.float32)
     square = picture[4 - radius : 5 + radius, 4 - radius : 5 + radius].ravel()
     around = np.delete(square, len(square) // 2)
-    found = stand_ins(picture, np.array([4]), np.array([4]), "median", generator(), radius)
+    found = replacements(picture, np.array([4]), np.array([4]), "median", generator(), radius)
     assert found.item() == pytest.approx(np.median(around))
 
 
 def test_a_drawn_neighbour_is_a_neighbour_of_the_same_place_in_all_channels():
     picture = np.arange(50, dtype=np.float32).reshape(5, 5, 2)
     for seed in range(20):
-        one, other = stand_ins(picture, np.array([2]), np.array([2]), "uniform", generator(seed))[0]
+        one, other = replacements(picture, np.array([2]), np.array([2]), "uniform", generator(seed))[0]
         assert other == one + 1
         assert one != picture[2, 2, 0]
         assert one in picture[..., 0]
@@ -89,19 +100,19 @@ def test_a_drawn_neighbour_is_a_neighbour_of_the_same_place_in_all_channels():
 
 def test_nothing_is_invented_for_a_picture_smaller_than_the_surroundings():
     picture = np.full((1, 2, 1), 0.25, np.float32)
-    for stand in STANDS:
-        found = stand_ins(picture, np.array([0]), np.array([1]), stand, generator())
+    for strategy in STRATEGIES:
+        found = replacements(picture, np.array([0]), np.array([1]), strategy, generator())
         assert found.item() == 0.25
 
 
-def test_another_stand_in_is_refused():
+def test_another_strategy_is_refused():
     with pytest.raises(ValueError, match="'mode'"):
-        stand_ins(np.zeros((4, 4, 1), np.float32), np.array([0]), np.array([0]), "mode", generator())
+        replacements(np.zeros((4, 4, 1), np.float32), np.array([0]), np.array([0]), "mode", generator())
 
 
 def test_blinding_changes_the_hidden_pixels_alone_and_asks_for_them_alone():
     picture = generator().random((32, 32, 2), np.float32)
-    seen, wanted = blind(picture, generator(1), 0.02, "median")
+    seen, wanted = mask(picture, generator(1), 2, "median")
     asked = ~np.isnan(wanted).any(axis=2)
     assert asked.sum() == 25
     assert np.array_equal(wanted[asked], picture[asked])
@@ -112,15 +123,15 @@ def test_blinding_changes_the_hidden_pixels_alone_and_asks_for_them_alone():
 def test_missing_values_are_never_asked_for_and_the_network_does_not_see_them():
     picture = np.full((32, 32, 1), 0.5, np.float32)
     picture[4:9, 4:30] = np.nan
-    for stand in STANDS:
-        seen, wanted = blind(picture, generator(2), 0.2, stand)
+    for strategy in STRATEGIES:
+        seen, wanted = mask(picture, generator(2), 20, strategy)
         assert np.isfinite(seen).all()
         assert np.isnan(wanted[4:9, 4:30]).all()
-    assert filled(picture, generator())[4, 4, 0] == 0.5
+    assert fill_missing(picture, generator())[4, 4, 0] == 0.5
 
 
 def test_a_flat_picture_is_taught_itself():
-    seen, wanted = blind(np.full((16, 16, 1), 0.3, np.float32), generator())
+    seen, wanted = mask(np.full((16, 16, 1), 0.3, np.float32), generator())
     assert (seen == np.float32(0.3)).all()
     assert masked_loss(torch.from_numpy(seen), torch.from_numpy(wanted)) == 0
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.selfsup.sure import BOUNDS, DOUBTFUL, best_share, independence, noise_variance, scale_correction, variance_by_brightness
+from kbnet_plugin.selfsup.sure import (
+    BOUNDS,
+    DOUBTFUL,
+    sure_shrinkage,
+    independence,
+    noise_variance,
+    scale_correction,
+    variance_by_brightness,
+)
 
 
 def generator():
@@ -49,10 +57,10 @@ def ring(x):
 def test_the_share_is_the_one_of_the_least_error():
     ramp = torch.linspace(0, 1, 64).repeat(16, 1, 64, 1)
     noisy = ramp + 0.1 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
-    share = best_share(ring, noisy, 0.01)
-    assert share == pytest.approx(8 / 9, abs=0.02)
-    errors = {s: (noisy + s * (ring(noisy) - noisy) - ramp).square().mean() for s in (share, 0.8, 1.0)}
-    assert min(errors, key=errors.__getitem__) == share
+    shrinkage = sure_shrinkage(ring, noisy, 0.01)
+    assert shrinkage == pytest.approx(8 / 9, abs=0.02)
+    errors = {s: (noisy + s * (ring(noisy) - noisy) - ramp).square().mean() for s in (shrinkage, 0.8, 1.0)}
+    assert min(errors, key=errors.__getitem__) == shrinkage
 
 
 def shot(size=256, photons=100):
@@ -90,17 +98,17 @@ def test_the_share_weighs_pixels_by_their_own_noise(where):
 
     correction = network(x) - x
     least = float(((brightness - x) * correction).sum() / correction.square().sum())
-    share = best_share(network, x, variance_by_brightness([noisy]))
-    alone = best_share(network, x, noise_variance([noisy]))
-    assert share == pytest.approx(least, rel=0.03)
+    shrinkage = sure_shrinkage(network, x, variance_by_brightness([noisy]))
+    alone = sure_shrinkage(network, x, noise_variance([noisy]))
+    assert shrinkage == pytest.approx(least, rel=0.03)
     assert alone != pytest.approx(least, rel=0.15)
 
 
 def test_a_share_without_sense_is_bounded_and_nothing_is_left_alone():
     noisy = torch.rand(2, 1, 16, 16)
-    assert best_share(lambda x: x, noisy, 0.01) == 1
-    assert best_share(ring, noisy, 1e-9) == BOUNDS[0]
-    assert best_share(ring, noisy, 1e9) == BOUNDS[1]
+    assert sure_shrinkage(lambda x: x, noisy, 0.01) == 1
+    assert sure_shrinkage(ring, noisy, 1e-9) == BOUNDS[0]
+    assert sure_shrinkage(ring, noisy, 1e9) == BOUNDS[1]
 
 
 @pytest.mark.parametrize("variant", ["tiny_s", "tiny_l"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin import zoo
 from tools import gallery
 
 
 def test_every_shipped_model_has_scenes_where_it_does_well_and_where_it_fails():
-    assert set(gallery.SCENES) == {m.name for m in zoo.models() if m.shipped}
+    assert set(gallery.SCENES) == {m.name for m in zoo.list_models() if m.shipped}
     for scenes in gallery.SCENES.values():
         assert {scene.fails for scene in scenes} == {True, False}
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from kbnet_plugin import load_network
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin import load_network, zoo
 from tools import check_recipe as recipe
 from tools import publish
 from tools.cards import read_card, sha256, write_card
 
 ROOT = Path(zoo.__file__).parents[2]
 QUICKSTART = ROOT / "options" / "kbnet_quickstart.yml"
-SAID = ["--title", "a test", "--task", "denoise", "--version", "1.0", "--licence", "MIT"]
+SAID = ["--title", "a test", "--task", "denoise", "--version", "1.0", "--license", "MIT"]
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
     assert facts["option_file"] == "options/zoo/x.yml"
     assert facts["data"] == "package:skimage/data"
     assert text.startswith("\n# a test\n")
-    model = zoo.find("x")
+    model = zoo.get_model("x")
     assert (model.title, model.window, model.version, model.card) == (
         "a test",
         32,

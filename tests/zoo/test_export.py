@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import spandrel
 import torch
-from kbnet_plugin.cli import main
 
-from kbnet_plugin import Restorer, load_network, save_network
+from kbnet_plugin import Restorer, load_network, save_network, zoo
+from kbnet_plugin.cli import main
 from kbnet_plugin.nn.layers import pad_to_multiple
-from kbnet_plugin.zoo.registry import export
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin.zoo import export
 
 SIZES = [(16, 24), (37, 50), (1, 3)]
-SHIPPED = [m for m in zoo.models() if m.shipped]
+SHIPPED = [m for m in zoo.list_models() if m.shipped]
 
 
 @pytest.fixture
@@ -53,8 +52,8 @@ def test_a_pth_has_basicsrs_layout_and_what_was_said_stays_in_safetensors(run, t
     content = torch.load("x.pth", weights_only=True)
     assert list(content) == ["params"]
     assert run("export", "denoise-gray", "-o", "x.safetensors")[0] == 0
-    before, after = zoo.find("denoise-gray"), zoo.find("x.safetensors")
-    for key in ("title", "task", "window", "version", "licence"):
+    before, after = zoo.get_model("denoise-gray"), zoo.get_model("x.safetensors")
+    for key in ("title", "task", "window", "version", "license"):
         assert getattr(after, key) == getattr(before, key)
     shipped = before.load().state_dict()
     for found in (content["params"], load_network("x.safetensors").state_dict()):

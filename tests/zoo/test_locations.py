@@ -9,43 +9,43 @@ from pathlib import Path
 import pytest
 
 import kbnet_plugin
-from kbnet_plugin.zoo.registry import locations as shelf
-from kbnet_plugin.zoo.registry import registry as zoo
+from kbnet_plugin import zoo
+from kbnet_plugin.zoo import locations
 
 
 def test_models_are_named_as_the_zoo_names_them(monkeypatch, tmp_path, tiny_s):
-    monkeypatch.setenv(shelf.FOLDER_VARIABLE, str(tmp_path))
-    zoo.add(tiny_s(), "mine")
+    monkeypatch.setenv(locations.FOLDER_VARIABLE, str(tmp_path))
+    zoo.register_model(tiny_s(), "mine")
     (tmp_path / "denoise-gray.pth").write_bytes(b"a name that is taken")
-    usable = {model.name: model.path for model in zoo.models() if not model.problem}
-    assert shelf.everything() == usable
+    usable = {model.name: model.path for model in zoo.list_models() if not model.problem}
+    assert locations.model_paths() == usable
     assert "mine" in usable
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other folders")
 @pytest.mark.parametrize("data", [None, "", "relative/data", "{}/data"])
 def test_models_lie_in_the_users_data_folder(monkeypatch, tmp_path, data):
-    monkeypatch.delenv(shelf.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(locations.FOLDER_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     if data is not None:
         monkeypatch.setenv("XDG_DATA_HOME", data.format(tmp_path))
     absolute = data is not None and data.startswith("{}")
     wanted = tmp_path / ("data" if absolute else ".local/share") / "kbnet" / "models"
-    assert shelf.folder() == wanted
+    assert locations.folder() == wanted
 
 
 def test_models_lie_where_the_system_keeps_data(monkeypatch):
-    monkeypatch.delenv(shelf.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(locations.FOLDER_VARIABLE, raising=False)
     monkeypatch.setattr(shelf, "user_data_path", lambda name, appauthor: Path("/Users/me/Library") / name)
-    assert shelf.folder() == Path("/Users/me/Library/kbnet/models")
+    assert locations.folder() == Path("/Users/me/Library/kbnet/models")
 
 
 def test_names_are_told_without_torch():
     program = """
 import sys, kbnet_plugin
 from kbnet_plugin import axes, ranges, shelf, tiling
-shelf.everything()
+locations.model_paths()
 print("torch" in sys.modules)
 kbnet_plugin.Restorer
 print("torch" in sys.modules)

@@ -13,13 +13,12 @@ import yaml
 from safetensors import safe_open
 from skimage import data
 
-from kbnet_plugin import KBNet_s, Restorer, load_network, save_network
+from kbnet_plugin import KBNet_s, Restorer, load_network, save_network, zoo
 from kbnet_plugin.nn.cost import count
-from kbnet_plugin.zoo.registry import registry as zoo
 from tools import check_recipe as recipe
 from tools.cards import read_card, sha256
 
-SHIPPED = [m for m in zoo.models() if m.shipped]
+SHIPPED = [m for m in zoo.list_models() if m.shipped]
 ROOT = Path(zoo.__file__).parents[2]
 
 each = pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
@@ -57,14 +56,14 @@ def test_card_and_file_say_the_same(model):
     assert facts["channels"] == network.img_channel == model.channels
     assert facts["window"] == model.window
     assert model.window / facts["patch"] in (0.5, 0.75)
-    for key in ("name", "title", "task", "version", "licence"):
+    for key in ("name", "title", "task", "version", "license"):
         assert facts[key] == getattr(model, key), key
         assert facts[key]
     with safe_open(model.path, framework="pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
     assert facts["iterations"] > 0
     assert facts["data"]
-    for heading in ("What it is for, and what not", "Data and licences", "Recipe", "Where it fails"):
+    for heading in ("What it is for, and what not", "Data and licenses", "Recipe", "Where it fails"):
         assert f"\n## {heading}\n" in text
 
 
@@ -113,11 +112,11 @@ def test_a_shipped_model_leaves_clean_pictures_alone(model):
 
 def test_own_models_stand_after_the_shipped_ones_by_what_they_say(own, tiny_s):
     network = tiny_s(img_channel=1)
-    added = zoo.add(
+    added = zoo.register_model(
         network, "cells", title="my cells", task="denoise", window=48, range="percentile", card="# Hi"
     )
-    assert [m.name for m in zoo.models()] == [m.name for m in SHIPPED] + ["cells"]
-    assert zoo.find("cells") == zoo.models()[-1] == added
+    assert [m.name for m in zoo.list_models()] == [m.name for m in SHIPPED] + ["cells"]
+    assert zoo.get_model("cells") == zoo.list_models()[-1] == added
     assert (added.title, added.task, added.channels) == ("my cells", "denoise", 1)
     assert added.card.read_text() == "# Hi"
     assert not added.shipped
@@ -136,33 +135,33 @@ def test_a_model_of_that_name_is_kept_unless_overwritten(own, tiny_s):
     own.mkdir()
     save_network(first, own / "a.pth")
     with pytest.raises(FileExistsError, match=r"a.pth: there is a model of that name already"):
-        zoo.add(second, "a")
+        zoo.register_model(second, "a")
     assert [p.name for p in own.iterdir()] == ["a.pth"]
-    zoo.add(second, "a", overwrite=True)
+    zoo.register_model(second, "a", overwrite=True)
     assert [p.name for p in own.iterdir()] == ["a.safetensors"]
-    assert zoo.find("a").load().intro.out_channels == 16
+    assert zoo.get_model("a").load().intro.out_channels == 16
     with pytest.raises(FileExistsError, match="ships with kbnet"):
-        zoo.add(first, zoo.DEFAULT, overwrite=True)
+        zoo.register_model(first, zoo.DEFAULT, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a b"])
 def test_a_name_stays_in_the_folder(tiny_s, own, name):
     with pytest.raises(ValueError, match="cannot name a model"):
-        zoo.add(tiny_s(), name)
+        zoo.register_model(tiny_s(), name)
     assert not own.exists()
 
 
 def test_a_failed_addition_leaves_the_old_model(own, tiny_s, monkeypatch):
-    zoo.add(tiny_s(), "a")
+    zoo.register_model(tiny_s(), "a")
     before = (own / "a.safetensors").read_bytes()
 
     def half(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("kbnet_plugin.zoo.registry.weights.save_file", half)
+    monkeypatch.setattr("kbnet_plugin.zoo.weights.save_file", half)
     with pytest.raises(OSError, match="disk full"):
-        zoo.add(tiny_s(width=16), "a", overwrite=True)
+        zoo.register_model(tiny_s(width=16), "a", overwrite=True)
     assert [p.name for p in own.iterdir()] == ["a.safetensors"]
     assert (own / "a.safetensors").read_bytes() == before
 
@@ -171,7 +170,7 @@ def test_broken_files_are_listed_with_a_line_and_harm_nothing(own, tiny_s):
     own.mkdir()
     (own / "junk.safetensors").write_bytes(b"junk")
     (own / "junk2.pth").write_bytes(b"junk")
-    zoo.add(tiny_s(), "good")
+    zoo.register_model(tiny_s(), "good")
     whole = (own / "good.safetensors").read_bytes()
     (own / "cut.safetensors").write_bytes(whole[:-100])
     state = {n: t for n, t in tiny_s().state_dict().items() if n != "ending.bias"}
@@ -179,7 +178,7 @@ def test_broken_files_are_listed_with_a_line_and_harm_nothing(own, tiny_s):
     save_network(tiny_s(), own / "denoise-color.pth")
     (own / "notes.txt").touch()
     (own / ".hidden.pth").touch()
-    found = {m.path.name: m.problem for m in zoo.models() if not m.shipped}
+    found = {m.path.name: m.problem for m in zoo.list_models() if not m.shipped}
     expected = ["cut.safetensors", "denoise-color.pth", "good.safetensors", "junk.safetensors", "junk2.pth"]
     assert sorted(found) == [*expected, "part.pth"]
     assert found["good.safetensors"] == ""
@@ -187,30 +186,30 @@ def test_broken_files_are_listed_with_a_line_and_harm_nothing(own, tiny_s):
     assert "its name is taken by" in found["denoise-color.pth"]
     assert "1 missing (ending.bias)" in found["part.pth"]
     assert all("\n" not in problem for problem in found.values())
-    assert zoo.find("denoise-color").shipped
+    assert zoo.get_model("denoise-color").shipped
     with pytest.raises(ValueError, match=r"cut.safetensors: truncated"):
-        zoo.find("cut")
+        zoo.get_model("cut")
 
 
 def test_a_changed_file_is_read_again(own, tiny_s):
-    zoo.add(tiny_s(), "a", title="first")
-    assert zoo.find("a").title == "first"
-    zoo.add(tiny_s(), "a", title="second", overwrite=True)
-    assert zoo.find("a").title == "second"
+    zoo.register_model(tiny_s(), "a", title="first")
+    assert zoo.get_model("a").title == "first"
+    zoo.register_model(tiny_s(), "a", title="second", overwrite=True)
+    assert zoo.get_model("a").title == "second"
 
 
 def test_what_a_stranger_wrote_in_the_head_does_no_harm(own, tiny_s):
     own.mkdir()
     save_network(tiny_s(), own / "a.safetensors", {"window": "-3", "range": "9,1", "title": "odd"})
-    model = zoo.find("a")
+    model = zoo.get_model("a")
     assert (model.window, model.range, model.title) == (None, None, "odd")
 
 
 def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert zoo.find(checkpoint).path == checkpoint
-    assert zoo.find("tiny.pth").channels == 3
-    assert isinstance(zoo.find("tiny.pth").load(), KBNet_s)
+    assert zoo.get_model(checkpoint).path == checkpoint
+    assert zoo.get_model("tiny.pth").channels == 3
+    assert isinstance(zoo.get_model("tiny.pth").load(), KBNet_s)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +224,7 @@ def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
 )
 def test_what_is_not_there_is_one_line(name, error, said):
     with pytest.raises(error) as caught:
-        zoo.find(name)
+        zoo.get_model(name)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
 

@@ -10,10 +10,11 @@ import pickle
 import pytest
 import spandrel
 import torch
-from kbnet_plugin.zoo.registry.weights import identify, read_state_dict
 from safetensors.torch import save_file
 
 from kbnet_plugin import KBNet_l, KBNet_s, load_network, save_network
+from kbnet_plugin.zoo.architectures import identify
+from kbnet_plugin.zoo.weights import read_state_dict
 
 CONFIGURATIONS = [
     pytest.param("s", {}, id="s"),

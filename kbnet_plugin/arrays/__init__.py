@@ -1,0 +1,1 @@
+"""What an array means: axes, intensity range, noise, tiles. No torch here."""

@@ -1,0 +1,101 @@
+"""The `kbnet` command: one module a command, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .._version import __version__
+from ..errors import one_line
+from ._common import BAD_INPUT, INTERRUPTED, Parser, fail
+
+_COMMANDS = {
+    "restore": "restore pictures",
+    "info": "what a model is, or what this machine offers",
+    "inspect": "measure the noise of a picture, and say what it needs",
+    "models": "list the models that are here",
+    "export": "write a model for other programs",
+    "fit": "learn a model from noisy pictures alone",
+}
+_BASICSR = {
+    "train": "train through BasicSR",
+    "test": "test through BasicSR",
+    "options": "list the keys of option files",
+    "prepare": "cut a dataset into crops for training",
+}
+
+_EXAMPLES = """\
+examples:
+  kbnet restore noisy.png -o clean.png
+  kbnet restore photos/ -o restored/ --model gau_color_25.pth --device cpu
+  kbnet models
+  kbnet info sidd.pth
+  kbnet train -opt options/kbnet_quickstart.yml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in _BASICSR:
+            return _delegate(arguments)
+        options = _parser(arguments[:1]).parse_args(arguments)
+        return int(_module(options.command).run(options))
+    except SystemExit as stop:  # argparse, after --help or an error
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return fail("interrupted; finished pictures are kept, and stacks go on with --resume", INTERRUPTED)
+    except (ValueError, OSError) as error:
+        return fail(one_line(error), BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return fail("out of memory; free some, or name another --device", BAD_INPUT)
+
+
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that knows every command's name, and the options of those that are wanted."""
+    parser = Parser(
+        prog="kbnet",
+        description="Restore pictures with KBNet, and train it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kbnet {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in wanted:
+            module = _module(name)
+            command.description, command.epilog = module.DESCRIPTION, module.EPILOG
+            module.add_arguments(command)
+    # Only for the list of commands: main() hands them on before anything is parsed.
+    for name, text in _BASICSR.items():
+        commands.add_parser(name, help=f"{text}; see kbnet {name} --help")
+    return parser
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    from ..inference.device import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _delegate(arguments: list[str]) -> int:
+    from ..selfsup.config import can_train
+
+    if not can_train():
+        return fail(
+            f"{arguments[0]} needs BasicSR, which is not installed: pip install 'kbnet[train]'", BAD_INPUT
+        )
+    return int(importlib.import_module("basicsr_ext.__main__").main(arguments) or 0)

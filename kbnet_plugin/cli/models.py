@@ -1,0 +1,78 @@
+"""``kbnet models``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from .. import zoo
+from ._common import GOOD, giga
+
+DESCRIPTION = "List the models that ship with kbnet and your own, or print the card of one."
+EPILOG = """\
+examples:
+  kbnet models                  names, what they are for, what they cost
+  kbnet models denoise-color    its card: data, recipe, quality, where it fails
+  kbnet models --json           for programs
+
+.safetensors and .pth files in the folder KBNET_MODELS (by default kbnet/models in your data folder) are
+listed by their names.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("name", metavar="MODEL", nargs="?", help="print its card")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the list, or a card; returns the exit status."""
+    name = options.name
+    listed = zoo.list_models() if name is None else [zoo.get_model(name)]
+    if options.json:
+        print(json.dumps([_facts(model) for model in listed], indent=1))
+        return GOOD
+    if name is not None:
+        if listed[0].card is None:
+            from .info import describe
+
+            return describe(name)
+        print(listed[0].card.read_text(encoding="utf-8"), end="")
+        return GOOD
+    rows = []
+    for model in listed:
+        if model.problem:
+            rows.append((model.name, "", "", "", f"unusable: {model.problem}"))
+            continue
+        cost, size = model.cost(), model.path.stat().st_size
+        rows.append(
+            (
+                model.name,
+                f"{cost.parameters / 1e6:.2f} M",
+                giga(cost.macs_total),
+                f"{size / 1e6:.1f} MB",
+                model.title or f"{model.variant}, {model.in_channels} channels",
+            )
+        )
+    rows.insert(0, ("name", "parameters", "MACs at 256x256", "file", "what it does"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[-1]]))
+    print(f"\nyour own models: {zoo.folder()} ({zoo.FOLDER_VARIABLE} names another folder)")
+    return GOOD
+
+
+def _facts(model: zoo.Model) -> dict[str, Any]:
+    facts = dataclasses.asdict(model) | {"path": str(model.path), "card": model.card and str(model.card)}
+    if not model.problem:
+        cost = model.cost()
+        facts |= {
+            "parameters": cost.parameters,
+            "macs_in_full": cost.macs_total,
+            "macs_as_published": cost.macs_published,
+            "bytes": model.path.stat().st_size,
+        }
+    return facts

@@ -1,0 +1,1 @@
+"""Running a network on arrays, stacks and many files."""

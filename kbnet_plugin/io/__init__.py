@@ -1,0 +1,1 @@
+"""Pictures and stacks, read and written with their metadata. No torch here."""

@@ -1,0 +1,126 @@
+"""Arrays on disk that are written piece by piece, and survive a power cut."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RawArray:
+    """An array in a file of nothing but its values, mapped only while it is touched.
+
+    A mapping that stays would count as this process's memory until the whole array does.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        if not path.exists():
+            with path.open("wb") as file:
+                file.truncate(int(np.prod(shape)) * self.dtype.itemsize)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
+
+    def __setitem__(self, key: Any, value: NDArray[Any]) -> None:
+        # Mapped writes end the process when the disk is full; written rows raise.
+        mapped = np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        part = mapped[key]
+        start = part.__array_interface__["data"][0] - mapped.__array_interface__["data"][0]
+        value = np.ascontiguousarray(value, self.dtype).reshape(part.shape)
+        inner = part.ndim
+        size = self.dtype.itemsize
+        while inner and part.strides[inner - 1] == size:  # what lies in one piece
+            inner -= 1
+            size *= part.shape[inner]
+        with self.path.open("rb+", buffering=0) as file:
+            for index in np.ndindex(part.shape[:inner]):
+                file.seek(start + sum(i * s for i, s in zip(index, part.strides, strict=False)))
+                file.write(value[index].tobytes())
+
+    def sync(self) -> None:
+        """Put on disk what was written."""
+        sync(self.path)
+
+
+class ZarrArray:
+    """A zarr array in a folder, which remembers the chunks that were written until they are on disk."""
+
+    def __init__(self, array: Any, folder: Path) -> None:
+        self._array, self._folder = array, folder
+        self.shape, self.dtype = array.shape, array.dtype
+        self._written: set[tuple[int, ...]] = set()
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._array[key]
+
+    def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
+        self._array[key] = value
+        touched = []
+        for part, length, chunk in zip(key, self.shape, self._array.chunks, strict=True):
+            start, stop = part.indices(length)[:2] if isinstance(part, slice) else (part, part + 1)
+            touched.append(range(start // chunk, -(-stop // chunk)))
+        self._written.update(itertools.product(*touched))
+
+    def sync(self) -> None:
+        """Put on disk what was written."""
+        encode = self._array.metadata.encode_chunk_key
+        chunks = {self._folder / encode(place) for place in self._written}
+        for path in sorted(chunks) + sorted({chunk.parent for chunk in chunks}):
+            with suppress(FileNotFoundError):  # zarr keeps no chunk of nothing but the fill value
+                sync(path)
+        self._written.clear()
+
+
+class Reordered:
+    """An array that is read and written in another order of axes than its own."""
+
+    def __init__(self, array: Any, own: str, axes: str) -> None:
+        self._array, self._own, self._axes = array, own, axes
+        self.shape = tuple(int(array.shape[own.index(a)]) for a in axes)
+        self.dtype = np.dtype(array.dtype)
+        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[()], dtype)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        key = key if isinstance(key, tuple) else (key,)
+        if Ellipsis in key:
+            at = key.index(Ellipsis)
+            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
+        key += (slice(None),) * (self.ndim - len(key))
+        given = {a: k if isinstance(k, slice) else int(k) for a, k in zip(self._axes, key, strict=True)}
+        part = np.asarray(self._array[tuple(given[a] for a in self._own)])
+        kept = [a for a in self._own if isinstance(given[a], slice)]
+        return part.transpose([kept.index(a) for a in self._axes if isinstance(given[a], slice)])
+
+    def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
+        given = dict(zip(self._axes, key, strict=True))
+        kept = [a for a in self._axes if isinstance(given[a], slice)]
+        order = [kept.index(a) for a in self._own if isinstance(given[a], slice)]
+        self._array[tuple(given[a] for a in self._own)] = value.transpose(order)
+
+    def sync(self) -> None:
+        """Put on disk what was written; nothing where the array does not offer it."""
+        if (sync := getattr(self._array, "sync", None)) is not None:
+            sync()
+
+
+def sync(path: Path) -> None:
+    """Put a file, or a folder's list of names, on disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # which Windows has no way to ask for
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

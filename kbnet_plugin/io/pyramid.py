@@ -1,0 +1,45 @@
+"""Levels of multiscale pyramids: each pixel the mean of 2 x 2 of the level below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..arrays.axes import Layout
+from ..arrays.intensity import cast
+
+_SMALLEST_LEVEL = 256  # pixels; no level is made of one that is no larger
+_BLOCK = 2048  # pixels; what is read at a time
+
+
+def halve(source: Any, target: Any, axes: str) -> None:
+    """Fill a level with means of 2 x 2 pixels of the one below, block by block."""
+    channel_axis = "S" if "S" in axes else ""
+    below = Layout(axes, tuple(source.shape), channel_axis, alpha=False)
+    above = Layout(axes, tuple(target.shape), channel_axis, alpha=False)
+    height, width = above.size
+    step = _BLOCK // 2
+    for plane in above.planes():
+        for y in range(0, height, step):
+            for x in range(0, width, step):
+                rows, columns = slice(y, min(y + step, height)), slice(x, min(x + step, width))
+                doubled = slice(2 * rows.start, 2 * rows.stop), slice(2 * columns.start, 2 * columns.stop)
+                part = below.to_picture(np.asarray(source[below.key(plane, doubled)])).astype(np.float64)
+                missing = [(0, n % 2) for n in part.shape[:2]]
+                part = np.pad(part, [*missing, (0, 0)], mode="edge")
+                mean = part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2, -1).mean(axis=(1, 3))
+                target[above.key(plane, (rows, columns))] = above.from_picture(cast(mean, target.dtype))
+
+
+def half_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    return tuple((n + 1) // 2 if a in "YX" else n for a, n in zip(axes, shape, strict=True))
+
+
+def level_count(shape: tuple[int, ...], axes: str, least: int) -> int:
+    """As many levels as the source had, and for a large picture enough to end in a small one."""
+    side = max(shape[axes.index("Y")], shape[axes.index("X")])
+    count = 1
+    while side > _SMALLEST_LEVEL:
+        side, count = (side + 1) // 2, count + 1
+    return max(count, least)

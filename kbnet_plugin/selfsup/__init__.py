@@ -1,0 +1,1 @@
+"""Models trained on noisy images alone: Noise2Void and Noise2Noise."""
