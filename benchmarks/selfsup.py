@@ -28,7 +28,7 @@ from kbnet_plugin import Restorer, load_network, zoo
 from kbnet_plugin.errors import one_line
 from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, FitConfig
 from kbnet_plugin.selfsup.fit import Fit
-from kbnet_plugin.selfsup.masking import NORMS, MASKED_PIXEL_PERCENTAGE, STRATEGY, STRATEGIES
+from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, NORMS, STRATEGIES, STRATEGY
 
 SIGMA = 25
 BLURS = 0.7, 1, 1.3, 1.6, 2, 2.5, 3

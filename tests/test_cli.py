@@ -153,8 +153,14 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
         ("polish a.png", "invalid choice: 'polish'"),
         ("restore -o b.png --model tiny.pth", "required: IN"),
         ("restore a.png --model tiny.pth", "required: -o/--output"),
-        ("restore a.png -o b.png --model denoise-colour", "no model is called 'denoise-colour'; nearest: "),
-        ("models denoise-colour", "no model is called 'denoise-colour'; nearest: denoise-color"),
+        (
+            "restore a.png -o b.png --model denoise-colour",
+            "no model or file is called 'denoise-colour'; did you mean ",
+        ),
+        (
+            "models denoise-colour",
+            "no model or file is called 'denoise-colour'; did you mean 'denoise-color'?",
+        ),
         ("restore a.png -o b.png --axes SYX", "a.png: the model takes RGB or gray pictures, not 20 channels"),
         ("restore a.png -o b.png --model nowhere.pth", "nowhere.pth: no such file"),
         ("restore a.png -o b.png --model notes.txt", "notes.txt: unknown kind of checkpoint"),
@@ -181,7 +187,7 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
             "range must be 'auto', 'dtype', 'percentile' or",
         ),
         ("restore a.png -o b.png --model tiny.pth --axes YX", "a.png: axes 'YX' are 2, the array has 3"),
-        ("restore a.png -o b.png --model tiny.pth --dtype int8", "dtype must be auto, float32, float16"),
+        ("restore a.png -o b.png --model tiny.pth --precision int8", "invalid choice: 'int8'"),
         ("restore jpeg.tif -o b.zarr --model tiny.pth", "jpeg.tif: damaged or incomplete TIFF"),
         ("info nowhere.pth", "nowhere.pth: no such file"),
         ("info half.pth", "half.pth: truncated"),
@@ -219,7 +225,7 @@ def test_a_stack_is_restored_and_every_option_reaches_the_restorer(run, checkpoi
     pytest.importorskip("zarr")
     array = stack("a.tif")
     options = "--tile 40 --halo 8 --batch 2 --range 10,60000 --strength 0.5 --self-ensemble --window 16"
-    options += " --pooling local --dtype float32"
+    options += " --pooling local --precision float32"
     status, out, err = run("restore", "a.tif", "-o", "b.tif", "--model", "tiny.pth", *options.split())
     assert (status, err) == (0, "")
     assert "b.tif  6 tiles, " in out
@@ -423,13 +429,13 @@ def test_ctrl_c_ends_the_process_with_130(checkpoint, tmp_path):
     picture(tmp_path / "big.png", (4000, 4000, 3))
     arguments = ["restore", "big.png", "-o", "clean.png", "--model", str(checkpoint), "--device", "cpu"]
     code = (
-        "import os, signal, sys, threading, kbnet_plugin.cli as cli, kbnet_plugin.inference.restorer as restore\n"
-        "plan = restore.plan\n"
+        "import os, signal, sys, kbnet_plugin.cli as cli, kbnet_plugin.inference.engine as engine\n"
+        "plan = engine.plan\n"
         "def started(*arguments):\n"
         "    tiles = plan(*arguments)\n"
         "    if len(tiles) > 20: os.kill(os.getpid(), signal.SIGINT)\n"
         "    return tiles\n"
-        "restore.plan = started\n"
+        "engine.plan = started\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     ended = python("-c", code, *arguments, cwd=tmp_path)

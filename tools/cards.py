@@ -11,7 +11,7 @@ import yaml
 from benchmarks.harness.measure import ROOT
 from kbnet_plugin.files import atomic_path
 
-MODELS = ROOT / "kbnet_plugin" / "zoo"
+MODELS = ROOT / "kbnet_plugin" / "zoo" / "data"
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:

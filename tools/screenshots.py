@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-OUT = Path(__file__).resolve().parent / "napari"
+OUT = Path(__file__).resolve().parents[1] / "docs" / "napari"
 SIZE = 1280, 760
 COLOURS = 128  # of PNG
 LARGE = 60_000  # bytes of a PNG that had better be a JPEG

@@ -17,7 +17,7 @@ from kbnet_plugin.errors import BadInput, nearest
 from . import results
 from .store import Store
 
-FILE = Path(__file__).with_name("compare.yml")
+FILE = Path(__file__).parents[1] / "compare.yml"
 
 APART = 2
 """Spreads from which a difference counts; with three seeds chance alone brings one row in 14 there."""

@@ -27,7 +27,6 @@ from .store import Store
 from .tables import Column, Measure, Row, Suite, Table
 
 Tick = Callable[[int], object]
-PARTS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,12 @@ class Planner:
         path = None if fixed else self.find_weights(how, sigma=f"{sigma:g}" if sigma else "")
         depends = {
             "measurement": "quality",
-            "code": _code("protocols.py", "sets.py", "networks.py", function=_evaluate),
+            "code": _code(
+                "benchmarks/harness/protocols.py",
+                "benchmarks/harness/sets.py",
+                "benchmarks/harness/networks.py",
+                function=_evaluate,
+            ),
             "weights": _automatic(self.sha256) if how.automatic else path and self.sha256(path),
             "expected": how.network,
             "data": dataset.sha256,
@@ -211,7 +215,9 @@ class Planner:
         path = None if how.network else self.find_weights(how, sigma="")
         depends = {
             "measurement": "cost",
-            "code": _code("costs.py", "networks.py", "../kbnet_plugin/cost.py"),
+            "code": _code(
+                "benchmarks/harness/costs.py", "benchmarks/harness/networks.py", "kbnet_plugin/nn/cost.py"
+            ),
             "network": how.network or self.sha256(path or Path()),
             "arguments": how.arguments,
             "size": size,
@@ -257,7 +263,7 @@ class Planner:
         here = measure.provenance(self.device)
         depends = {
             "measurement": "speed",
-            "code": _code("speed.py", "measure.py"),
+            "code": _code("benchmarks/speed.py", "benchmarks/harness/measure.py"),
             "candidates": names,
             "size": size,
             "rounds": rounds,
@@ -274,7 +280,7 @@ class Planner:
             tick(1)
             for name in names if "memory" in columns else ():
                 arguments = ("--peak", "inference", name, "--size", *map(str, size), "--device", self.device)
-                peak = measure.in_fresh_process(str(PARTS / "speed.py"), *arguments)
+                peak = measure.in_fresh_process(str(measure.ROOT / "benchmarks" / "speed.py"), *arguments)
                 values[f"{name} memory"] = peak / 2**20
                 tick(1)
             return {"values": values, "spread": spread}
@@ -393,8 +399,9 @@ def _sha256(path: Path) -> str:
 def _automatic(sha256: Callable[[Path], str]) -> str:
     """What the automatic choice depends on: every shipped model, and how it chooses and restores."""
     models = ",".join(sha256(path) for path in sorted(SHIPPED.glob("*.safetensors")))
-    sources = ("noise", "choose", "ranges", "restore", "nn/pooling")
-    return f"{models} {_code(*(f'../kbnet_plugin/{name}.py' for name in sources))}"
+    package = measure.ROOT / "kbnet_plugin"
+    sources = [*package.glob("arrays/*.py"), *package.glob("inference/*.py"), package / "nn" / "pooling.py"]
+    return f"{models} {_code(*(str(path.relative_to(measure.ROOT)) for path in sorted(sources)))}"
 
 
 @cache
@@ -404,7 +411,7 @@ def _code(*files: str, function: Callable[..., Any] | None = None) -> str:
     if function is not None:
         digest.update(inspect.getsource(function).encode())
     for name in files:
-        digest.update((PARTS / name).read_bytes())
+        digest.update((measure.ROOT / name).read_bytes())
     return digest.hexdigest()[:12]
 
 

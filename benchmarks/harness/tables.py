@@ -18,7 +18,7 @@ from .protocols import PROTOCOLS, Metric
 from .results import Published
 from .sets import Description
 
-FOLDER = Path(__file__).with_name("tables")
+FOLDER = Path(__file__).parents[1] / "specs"
 ORDER = [
     "complexity",
     "speed",

@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in _BASICSR:
             return _delegate(arguments)
-        options = _parser(arguments[:1]).parse_args(arguments)
+        parser = _parser(arguments[:1])
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            raise ValueError(
+                f"{options.command} has no option {unknown[0]}; see kbnet {options.command} --help"
+            )
         return int(_module(options.command).run(options))
     except SystemExit as stop:  # argparse, after --help or an error
         return int(stop.code or 0)

@@ -374,7 +374,8 @@ class Fit:
         config, network = self.config, self.options["network_g"]
         started = self.options["path"]["pretrain_network_g"]
         how = {
-            "n2v": f"Noise2Void: {config.masked_pixel_percentage:g} % of the pixels masked, replaced by {config.strategy}",
+            "n2v": f"Noise2Void: {config.masked_pixel_percentage:g} % of the pixels masked, "
+            f"strategy {config.strategy}",
             "n2n": "Noise2Noise: pairs of planes that show the same",
         }[config.method]
         settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
@@ -400,9 +401,7 @@ class Fit:
                 *(
                     []
                     if shrinkage is None
-                    else [
-                        f"- shrinkage: {shrinkage:.2f} of the learned correction, which promises the least error"
-                    ]
+                    else [f"- shrinkage: {shrinkage:.2f} of the learned correction, by Stein's estimate"]
                 ),
                 f"- kbnet {__version__}, torch {torch.__version__}",
                 f"- command: `{' '.join(again)}`",

@@ -128,7 +128,7 @@ def get_model(name: str | PathLike[str]) -> Model:
             return model
     if len(path.parts) == 1 and path.suffix.lower() not in KINDS and not path.exists():
         hint = nearest(text, [m.name for m in list_models()])
-        raise ValueError(f"no model is called {text!r}{hint}; or name a file (.pth or .safetensors)")
+        raise ValueError(f"no model or file is called {text!r}{hint}")
     return _read(path)
 
 

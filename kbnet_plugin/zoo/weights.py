@@ -98,7 +98,7 @@ def save_network(
     path : str or path
         .pth (tensors under ``params``) or .safetensors. Replaced only once the new file is complete.
     metadata : mapping, optional
-        What a .safetensors file says of itself; `kbnet_plugin.zoo` reads it. Other kinds have no place for it.
+        What a .safetensors file says of itself, for `kbnet_plugin.zoo`; .pth has no place for it.
 
     Raises
     ------

@@ -23,7 +23,7 @@ def test_peak_memory_sees_what_a_call_frees_again(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(measure.ROOT)!r})\n"
         "import numpy as np\n"
-        "from benchmarks import measure\n"
+        "from benchmarks.harness import measure\n"
         f"print(measure.peak_extra_memory(lambda: np.ones({size}, np.uint8).sum()))\n"
     )
     peak = measure.in_fresh_process(str(script))

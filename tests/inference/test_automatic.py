@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from kbnet_plugin import Restorer, cli
-from kbnet_plugin.inference.restorer import HALO, check_decorrelate
+from kbnet_plugin.inference.settings import HALO, check_decorrelate
 from kbnet_plugin.io.pictures import write_image
 
 SIDE = 160
@@ -76,13 +76,10 @@ def test_a_range_is_the_same_for_all_planes_of_a_channel_and_one_for_each(lively
     restorer = Restorer(lively(img_channel=1), device="cpu", range="percentile")
     out = restorer(stack, "CTYX")
     np.testing.assert_allclose(out[1], out[0] * 100 + 7, rtol=1e-3, atol=1)
-    from kbnet_plugin.arrays.axes import layout
-
-    arranged = layout(stack.shape, "CTYX", 1)
-    low, span = restorer.scale(stack, arranged, (0, 2))
-    assert (low, span) == restorer.scale(stack, arranged, (0, 0))
+    low, span = restorer.intensity_range(stack, "CTYX", (0, 2))
+    assert (low, span) == restorer.intensity_range(stack, "CTYX", (0, 0))
     assert low + span > 2000  # though the last plane ends far below
-    assert restorer.scale(stack, arranged, (1, 0)).span == pytest.approx(100 * span, rel=1e-4)
+    assert restorer.intensity_range(stack, "CTYX", (1, 0)).span == pytest.approx(100 * span, rel=1e-4)
 
 
 def test_a_hot_pixel_neither_steals_the_range_nor_spreads():
@@ -110,7 +107,7 @@ def test_flat_saturated_and_black_areas_stay_as_they_are():
 def test_the_correction_is_nowhere_stronger_than_the_noise(lively):
     image = (128 + rng().normal(0, 4, (SIDE, SIDE))).astype(np.float32)
     wild = Restorer(lively(img_channel=1), device="cpu", range=(0, 255))
-    limited = wild.adapted(limit=1.5)
+    limited = wild.with_settings(limit=1.5)
     before, after = ((restorer(image) - image) for restorer in (wild, limited))
     assert before.std() > 12
     local = np.sqrt(ndimage.uniform_filter(np.square(after), 17))
@@ -120,7 +117,7 @@ def test_the_correction_is_nowhere_stronger_than_the_noise(lively):
 def test_the_mean_of_every_neighbourhood_is_kept(lively):
     image = rng().random((SIDE, SIDE)).astype(np.float32)
     free = Restorer(lively(img_channel=1), device="cpu", range=(0, 1))
-    change, kept = (restorer(image) - image for restorer in (free, free.adapted(keep_mean=True)))
+    change, kept = (restorer(image) - image for restorer in (free, free.with_settings(keep_mean=True)))
     np.testing.assert_allclose(kept, change - ndimage.uniform_filter(change, 65), atol=1e-5)
     assert abs(kept.mean()) < abs(change.mean()) / 20
 
@@ -188,8 +185,8 @@ def test_tiles_of_the_shipped_models_agree(model):
     image = ndimage.zoom(cells(200.0), 3, order=1)[:430, :330]
     noisy = image + rng().normal(0, 25, image.shape)
     restorer = Restorer.from_pretrained(model, device="cpu", range=(0, 255))
-    whole, tiled = (restorer.adapted(tile=tile)(noisy) for tile in (1024, 256))
-    assert restorer.adapted(tile=256).halo == restorer.halo == HALO
+    whole, tiled = (restorer.with_settings(tile=tile)(noisy) for tile in (1024, 256))
+    assert restorer.with_settings(tile=256).engine.halo == restorer.engine.halo == HALO
     assert np.abs(whole - tiled).max() < 1
     assert np.square(whole - tiled).mean() ** 0.5 < 0.1
 

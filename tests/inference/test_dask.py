@@ -49,8 +49,8 @@ def test_a_lazy_array_is_what_the_restorer_gives_at_once(lively, shape, axes, dt
 def test_only_what_is_asked_for_is_computed(restorer, monkeypatch):
     array = da.from_array(values((3, 200, 200)), chunks=(1, 50, 50))
     calls = []
-    solve = restorer.solve
-    monkeypatch.setattr(restorer, "solve", lambda *step: calls.append(1) or solve(*step))
+    solve = restorer.engine.solve
+    monkeypatch.setattr(restorer.engine, "solve", lambda *step: calls.append(1) or solve(*step))
     restorer.map(array, "ZYX")[1, :20, :20].compute(scheduler="synchronous")
     assert len(calls) == 1
 
@@ -62,9 +62,11 @@ def test_dask_arrays_go_into_restore_into(restorer):
     assert np.array_equal(target, restorer(array))
 
 
-def test_a_restorer_travels_once(restorer):
-    again, same = (pickle.loads(pickle.dumps(restorer)) for _ in range(2))
-    assert again is same
+def test_an_engine_travels_once_and_alone(restorer):
+    one, other = (pickle.loads(pickle.dumps(restorer.engine)) for _ in range(2))
+    assert one is other
+    again = pickle.loads(pickle.dumps(restorer))
+    assert again.engine is one
     image = values((60, 70))
     assert np.array_equal(again(image), restorer(image))
 

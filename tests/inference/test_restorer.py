@@ -10,7 +10,8 @@ import torch
 
 from kbnet_plugin import Restorer
 from kbnet_plugin.arrays.tiling import plan
-from kbnet_plugin.inference import restorer as restore
+from kbnet_plugin.inference import engine
+from kbnet_plugin.inference import restorer as restorers
 from kbnet_plugin.inference.journal import Journal
 
 
@@ -32,14 +33,14 @@ def apply(restorer, image):
     """The network on (H, W, C) in 0..1, without anything around it."""
     with torch.inference_mode():
         batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        return restorer.network(batch)[0].permute(1, 2, 0).numpy()
+        return restorer.engine.network(batch)[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"])
 def test_integers_span_their_dtype(colour, dtype):
     least, top = np.iinfo(dtype).min, np.iinfo(dtype).max
     image = (unit((20, 30, 3)).astype(np.float64) * top * 0.99).astype(dtype)
-    out = Restorer(colour.network, device="cpu", range="dtype")(image)
+    out = Restorer(colour.engine.network, device="cpu", range="dtype")(image)
     assert (out.shape, out.dtype) == (image.shape, image.dtype)
     expected = apply(colour, (image.astype(np.float64) / top).astype(np.float32)).astype(np.float64)
     assert np.abs(out.astype(np.float64) / top - expected.clip(least / top, 1)).max() <= 0.5 / top + 1e-6
@@ -47,12 +48,12 @@ def test_integers_span_their_dtype(colour, dtype):
 
 def test_integers_are_clipped_not_wrapped(colour):
     with torch.no_grad():
-        colour.network.ending.bias.fill_(3)
+        colour.engine.network.ending.bias.fill_(3)
     assert (colour(np.full((8, 8, 3), 200, np.uint8)) == 255).all()
-    wide = Restorer(colour.network, device="cpu", range="dtype")
+    wide = Restorer(colour.engine.network, device="cpu", range="dtype")
     assert (wide(np.full((8, 8, 3), 2, np.uint64)) > 2**64 - 2**12).all()
     with torch.no_grad():
-        colour.network.ending.bias.fill_(-3)
+        colour.engine.network.ending.bias.fill_(-3)
     assert (colour(np.full((8, 8, 3), 200, np.uint8)) == 0).all()
 
 
@@ -110,7 +111,7 @@ def test_a_gray_picture_in_a_colour_network_is_three_equal_channels(colour):
 
 def test_a_network_may_give_fewer_channels_than_it_takes(tiny_l):
     restorer = Restorer(tiny_l(inp_channels=6), device="cpu")
-    assert restorer.channels == (6, 3)
+    assert (restorer.in_channels, restorer.out_channels) == (6, 3)
     assert restorer(unit((16, 9, 6))).shape == (16, 9, 3)
 
 
@@ -174,7 +175,7 @@ def test_what_cannot_be_restored_is_named(colour, image, named):
 @pytest.mark.parametrize("pooling", ["local", "global"])
 def test_a_gray_network_restores_each_colour_by_itself(gray, pooling):
     image = (unit((40, 50, 4)) * 255).astype(np.uint8)
-    restorer = Restorer(gray.network, device="cpu", tile=32, halo=8, window=16, pooling=pooling)
+    restorer = Restorer(gray.engine.network, device="cpu", tile=32, halo=8, window=16, pooling=pooling)
     out = restorer(image)
     for colour in range(3):
         assert np.array_equal(out[..., colour], restorer(image[..., colour]))
@@ -391,7 +392,7 @@ def test_other_errors_of_the_network_are_not_hidden(lively):
 def test_the_tile_follows_the_free_memory(colour, monkeypatch):
     assert colour.plan((4000, 4000)).tile[0] in range(600, 769)
     need = colour.plan((4000, 4000)).memory
-    monkeypatch.setattr(restore, "free_memory", lambda device: need)
+    monkeypatch.setattr(engine, "free_memory", lambda device: need)
     assert colour.plan((4000, 4000)).tile[0] in range(300, 385)
 
 
@@ -401,21 +402,21 @@ def test_a_tile_that_overflows_is_done_again_in_single(tiny_s):
         network.ending.bias.fill_(1e5)  # beyond halves
     image = unit((20, 30, 3))
     expected = Restorer(network, device="cpu")(image)
-    assert np.array_equal(Restorer(network, device="cpu", dtype="float16")(image), expected)
+    assert np.array_equal(Restorer(network, device="cpu", precision="float16")(image), expected)
 
 
 def test_bfloat16_is_near(lively):
     image = unit((32, 32, 3))
     full = Restorer(lively(), device="cpu")(image)
-    half = Restorer(lively(), device="cpu", dtype="bfloat16")(image)
+    half = Restorer(lively(), device="cpu", precision="bfloat16")(image)
     assert 0 < np.abs(half - full).max() < 0.1
 
 
 def test_a_plan_says_what_will_be_done(colour):
-    plan_ = Restorer(colour.network, device="cpu", tile=128).plan((2, 200, 140), "ZYX")
+    plan_ = Restorer(colour.engine.network, device="cpu", tile=128).plan((2, 200, 140), "ZYX")
     image = np.zeros((2, 200, 140), np.uint8)
     target = np.empty_like(image)
-    calls = list(Restorer(colour.network, device="cpu", tile=128).restore_into(image, target, "ZYX"))
+    calls = list(Restorer(colour.engine.network, device="cpu", tile=128).restore_into(image, target, "ZYX"))
     assert calls[-1] == (plan_.tiles, plan_.tiles)
     assert plan_.planes == 2
     assert plan_.seconds > 0
@@ -468,7 +469,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(lively, tmp_path, batch)
     target.fail_after = None
     before = target.count
     seen = []
-    restorer.network.register_forward_pre_hook(
+    restorer.engine.network.register_forward_pre_hook(
         lambda _module, args: seen.append(args[0].shape[2:] != (16, 16))
     )
     list(restorer.restore_into(image, target, "ZYX", journal=journal))
@@ -493,7 +494,7 @@ def test_a_journal_of_other_settings_is_refused(lively, tmp_path):
 
 
 def test_a_journal_keeps_the_tile_that_free_memory_chose(lively, tmp_path, monkeypatch):
-    monkeypatch.setattr(restore, "TILE", 128)
+    monkeypatch.setattr(engine, "TILE", 128)
     image = values((160, 160), "u1")
     target = np.zeros_like(image)
     journal = tmp_path / "journal"
@@ -501,7 +502,7 @@ def test_a_journal_keeps_the_tile_that_free_memory_chose(lively, tmp_path, monke
     next(run)
     run.close()
     with monkeypatch.context() as scarce:
-        scarce.setattr(restore, "free_memory", lambda device: 1 << 20)
+        scarce.setattr(engine, "free_memory", lambda device: 1 << 20)
         list(Restorer(lively(), device="cpu").restore_into(image, target, journal=journal))
     assert np.array_equal(target, Restorer(lively(), device="cpu")(image))
 
@@ -535,8 +536,8 @@ def test_a_wrong_target_is_named_and_untouched(colour):
     ("settings", "named"),
     [
         ({"pooling": "some"}, "pooling must be 'local' or 'global'"),
-        ({"dtype": "int8"}, "dtype must be auto, float32"),
-        ({"batch": 0}, "batch must be 1 at least"),
+        ({"precision": "int8"}, "precision must be auto, float32"),
+        ({"batch": 0}, "batch must be at least 1"),
         ({"strength": 1.5}, "strength must be from 0 to 1"),
         ({"range": "wide"}, "range must be 'auto', 'dtype', 'percentile' or two numbers"),
         ({"range": (5, 5)}, "range must run from a lower to a higher number"),
@@ -548,4 +549,4 @@ def test_impossible_arguments_are_named(tiny_s, settings, named):
 
 
 def test_the_example_runs():
-    assert doctest.testmod(restore).failed == 0
+    assert doctest.testmod(restorers).failed == 0

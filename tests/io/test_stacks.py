@@ -19,8 +19,9 @@ import kbnet_plugin
 from kbnet_plugin import Restorer
 from kbnet_plugin.cli import main
 from kbnet_plugin.inference.stacks import restore_stack
-from kbnet_plugin.io import stacks as stores
+from kbnet_plugin.io import stacks
 from kbnet_plugin.io.disk_arrays import RawArray
+from kbnet_plugin.io.metadata import StackMetadata
 from kbnet_plugin.io.ome_zarr import open_levels
 from kbnet_plugin.io.stacks import grow, open_stack, working_folder
 
@@ -153,7 +154,7 @@ def test_every_level_lies_where_its_pixels_are(restorer, tmp_path, zarr_format):
 
 
 def test_a_stack_without_offsets_gets_none_but_those_of_its_levels(tmp_path):
-    with grow(tmp_path / "a.zarr", "TYX", (2, 300, 200), np.dtype(np.uint8), stores.Info(sizes=EXPECTED)):
+    with grow(tmp_path / "a.zarr", "TYX", (2, 300, 200), np.dtype(np.uint8), StackMetadata(sizes=EXPECTED)):
         pass
     (image,) = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["ome"]["multiscales"]
     full, half = (dataset["coordinateTransformations"] for dataset in image["datasets"])
@@ -189,7 +190,7 @@ def test_tiff_becomes_zarr_and_zarr_tiff_with_all_that_both_can_say(restorer, tm
             a: s for a, (s, _) in EXPECTED.items()
         }
         assert np.array_equal(stored[:], expected.transpose(0, 2, 1, 3, 4))
-    still = Restorer(restorer.network, device="cpu", pooling="global", strength=0)
+    still = Restorer(restorer.engine.network, device="cpu", pooling="global", strength=0)
     run(still, tmp_path / "b.zarr", tmp_path / "c.ome.tif")
     with open_stack(tmp_path / "c.ome.tif") as (stored, info):
         assert (dict(info.sizes), list(info.channels)) == (EXPECTED, NAMES)
@@ -245,9 +246,9 @@ def test_a_pyramid_in_tiff_is_built_again(restorer, tmp_path):
 def test_a_large_plain_picture_is_read_piece_by_piece(restorer, tmp_path, monkeypatch):
     array = values((100, 120, 3), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", rowsperstrip=10)
-    assert not stores.is_stack(tmp_path / "a.tif")
-    monkeypatch.setattr(stores, "LARGE", 1000)
-    assert stores.is_stack(tmp_path / "a.tif")
+    assert not stacks.is_stack(tmp_path / "a.tif")
+    monkeypatch.setattr(stacks, "LARGE", 1000)
+    assert stacks.is_stack(tmp_path / "a.tif")
     run(restorer, tmp_path / "a.tif", tmp_path / "b.tif")
     assert np.array_equal(tifffile.imread(tmp_path / "b.tif"), restorer(array))
 
@@ -277,9 +278,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(restorer, tmp_path, monkey
     with pytest.raises(FileExistsError, match="an unfinished result; add --resume"):
         run(restorer, tmp_path / "a.zarr", target)
     if target.suffix == ".zarr":  # as a chunk that was being written when the process was killed
-        (stores.working_folder(target) / "data" / "0" / "c.0123.partial").write_bytes(b"half")
-    computed, solve = [], restorer.solve
-    monkeypatch.setattr(restorer, "solve", lambda *step: computed.append(1) or solve(*step))
+        (working_folder(target) / "data" / "0" / "c.0123.partial").write_bytes(b"half")
+    computed, solve = [], restorer.engine.solve
+    monkeypatch.setattr(restorer.engine, "solve", lambda *step: computed.append(1) or solve(*step))
     seen = run(restorer, tmp_path / "a.zarr", target, resume=True)
     assert seen == [(n, total) for n in range(1, total + 1)]
     assert len(computed) == total - 4
@@ -287,7 +288,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(restorer, tmp_path, monkey
         assert content(target) == content(expected)
     else:
         assert np.array_equal(tifffile.imread(target), tifffile.imread(expected))
-    assert not stores.working_folder(target).exists()
+    assert not working_folder(target).exists()
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_byte_for_byte_the_same(
@@ -444,7 +445,7 @@ def test_what_grows_is_read_along_its_own_axes(tmp_path, axes):
 def test_what_grows_is_put_on_disk_when_asked_and_only_once(tmp_path, monkeypatch, name):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
-    info = stores.Info(zarr_format=2 if "2" in name else 3)
+    info = StackMetadata(zarr_format=2 if "2" in name else 3)
     with grow(tmp_path / name, "YXC", (600, 700, 2), np.dtype(np.uint16), info) as growing:
         data = working_folder(tmp_path / name) / "data"
 

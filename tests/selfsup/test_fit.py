@@ -49,7 +49,7 @@ def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(sta
     model = run.save()
     assert zoo.get_model("mine") == model
     assert model.range == pytest.approx(np.percentile(np.load(stack), (0.1, 99.9)))
-    assert (model.window, model.channels) == (24, 1)
+    assert (model.window, model.in_channels) == (24, 1)
     restored = Restorer.from_pretrained("mine", device="cpu")(np.load(stack), "ZYX")
     assert restored.dtype == np.uint16
     card = model.card.read_text()
@@ -166,7 +166,7 @@ def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
         ({"name": "../x"}, "cannot name a model"),
         ({"name": "denoise-gray"}, "ships with kbnet"),
         ({"init": "denoise-color"}, r"takes 3 channel\(s\), noisy.npy has 1"),
-        ({"init": "nothing-such"}, "no model is called"),
+        ({"init": "nothing-such"}, "no model or file is called"),
         ({"method": "n2n", "pair_axis": "T"}, "no axis 'T'"),
         ({"method": "n3v"}, "n2v or n2n"),
         ({"iterations": 0}, "1 at least"),

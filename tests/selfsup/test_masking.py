@@ -67,7 +67,7 @@ def test_every_pixel_is_hidden_some_time():
 
 
 def test_a_percentage_outside_its_bounds_is_refused():
-    with pytest.raises(ValueError, match="above 0 and at most 1, not 0"):
+    with pytest.raises(ValueError, match="above 0 and at most 100, not 0"):
         masked_pixels((8, 8), 0, generator())
 
 

@@ -7,10 +7,10 @@ import torch
 from kbnet_plugin.selfsup.sure import (
     BOUNDS,
     DOUBTFUL,
-    sure_shrinkage,
     independence,
     noise_variance,
     scale_correction,
+    sure_shrinkage,
     variance_by_brightness,
 )
 

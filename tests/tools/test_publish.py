@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kbnet_plugin import load_network, zoo
+from kbnet_plugin.zoo import locations, registry
 from tools import check_recipe as recipe
 from tools import publish
 from tools.cards import read_card, sha256, write_card
@@ -34,7 +35,8 @@ def house(tmp_path, monkeypatch, tiny_s):
     for module in (publish, recipe):
         monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(module, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(zoo, "_SHIPPED", tmp_path / "models")
+    for module in (locations, registry):
+        monkeypatch.setattr(module, "SHIPPED", tmp_path / "models")
     return tmp_path
 
 

@@ -38,9 +38,9 @@ def test_spandrel_gives_a_shipped_models_picture(run, model, suffix):
     ours = Restorer(model.load(), device="cpu", pooling="global")
     for path in (f"x.{suffix}", model.path):
         theirs = spandrel.ModelLoader("cpu").load_from_file(path)
-        assert (theirs.input_channels, theirs.output_channels) == (model.channels, model.channels)
+        assert (theirs.input_channels, theirs.output_channels) == (model.in_channels, model.out_channels)
         for size in SIZES:
-            image = torch.rand(1, model.channels, *size, generator=torch.Generator().manual_seed(0))
+            image = torch.rand(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0))
             with torch.inference_mode():
                 found = theirs(image)
             expected = torch.from_numpy(ours(image[0].permute(1, 2, 0).numpy()))
@@ -122,7 +122,7 @@ class Program:
         ("denoise-gray -o x.pth --format onnx", "x.pth: onnx goes into a file that ends in .onnx"),
         ("denoise-gray -o x.gif --format gif", "argument --format: invalid choice: 'gif'"),
         ("denoise-gray -o old.pth", "old.pth: exists; --overwrite replaces it"),
-        ("denoise-grey -o x.pth", "no model is called 'denoise-grey'; nearest: denoise-gray"),
+        ("denoise-grey -o x.pth", "no model or file is called 'denoise-grey'; did you mean 'denoise-gray'"),
         ("none.pth -o x.pth", "none.pth: no such file"),
     ],
 )

@@ -37,14 +37,15 @@ def test_models_lie_in_the_users_data_folder(monkeypatch, tmp_path, data):
 
 def test_models_lie_where_the_system_keeps_data(monkeypatch):
     monkeypatch.delenv(locations.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(shelf, "user_data_path", lambda name, appauthor: Path("/Users/me/Library") / name)
+    monkeypatch.setattr(locations, "user_data_path", lambda name, appauthor: Path("/Users/me/Library") / name)
     assert locations.folder() == Path("/Users/me/Library/kbnet/models")
 
 
 def test_names_are_told_without_torch():
     program = """
 import sys, kbnet_plugin
-from kbnet_plugin import axes, ranges, shelf, tiling
+from kbnet_plugin import arrays, io, zoo
+from kbnet_plugin.zoo import locations
 locations.model_paths()
 print("torch" in sys.modules)
 kbnet_plugin.Restorer

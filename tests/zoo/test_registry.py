@@ -53,7 +53,7 @@ def test_card_and_file_say_the_same(model):
     assert facts["bytes"] == model.path.stat().st_size
     assert facts["parameters"] == cost.parameters
     assert facts["macs_256x256"] == {"in_full": cost.macs_total, "as_published": cost.macs_published}
-    assert facts["channels"] == network.img_channel == model.channels
+    assert facts["channels"] == network.img_channel == model.in_channels
     assert facts["window"] == model.window
     assert model.window / facts["patch"] in (0.5, 0.75)
     for key in ("name", "title", "task", "version", "license"):
@@ -91,8 +91,8 @@ def test_the_recipe_repeats(model):
 
 @each
 def test_a_shipped_model_restores_by_its_name(model):
-    shape = (40, 48, 3) if model.channels == 3 else (40, 48)
-    clean = data.astronaut()[100:140, 100:148] if model.channels == 3 else data.camera()[100:140, 100:148]
+    shape = (40, 48, 3) if model.in_channels == 3 else (40, 48)
+    clean = data.astronaut()[100:140, 100:148] if model.in_channels == 3 else data.camera()[100:140, 100:148]
     noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25, shape), 0, 255).astype(np.uint8)
     restorer = Restorer.from_pretrained(model.name, device="cpu")
     restored = restorer(noisy)
@@ -102,7 +102,7 @@ def test_a_shipped_model_restores_by_its_name(model):
 
 @each
 def test_a_shipped_model_leaves_clean_pictures_alone(model):
-    pictures = (data.chelsea, data.coffee) if model.channels == 3 else (data.camera, data.page)
+    pictures = (data.chelsea, data.coffee) if model.in_channels == 3 else (data.camera, data.page)
     restorer = Restorer.from_pretrained(model.name, device="cpu")
     for picture in pictures:
         clean = picture()[:192, :256]
@@ -117,16 +117,16 @@ def test_own_models_stand_after_the_shipped_ones_by_what_they_say(own, tiny_s):
     )
     assert [m.name for m in zoo.list_models()] == [m.name for m in SHIPPED] + ["cells"]
     assert zoo.get_model("cells") == zoo.list_models()[-1] == added
-    assert (added.title, added.task, added.channels) == ("my cells", "denoise", 1)
+    assert (added.title, added.task, added.in_channels) == ("my cells", "denoise", 1)
     assert added.card.read_text() == "# Hi"
     assert not added.shipped
     restorer = Restorer.from_pretrained("cells", device="cpu")
-    assert restorer.range == "percentile"
+    assert restorer.settings.range == "percentile"
     noisy = np.random.default_rng(0).random((60, 70), np.float32)
     alike = Restorer(network, device="cpu", window=48, range="percentile")(noisy)
     assert np.array_equal(restorer(noisy), alike)
     other = Restorer.from_pretrained("cells", device="cpu", window=8, range=(0, 1))
-    assert other.range == (0, 1)
+    assert other.settings.range == (0, 1)
     assert not np.array_equal(other(noisy), alike)
 
 
@@ -208,15 +208,19 @@ def test_what_a_stranger_wrote_in_the_head_does_no_harm(own, tiny_s):
 def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert zoo.get_model(checkpoint).path == checkpoint
-    assert zoo.get_model("tiny.pth").channels == 3
+    assert zoo.get_model("tiny.pth").in_channels == 3
     assert isinstance(zoo.get_model("tiny.pth").load(), KBNet_s)
 
 
 @pytest.mark.parametrize(
     ("name", "error", "said"),
     [
-        ("denoise-colour", ValueError, "no model is called 'denoise-colour'; nearest: denoise-color"),
-        ("xyz", ValueError, "no model is called 'xyz'; known: denoise-color, denoise-gray"),
+        (
+            "denoise-colour",
+            ValueError,
+            "no model or file is called 'denoise-colour'; did you mean",
+        ),
+        ("xyz", ValueError, "no model or file is called 'xyz'; known: denoise-color, denoise-gray"),
         ("xyz.pth", FileNotFoundError, "xyz.pth: no such file"),
         ("a/xyz", FileNotFoundError, "a/xyz: no such file"),
         (".", FileNotFoundError, ".: a folder, not a file"),
