@@ -33,7 +33,9 @@ def add_gaussian(image: NDArray[Any], sigma: float, generator: np.random.Generat
 def add_poisson_gaussian(
     signal: NDArray[Any], gain: float, read_noise: float, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Add the noise of a sensor: ``gain * Poisson(signal / gain) + read_noise * N(0, 1)``; nothing is clipped.
+    """Add the noise of a sensor: shot noise and read noise; nothing is clipped.
+
+    The result is ``gain * Poisson(signal / gain) + read_noise * N(0, 1)``.
 
     Parameters
     ----------
