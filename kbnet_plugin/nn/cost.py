@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -12,26 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one image costs; multiply-accumulates (MACs) by the kind of operator that does them."""
-
-    parameters: int
-    convolution: int
-    kba: int
-    attention: int
-    linear: int = 0
-
-    @property
-    def macs_published(self) -> int:
-        """Convolutions and dense layers: what hook-based counters see, and so what papers print."""
-        return self.convolution + self.linear
-
-    @property
-    def macs_total(self) -> int:
-        """Kernel basis attention and attention products included."""
-        return self.convolution + self.linear + self.kba + self.attention
+from ..cost import Cost
 
 
 def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int | None = None) -> Cost:

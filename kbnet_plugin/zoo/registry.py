@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from ..cost import Cost
 from ..errors import nearest, one_line
 from ..files import atomic_path
 from .architectures import Name, identify
@@ -20,7 +21,6 @@ from .locations import KINDS, SHIPPED, check_name, folder, model_files
 if TYPE_CHECKING:
     from ..arrays.intensity import RangeRule
     from ..nn import KBNet_l, KBNet_s
-    from ..nn.cost import Cost
 
 # torch takes seconds to import, and listing models needs none of it: what does is imported where it is used.
 
@@ -86,10 +86,10 @@ class Model:
 
     def cost(self) -> Cost:
         """Parameters, and multiply-accumulates of one 256 x 256 image; counted where the file names none."""
-        from ..nn.cost import Cost, count
-
         if self.macs is not None:
             return Cost(self.parameters, *self.macs)
+        from ..nn.cost import count
+
         return count(self.load())
 
 

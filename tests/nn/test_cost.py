@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
-from kbnet_plugin.nn.cost import Cost, count
+from kbnet_plugin.cost import Cost
+from kbnet_plugin.nn.cost import count
 
 # 3x256x256; parameters, then G of convolutions, kernel basis attention, attention products and their sum.
 FULL = [

@@ -1,0 +1,1 @@
+"""How good and how costly: scripts that people run."""

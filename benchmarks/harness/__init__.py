@@ -1,0 +1,1 @@
+"""What the benchmarks share: specifications, protocols, data sets, networks, measuring, results, reports."""
