@@ -1,1 +1,1 @@
-"""The napari plugin: a thin shell over `kbnet_plugin.Restorer`, which computes everything."""
+"""The napari plugin: a thin shell over `kbnet_plugin`, which computes everything."""

@@ -1,4 +1,4 @@
-"""Short work in a thread, one after the other, the newest of its kind only."""
+"""Short work in a thread: one request at a time, and only the newest of each kind."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from .worker import WorkError
 
 @atexit.register
 def _wait() -> None:
-    # A thread that still computes while the interpreter is taken down ends the program badly.
+    # A thread that still computes while the interpreter shuts down crashes the program.
     WorkerBase.await_workers()
 
 
 class Background(QObject):
-    """Does one thing at a time; what is asked for meanwhile waits, and a newer of its kind replaces it."""
+    """Run one request at a time; later ones wait, and a newer one of the same kind replaces a waiting one."""
 
     failed = Signal(str)
-    idle = Signal(bool)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self._waiting: dict[str, tuple[Callable[[Any], object], Callable[..., Any], tuple[Any, ...]]] = {}
         self._then: Callable[[Any], object] | None = None
         self._worker: Any = None
-        self._held = False
+        self._paused = False
 
     @property
     def busy(self) -> bool:
-        """Whether something is done or waits."""
+        """Whether a request is running or waiting."""
         return self._worker is not None or bool(self._waiting)
 
-    def ask(self, kind: str, then: Callable[[Any], object], do: Callable[..., Any], *arguments: Any) -> None:
-        """Call ``do(*arguments)`` in a thread, and `then` with what it returns, here."""
+    def submit(
+        self, kind: str, then: Callable[[Any], object], do: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """Call ``do(*arguments)`` in a thread, then `then` with its result in this one."""
         self._waiting[kind] = then, do, arguments
         self._next()
 
-    def hold(self, held: bool) -> None:
-        """Start nothing until further notice."""
-        self._held = held
+    def pause(self, paused: bool) -> None:
+        """Start no request until resumed."""
+        self._paused = paused
         self._next()
 
-    def forget(self) -> None:
-        """Drop what waits, and what comes of what runs."""
+    def discard(self) -> None:
+        """Drop the waiting requests, and the result of the running one."""
         self._waiting.clear()
         self._then = None
 
     def _next(self) -> None:
-        if self._worker is not None or self._held or not self._waiting:
+        if self._worker is not None or self._paused or not self._waiting:
             return
         kind = next(iter(self._waiting))
         self._then, do, arguments = self._waiting.pop(kind)
@@ -61,7 +62,6 @@ class Background(QObject):
         self._worker.returned.connect(self._returned)
         self._worker.errored.connect(self._errored)
         self._worker.finished.connect(self._finished)
-        self.idle.emit(False)
         self._worker.start()
 
     def _returned(self, value: Any) -> None:
@@ -69,19 +69,17 @@ class Background(QObject):
             self._then(value)
 
     def _errored(self, error: Exception) -> None:
-        self.failed.emit(tell(error))
+        self.failed.emit(report(error))
 
     def _finished(self) -> None:
         self._worker = None
         self._next()
-        if self._worker is None:
-            self.idle.emit(True)
 
 
-def tell(error: Exception) -> str:
-    """Show an error as napari does; returns it in a line."""
+def report(error: Exception) -> str:
+    """Show an error in a notification, and return it as one line."""
     if isinstance(error, WorkError):
         show_error(str(error))
-    else:  # a fault of ours: with all that helps to find it
+    else:  # a bug: include the traceback
         notification_manager.receive_error(type(error), error, error.__traceback__)
     return str(error) or type(error).__name__

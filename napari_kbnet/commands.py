@@ -1,4 +1,4 @@
-"""What the menu entries do."""
+"""Commands of the menu."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from napari.viewer import Viewer
 
 
 def denoise(viewer: Viewer) -> None:
-    """Restore the selected image layers by the default model."""
+    """Restore the selected image layers with the default model."""
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
     widget.run()

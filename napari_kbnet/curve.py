@@ -1,4 +1,4 @@
-"""A curve of the loss while it is learned."""
+"""A plot of the loss during training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from qtpy.QtGui import QPainter, QPaintEvent, QPalette, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 _MARGIN = 6  # pixels
-_SMOOTH = 0.1  # of the points, that a point of the curve is the mean of
-_OUTLYING = 0.02  # of the points at either end need not be seen
+_SMOOTH = 0.1  # of the points go into each running mean
+_OUTLYING = 0.02  # of the points at either end may lie outside
 
 
 class LossCurve(QWidget):
-    """Points as they come, and their running mean; the vertical axis is logarithmic."""
+    """Plot points and their running mean on a logarithmic axis."""
 
     def __init__(self) -> None:
         super().__init__()
         self._points: list[tuple[int, float]] = []
         self._total = 1
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setAccessibleName("loss over the steps")
+        self.setAccessibleName("Loss over training steps")
 
     def clear(self) -> None:
-        """Forget all points."""
+        """Remove all points."""
         self._points.clear()
         self.update()
 
     def add(self, iteration: int, total: int, loss: float) -> None:
-        """Draw one more point; `total` is where the horizontal axis ends."""
+        """Add a point; the horizontal axis ends at `total`."""
         self._total = total
         if loss > 0 and math.isfinite(loss):
             self._points.append((iteration, loss))
@@ -75,7 +75,7 @@ class LossCurve(QWidget):
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that shows nearly all values, a little apart even where these are equal."""
+    """Return the limits of an axis for nearly all values; they differ even if all values are equal."""
     ordered = sorted(values)
     left_out = int(_OUTLYING * len(ordered))
     low, high = ordered[left_out], ordered[-1 - left_out]
@@ -83,7 +83,7 @@ def bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Running mean of the points up to each."""
+    """Return the running mean at each point."""
     width = max(1, round(_SMOOTH * len(points)))
     sums = [0.0, *accumulate(loss for _, loss in points)]
     starts = (max(0, n - width) for n in range(1, len(points) + 1))

@@ -1,7 +1,8 @@
-"""The part of a widget that asks how to restore; it knows no torch."""
+"""The fields of a widget that say how to restore; imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qtpy.QtCore import Qt, Signal
@@ -30,31 +31,28 @@ from kbnet_plugin.zoo import locations
 
 from .options import PRECISIONS, Options, saved
 
-_AUTO = "automatic: by the noise that is measured"
 _RANGES = {
     "automatic": None,
-    "of the data type": "dtype",
+    "data type": "dtype",
     "percentiles": "percentile",
     "from ... to": (),
 }
 
 
 class OptionsForm(QWidget):
-    """Fields for `Options`, and for the axes where these are asked for.
+    """Fields for `Options` and for the axes.
 
     Parameters
     ----------
     options : Options, optional
-        To start with; those of the settings page by default.
-    axes : bool
-        Whether to ask for the axes.
+        Initial values; by default those of the settings page.
     """
 
     changed = Signal()
-    devices_wanted = Signal()
-    """The user asks which devices there are; answer by `show_devices`."""
+    devices_requested = Signal()
+    """The user wants to see the available devices; call `show_devices` with them."""
 
-    def __init__(self, options: Options | None = None, *, axes: bool = True) -> None:
+    def __init__(self, options: Options | None = None) -> None:
         super().__init__()
         self.model = ModelBox()
         self.device = QComboBox()
@@ -63,32 +61,30 @@ class OptionsForm(QWidget):
         self._percent = QLabel()
         self._percent.setMinimumWidth(40)
         self.axes = QLineEdit()
-        self.axes.setToolTip("What the axes are: T, Z, C are restored plane by plane, S are colours; Y, X.")
-        self.understood = _note()
-        self.tile = _spin_box(0, 16384, "automatic", "Largest side of a tile, halo included, in pixels")
-        self.halo = _spin_box(-1, 1024, "automatic", "Pixels at a tile's edge that are only context")
+        self.axes.setToolTip(
+            "Axes of the image: letters of T Z C S Y X. T, Z and C are restored plane by plane; S is colour."
+        )
+        self.axes_note = note()
+        self.tile = _spin_box(0, 16384, "automatic", "Largest side of a tile in pixels, including the halo")
+        self.halo = _spin_box(
+            -1, 1024, "automatic", "Pixels at the edges of each tile that serve as context only"
+        )
         self.precision = QComboBox()
         self.precision.addItems(PRECISIONS)
         self.range = QComboBox()
         self.range.addItems(list(_RANGES))
-        self.range.setToolTip("Which values the model sees as black and white")
+        self.range.setToolTip("Intensities that the model sees as black (0) and white (1)")
         self.low, self.high = _value_box(0), _value_box(1)
-        self.self_ensemble = QCheckBox("mean of eight turns")
-
-        self.self_ensemble.setToolTip("A little better, in eight times the time")
-        layout = QFormLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.self_ensemble = QCheckBox("Average over 8 flips and rotations")
+        self.self_ensemble.setToolTip("Slightly better, but eight times slower")
+        layout = form_layout(self)
         layout.addRow("Model", self.model)
         layout.addRow("Device", self.device)
         layout.addRow("Strength", _side_by_side(self.strength, self._percent))
-        if axes:
-            layout.addRow("Axes", self.axes)
-            layout.addRow("", self.understood)
+        layout.addRow("Axes", self.axes)
+        layout.addRow("", self.axes_note)
         self._more = QWidget()
-        more = QFormLayout(self._more)
-        more.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        more.setContentsMargins(0, 0, 0, 0)
+        more = form_layout(self._more)
         more.addRow("Range", self.range)
         self._ends = _side_by_side(self.low, QLabel("to"), self.high)
         more.addRow("", self._ends)
@@ -119,7 +115,7 @@ class OptionsForm(QWidget):
         self.self_ensemble.toggled.connect(self.changed)
 
     def options(self) -> Options:
-        """What is chosen."""
+        """Return the options as chosen."""
         tile, halo = self.tile.value(), self.halo.value()
         return Options(
             model=self.model.value(),
@@ -133,7 +129,7 @@ class OptionsForm(QWidget):
         )
 
     def set_options(self, options: Options) -> None:
-        """Show some options."""
+        """Show options in the fields."""
         self.model.set_value(options.model)
         if self.device.findData(options.device) < 0:
             self.device.insertItem(2, options.device, options.device)
@@ -152,11 +148,11 @@ class OptionsForm(QWidget):
         self.self_ensemble.setChecked(options.self_ensemble)
 
     def add_more(self, label: str, widget: QWidget) -> None:
-        """Add a field to those that are folded away."""
+        """Add a field under "More options"."""
         self._more.layout().insertRow(0, label, widget)
 
     def show_devices(self, devices: dict[str, str], *, more: bool = False) -> None:
-        """List devices by name and label; `more` offers to look for others."""
+        """List devices, name to label; `more` offers to find others."""
         chosen = self.device.currentData()
         self.device.blockSignals(True)
         self.device.clear()
@@ -165,14 +161,14 @@ class OptionsForm(QWidget):
         if chosen and chosen not in devices:
             self.device.addItem(chosen, chosen)
         if more:
-            self.device.addItem("look for GPUs ...", None)
+            self.device.addItem("find GPUs ...", None)
         self.device.setCurrentIndex(max(0, self.device.findData(chosen)))
         self.device.blockSignals(False)
 
     def _device_chosen(self) -> None:
         if self.device.currentData() is None:
             self.device.setCurrentIndex(0)
-            self.devices_wanted.emit()
+            self.devices_requested.emit()
         else:
             self.changed.emit()
 
@@ -194,33 +190,32 @@ class OptionsForm(QWidget):
 
 
 class ModelBox(QWidget):
-    """Choose a model: one of the list, or a file; its card on demand."""
+    """Choose a model from the list or a file, and read its card."""
 
     chosen = Signal()
 
-    def __init__(self, automatic: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._automatic = automatic
         self._files: list[str] = []
         self.box = _ListBox(self.refresh)
         self.box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.box.setMinimumContentsLength(14)
         self.card = QToolButton()
         self.card.setText("Card")
-        self.card.setToolTip("What the model is good for, how it was made, where it fails")
-        self.title = _note()
+        self.card.setToolTip("What the model is for, how it was trained and where it fails")
+        self.title = note()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
         layout.addWidget(_side_by_side(self.box, self.card))
         layout.addWidget(self.title)
         self.refresh()
-        self._told()
+        self._show_title()
         self.box.currentIndexChanged.connect(self._changed)
         self.card.clicked.connect(self.show_card)
 
     def value(self) -> str:
-        """Name or file; empty for automatic."""
+        """Return the model's name or file; empty for automatic."""
         return self.box.currentData() or ""
 
     def set_value(self, model: str) -> None:
@@ -229,15 +224,14 @@ class ModelBox(QWidget):
             self._files.append(model)
             self.refresh()
         self.box.setCurrentIndex(max(0, self.box.findData(model)))
-        self._told()
+        self._show_title()
 
     def refresh(self) -> None:
-        """List what is there now; models may have been added since."""
+        """List the models again; some may be new."""
         before = self.box.currentData()
         self.box.blockSignals(True)
         self.box.clear()
-        if self._automatic:
-            self.box.addItem(_AUTO, "")
+        self.box.addItem("automatic", "")
         for name in (*locations.model_paths(), *self._files):
             self.box.addItem(Path(name).name, name)
         self.box.addItem("a file ...", None)
@@ -245,7 +239,7 @@ class ModelBox(QWidget):
         self.box.blockSignals(False)
 
     def show_card(self) -> None:
-        """Open the card in a window of its own."""
+        """Open the model card in a window."""
         path = self._path()
         dialog = QDialog(self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
@@ -256,7 +250,7 @@ class ModelBox(QWidget):
         if card.is_file():
             text.setMarkdown(card.read_text(encoding="utf-8"))
         else:
-            text.setPlainText(f"{path}\n\nNo card lies beside this model.")
+            text.setPlainText(f"{path}\n\nThis model has no card.")
         QVBoxLayout(dialog).addWidget(text)
         dialog.resize(640, 640)
         dialog.show()
@@ -264,27 +258,27 @@ class ModelBox(QWidget):
     def _changed(self) -> None:
         if self.box.currentData() is None:
             kinds = " ".join(f"*{kind}" for kind in locations.KINDS)
-            path, _ = QFileDialog.getOpenFileName(self, "A model", "", f"Models ({kinds})")
+            path, _ = QFileDialog.getOpenFileName(self, "Model file", "", f"Models ({kinds})")
             self.set_value(path) if path else self.box.setCurrentIndex(0)
             return
-        self._told()
+        self._show_title()
         self.chosen.emit()
 
     def _path(self) -> Path:
         name = self.value() or locations.DEFAULT
         return locations.model_paths().get(name, Path(name))
 
-    def _told(self) -> None:
+    def _show_title(self) -> None:
         if not self.value():
-            self.title.setText("The shipped model that the image's noise asks for.")
+            self.title.setText("The shipped model that fits the noise of the image.")
             return
         self.title.setText(_title(self._path()))
 
 
 class _ListBox(QComboBox):
-    """A box that lists anew whenever it opens."""
+    """A combo box that refreshes its list whenever it opens."""
 
-    def __init__(self, refresh) -> None:
+    def __init__(self, refresh: Callable[[], None]) -> None:
         super().__init__()
         self._refresh = refresh
 
@@ -300,14 +294,23 @@ def _title(path: Path) -> str:
         with safe_open(path, framework="np") as file:
             return (file.metadata() or {}).get("title", "")
     except (SafetensorError, OSError):
-        return ""  # said when it is used, in full
+        return ""  # using it reports the error in full
 
 
-def _note() -> QLabel:
+def form_layout(parent: QWidget) -> QFormLayout:
+    """Make a form without margins, whose fields fill its width."""
+    layout = QFormLayout(parent)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return layout
+
+
+def note() -> QLabel:
+    """Make a gray label for several lines, like napari's own notes."""
     label = QLabel()
     label.setWordWrap(True)
     label.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
-    label.setEnabled(False)  # grey, as napari's own notes
+    label.setEnabled(False)
     return label
 
 

@@ -1,4 +1,4 @@
-"""A chooser of image layers."""
+"""A combo box of image layers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _SEVERAL = "several"
 
 
 class LayerBox(QComboBox):
-    """Choose an image layer; layers of other kinds are listed, but cannot be chosen.
+    """Choose an image layer; layers of other kinds are listed but disabled.
 
     Parameters
     ----------
     viewer : napari.Viewer
     several : bool
-        Follow the layer list's selection; of several selected image layers, offer all together.
+        Follow the selection in the layer list; if several image layers are selected, offer all of them.
     none : str
-        What choosing no layer is called; empty where one must be chosen.
+        Label for choosing no layer; empty if a layer is required.
     """
 
     chosen = Signal()
@@ -46,7 +46,7 @@ class LayerBox(QComboBox):
             self._selected()
 
     def layers(self) -> list[Any]:
-        """What is chosen."""
+        """Return the chosen layers."""
         chosen = self.currentData()
         if chosen == _SEVERAL:
             return self._images_selected()
@@ -57,7 +57,7 @@ class LayerBox(QComboBox):
         self.setCurrentIndex(self.findData(_key(layer)))
 
     def refresh(self, _event: Any = None) -> None:
-        """List the layers that are there."""
+        """List the layers of the viewer."""
         before = self.currentData()
         self._listed = [layer for layer in self._viewer.layers if not layer.metadata.get(PREVIEW)]
         selected = self._images_selected() if self._several else []
@@ -67,7 +67,7 @@ class LayerBox(QComboBox):
             self.addItem(self._none, "")
         if len(selected) > 1:
             self.addItem(f"{len(selected)} selected layers", _SEVERAL)
-        for layer in reversed(self._listed):  # as the layer list shows them
+        for layer in reversed(self._listed):  # in the order of the layer list
             self.addItem(layer.name, _key(layer))
             if not isinstance(layer, Image):
                 self.model().item(self.count() - 1).setEnabled(False)

@@ -1,4 +1,4 @@
-"""What a layer means to a `Restorer`, and the layer that its result becomes."""
+"""From napari layers to arrays and axes, and from results to layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from napari.utils.transforms import Affine
 from kbnet_plugin.arrays.axes import AXES, Layout, layout
 
 RECORD = "kbnet"
-"""Key of a layer's metadata that holds what was done."""
+"""Key of a layer's metadata for the record of its restoration."""
 
 PREVIEW = "kbnet preview"
-"""Key of the metadata of a layer that is only there to be looked at."""
+"""Key of a layer's metadata that marks a preview."""
+
+LARGE = 1 << 30
+"""Size in bytes above which results are kept out of memory."""
 
 _USUAL = {2: "YX", 3: "ZYX", 4: "TZYX", 5: "TZCYX"}
 _KEPT = (
@@ -26,17 +29,17 @@ _KEPT = (
 
 
 def full_resolution(layer: Any) -> Any:
-    """The layer's array; of a pyramid its largest level."""
+    """Return the layer's array; of a pyramid, its largest level."""
     return layer.data[0] if layer.multiscale else layer.data
 
 
-def understood(layer: Any) -> str:
-    """Axes of a layer's array: its axis labels where they are such, else what is usual.
+def guess_axes(layer: Any) -> str:
+    """Return the axes of a layer's array: its axis labels if valid, else the usual ones.
 
     Raises
     ------
     ValueError
-        If there is nothing usual for so many axes.
+        If no axes are usual for this number of dimensions.
     """
     labels = "".join(str(label) for label in layer.axis_labels).upper()
     if len(labels) == layer.ndim and set(labels) <= set(AXES) and len(set(labels)) == len(labels):
@@ -44,17 +47,17 @@ def understood(layer: Any) -> str:
     elif layer.ndim in _USUAL:
         axes = _USUAL[layer.ndim]
     else:
-        raise ValueError(f"the layer has {layer.ndim} axes; say what they are by letters of T Z C S Y X")
+        raise ValueError(f"The layer has {layer.ndim} axes; name them with letters of T Z C S Y X.")
     return axes + "S" if layer.rgb else axes
 
 
 def describe(layer: Any, axes: str) -> str:
-    """Say what axes make of a layer, in a line.
+    """Describe in one line how a layer is divided into planes.
 
     Raises
     ------
     ValueError
-        If they do not fit.
+        If the axes do not fit the layer.
     """
     arranged = arrange(full_resolution(layer).shape, axes)
     height, width = arranged.size
@@ -64,19 +67,19 @@ def describe(layer: Any, axes: str) -> str:
 
 
 def arrange(shape: tuple[int, ...], axes: str) -> Layout:
-    """Lay out an array for a network that takes what its samples are."""
+    """Lay out an array for a network with as many channels as the array has samples."""
     samples = shape[axes.upper().index("S")] if "S" in axes.upper() and len(axes) == len(shape) else 1
     return layout(tuple(int(n) for n in shape), axes, 3 if samples <= 4 else samples)
 
 
 def sizes(layer: Any, axes: str) -> dict[str, tuple[float, str | None]]:
-    """Size of a pixel or step along each axis, and its unit."""
+    """Return the size of a pixel along each axis, and its unit."""
     steps = zip(axes.replace("S", "") if layer.rgb else axes, layer.scale, layer.units, strict=True)
     return {a: (float(scale), None if str(unit) == "pixel" else str(unit)) for a, scale, unit in steps}
 
 
 def result(layer: Any, data: Any, name: str, record: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
-    """Layer data tuple of what an image layer became: as the layer in all but data and name."""
+    """Make the layer data tuple of a result: like the image layer in all but data and name."""
     _, state, _ = layer.as_layer_data_tuple()
     kept = {key: state[key] for key in _KEPT if key in state}
     kept["metadata"] = {**kept["metadata"], RECORD: record}
@@ -84,7 +87,7 @@ def result(layer: Any, data: Any, name: str, record: dict[str, Any]) -> tuple[An
 
 
 def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any, dict[str, Any], str]:
-    """Layer data tuple of a piece of an image layer, from some pixel on."""
+    """Make the layer data tuple of a crop that starts at pixel `corner` of an image layer."""
     data, state, kind = result(layer, data, name, {})
     placed = Affine(
         scale=layer.scale, rotate=layer.rotate, shear=layer.shear, translate=layer.translate, ndim=layer.ndim
@@ -93,14 +96,42 @@ def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any
     return data, state | {"translate": corner_at, "metadata": {PREVIEW: True}}, kind
 
 
+def residual(source: Any, restored: Any, axes: str) -> tuple[Any, dict[str, Any], str]:
+    """Make the layer data tuple of `source` minus `restored`, averaged over colours; lazy if large.
+
+    Parameters
+    ----------
+    source : napari.layers.Image
+    restored : array
+        Of the shape of the source.
+    axes : str
+    """
+    import dask.array as da
+
+    array = full_resolution(source)
+    chunks = tuple(n if a in "YXS" else 1 for a, n in zip(axes, array.shape, strict=True))
+    before, after = (da.from_array(each, chunks=chunks).astype(np.float32) for each in (array, restored))
+    data = before - after
+    if source.rgb:
+        data = data[..., :3].mean(axis=-1)
+    if data.nbytes < LARGE:
+        data = data.compute()
+    middle = np.asarray(data[tuple(n // 2 for n in data.shape[:-2])])
+    end = 4 * float(np.nanstd(middle)) or 1.0
+    _, state, kind = result(source, data, f"{source.name} residual", {})
+    del state["metadata"][RECORD]
+    appearance = {"rgb": False, "colormap": "gray", "contrast_limits": (-end, end), "gamma": 1.0}
+    return data, state | appearance, kind
+
+
 def cut(arranged: Layout, plane: Mapping[str, int], window: tuple[slice, slice]) -> tuple[int | slice, ...]:
-    """What to slice an array with for a window of a plane, so that all its axes stay."""
+    """Return the index of a window of a plane that keeps all axes of the array."""
     inner = {"Y": window[0], "X": window[1], arranged.channel_axis: slice(None)}
     return tuple(inner[a] if a in inner else slice(plane[a], plane[a] + 1) for a in arranged.axes)
 
 
 def picture(arranged: Layout, block: Any) -> Any:
-    """(H, W) or (H, W, C) of what `cut` gives, without opacity."""
+    """Turn a block indexed by `cut` into (H, W) or (H, W, C), without opacity."""
     single = tuple(i for i, a in enumerate(arranged.axes) if a not in "YX" + arranged.channel_axis)
     whole = arranged.to_picture(np.asarray(block).squeeze(single))
     whole = whole[..., : arranged.channels - arranged.alpha]

@@ -1,4 +1,4 @@
-"""Importing torch into a program that draws."""
+"""Import torch safely beside OpenGL."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1)
 def load_torch() -> None:
-    """Import torch; to be called first in whatever a thread does with it.
+    """Import torch; call this before anything else that uses torch.
 
-    Triton, which torch imports when it counts operations or trains, holds an LLVM of its own. Mesa, which
-    draws many windows, has loaded another, and a Triton that binds to that one ends the program.
+    Triton, which torch imports when it counts operations or trains, ships its own LLVM. Mesa, which draws
+    many windows, has loaded another, and the program crashes if Triton binds to that one.
     """
     flags = sys.getdlopenflags() if hasattr(sys, "getdlopenflags") else None
     if flags is not None and hasattr(os, "RTLD_DEEPBIND"):

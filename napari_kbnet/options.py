@@ -1,4 +1,4 @@
-"""How to restore: each default once, for the widgets, the settings page and the scripts."""
+"""How to restore: the defaults of the widgets, the settings page and the scripts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may choose of a restoration.
+    """Options of a restoration.
 
     Attributes
     ----------
     model : str
-        Name or file; empty for the shipped one that fits the image.
+        Name or file; empty for the shipped model that fits the image.
     device, precision : str
-        As `device` and `dtype` of `Restorer`.
+        As for `Restorer`.
     strength : float
-        From 0, the input, to 1.
+        From 0 (the input) to 1.
     tile, halo : int or None
-        In pixels; None for the `Restorer`'s own.
+        In pixels; None for the default of `Restorer`.
     range : RangeRule or None
-        What the network sees as 0 and 1; None for the model's own.
+        Intensities that the network sees as 0 and 1; None for the model's own rule.
     self_ensemble : bool
-        Mean over eight turns and flips.
+        Average over eight flips and rotations.
     """
 
     model: str = ""
@@ -46,16 +46,15 @@ class Options:
     self_ensemble: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the defaults, as keywords of `Restorer`."""
-        names = {"precision": "dtype"}
+        """Return what differs from the defaults, as keywords of `Restorer`."""
         return {
-            names.get(field.name, field.name): value
+            field.name: value
             for field in fields(self)
             if field.name != "model" and (value := getattr(self, field.name)) != field.default
         }
 
     def choice(self) -> Choice:
-        """From an array's shape and axes to a restorer. Imports torch."""
+        """Build what chooses a restorer for an array; imports torch."""
         load_torch()
         from kbnet_plugin.inference.batch import choice
 
@@ -63,11 +62,11 @@ class Options:
 
 
 def saved() -> Options:
-    """Options as the settings page has them."""
+    """Return the options from the settings page."""
     from napari.settings import get_plugin_settings
 
     try:
         page = get_plugin_settings(PLUGIN).restoration
-    except (KeyError, AttributeError):  # the plugin is disabled, or napari does not know it by its manifest
+    except (KeyError, AttributeError):  # the plugin is disabled or not installed
         return Options()
     return Options(model=page.model, device=page.device, precision=page.precision, tile=page.tile or None)

@@ -1,4 +1,4 @@
-"""The visible region before and after."""
+"""A preview: the visible area before and after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layers import arrange, full_resolution, part
 from .worker import Preview
 
 _SIDES = 192, 1024  # pixels of a preview's side
-_FIRST = 256  # pixels; before it is known how fast the model is
+_FIRST = 256  # pixels; until the speed of the model is known
 _PATIENCE = 2.0  # seconds that a preview may take
 
 NAME = "KBNet preview"
@@ -21,15 +21,15 @@ _BLINK = 600  # milliseconds
 
 
 class PreviewPane(QWidget):
-    """Buttons for a preview, and the layer that shows it.
+    """The controls of the preview, and its layer.
 
     Parameters
     ----------
     viewer : napari.Viewer
     """
 
-    wanted = Signal()
-    """A preview of what is visible is asked for, or by `live` what was shown is no longer that."""
+    requested = Signal()
+    """The user asks for a preview, or a live preview is out of date."""
 
     def __init__(self, viewer: Any) -> None:
         super().__init__()
@@ -39,15 +39,17 @@ class PreviewPane(QWidget):
         self.side = _FIRST
         self.layer: Any = None
         self.button = QPushButton("Preview")
-        self.button.setToolTip("Restore what is visible of this plane, as much as two seconds suffice for")
-        self.live = QCheckBox("live")
-        self.live.setToolTip("Again whenever the view or an option changes")
-        self.blink = QCheckBox("blink")
-        self.blink.setToolTip("Show before and after in turn")
+        self.button.setToolTip(
+            "Restore the visible area of this plane, or as much of its middle as takes two seconds"
+        )
+        self.live = QCheckBox("Live")
+        self.live.setToolTip("Update whenever the view or an option changes")
+        self.blink = QCheckBox("Blink")
+        self.blink.setToolTip("Alternate between before and after")
         self.split = QSlider(Qt.Orientation.Horizontal)
         self.split.setRange(0, 100)
         self.split.setValue(50)
-        self.split.setToolTip("Left of here the image as it is, right of here restored")
+        self.split.setToolTip("The original is left of this position, the result right of it")
         self._sides = QWidget()
         sides = QHBoxLayout(self._sides)
         sides.setContentsMargins(0, 0, 0, 0)
@@ -70,8 +72,8 @@ class PreviewPane(QWidget):
         self._settled = QTimer(self)
         self._settled.setSingleShot(True)
         self._settled.setInterval(400)
-        self._settled.timeout.connect(self.wanted)
-        self.button.clicked.connect(self.wanted)
+        self._settled.timeout.connect(self.requested)
+        self.button.clicked.connect(self.requested)
         self.live.toggled.connect(self.refresh)
         self.blink.toggled.connect(self._blink)
         self.split.valueChanged.connect(self._draw)
@@ -80,12 +82,12 @@ class PreviewPane(QWidget):
         viewer.layers.events.removed.connect(self._removed)
 
     def refresh(self, _event: Any = None) -> None:
-        """Ask for a new preview soon, if it is to be live."""
+        """Ask for a new preview soon, if live."""
         if self.live.isChecked() and self.isVisible():  # napari keeps a widget whose dock was closed
             self._settled.start()
 
     def show_preview(self, layer: Any, preview: Preview, axes: str) -> None:
-        """Lay a preview over its layer."""
+        """Add a preview above its layer."""
         self._preview, self._axis = preview, axes.upper().index("X")
         self.side = int(np.clip(np.sqrt(_PATIENCE / preview.seconds) * self.side, *_SIDES)) // 16 * 16
         data, state, kind = part(layer, self._mixed(), preview.corner, NAME)
@@ -97,7 +99,7 @@ class PreviewPane(QWidget):
         self._sides.setEnabled(True)
 
     def clear(self) -> None:
-        """Take the preview away."""
+        """Remove the preview."""
         if self.layer is not None and self.layer in self._viewer.layers:
             self._viewer.layers.remove(self.layer)
         self.layer = self._preview = None
@@ -126,11 +128,11 @@ class PreviewPane(QWidget):
             self.layer.data = self._mixed()
 
     def _mixed(self) -> Any:
-        """Before left of the border, after right of it."""
+        """Combine before, left of the border, and after, right of it."""
         if self._preview is None or self.blink.isChecked():
             return None if self._preview is None else self._preview.after
         before, after = self._preview.before, self._preview.after
-        if before.shape != after.shape:  # a network that gives fewer channels than it takes
+        if before.shape != after.shape:  # the network has fewer output than input channels
             return after
         width = after.shape[self._axis]
         border = round(width * self.split.value() / 100)
@@ -141,7 +143,7 @@ class PreviewPane(QWidget):
 
 
 def visible(viewer: Any, layer: Any, axes: str, side: int) -> tuple[dict[str, int], tuple[slice, slice]]:
-    """Find what the canvas shows of a layer; of more than `side` pixels each way the middle.
+    """Find the visible area of a layer, or the middle `side` x `side` pixels of it.
 
     Returns
     -------
@@ -173,7 +175,7 @@ def visible(viewer: Any, layer: Any, axes: str, side: int) -> tuple[dict[str, in
 
 
 def add_above(viewer: Any, layer: Any, new: Any) -> None:
-    """Put a layer right above another; what is selected stays so."""
+    """Add a layer right above another; the selection stays."""
     selected, active = set(viewer.layers.selection), viewer.layers.selection.active
     place = viewer.layers.index(layer) + 1 if layer in viewer.layers else len(viewer.layers)
     viewer.layers.insert(place, new)

@@ -1,4 +1,4 @@
-"""How noisy an image is, and how close to the truth."""
+"""How noisy an image is, and how close to the ground truth."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 from kbnet_plugin.arrays.axes import Layout
 from kbnet_plugin.arrays.intensity import Range
 
+from . import worker
 from .layers import cut, picture
+from .options import Options
 
-_SMALLEST = 7  # pixels, of the window that SSIM is taken of
+_SMALLEST = 7  # pixels; the window of SSIM
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one image before and after.
+    """Quality of an image before and after restoration.
 
     Attributes
     ----------
     noise : (float, float)
-        Standard deviations of the noise, estimated, in the image's own units.
+        Estimated standard deviations of the noise, in the units of the image.
     psnr, ssim : (float, float) or None
-        Where the truth is known. PSNR in decibels, for the range that the model saw.
+        None without a ground truth. PSNR is in decibels, for the range that the model saw.
     """
 
     noise: tuple[float, float]
@@ -42,6 +44,30 @@ class Quality:
         return ", ".join(lines)
 
 
+def preview_and_compare(
+    options: Options,
+    array: Any,
+    axes: str,
+    plane: Mapping[str, int],
+    window: tuple[slice, slice],
+    truth: Any,
+) -> tuple[worker.Preview, str]:
+    """Restore a window of a plane, and describe its quality; see `worker.preview` and `compare`."""
+    preview = worker.preview(options, array, axes, plane, window)
+    return preview, compare(
+        preview.before, preview.after, truth, preview.arranged, plane, window, preview.scale
+    )
+
+
+def compare_result(
+    job: worker.Job, after: Any, plane: Mapping[str, int], window: tuple[slice, slice], truth: Any
+) -> str:
+    """Describe the quality of a window of a result; see `compare`."""
+    arranged, scale = worker.layout_and_range(job.options, job.array, job.axes, plane)
+    blocks = [np.asarray(array[cut(arranged, plane, window)]) for array in (job.array, after)]
+    return compare(*blocks, truth, arranged, plane, window, scale)
+
+
 def compare(
     before: NDArray[Any],
     after: NDArray[Any],
@@ -51,46 +77,49 @@ def compare(
     window: tuple[slice, slice],
     scale: Range,
 ) -> str:
-    """Say how a window of a plane was before and is after.
+    """Describe the quality of a window of a plane before and after restoration.
 
     Parameters
     ----------
     before, after : ndarray
-        As `cut` gives them.
+        Blocks indexed by `cut`.
     truth : array or None
-        Of the whole array's shape, or of one plane's for all planes.
+        In the shape of the whole array, or of a single plane that holds for all planes.
     arranged : Layout
         Of the whole array.
     plane, window
         As for `cut`.
     scale : Range
+        As for `measure`.
     """
     if before.shape != after.shape:
-        return "The result has other channels than the layer: nothing to compare."
-    wanted = None
+        return "The result and the layer differ in their channels and cannot be compared."
+    expected = None
     if truth is not None:
         shape = tuple(truth.shape)
         if shape == arranged.shape:
-            wanted = picture(arranged, truth[cut(arranged, plane, window)])
+            expected = picture(arranged, truth[cut(arranged, plane, window)])
         elif shape in (arranged.size, (*arranged.size, arranged.channels)):
-            wanted = np.asarray(truth[window])
+            expected = np.asarray(truth[window])
         else:
-            return f"The truth is {shape}, the layer {arranged.shape}: choose another truth."
+            return f"Shape {shape} of the ground truth does not fit the layer, {arranged.shape}."
     pictures = picture(arranged, before), picture(arranged, after)
-    return str(measure(*pictures, wanted, scale, colours=bool(arranged.channel_axis)))
+    return str(measure(*pictures, expected, scale, colours=bool(arranged.channel_axis)))
 
 
 def measure(
     before: NDArray[Any], after: NDArray[Any], truth: NDArray[Any] | None, scale: Range, *, colours: bool
 ) -> Quality:
-    """Compare two versions of a picture, (H, W) or with `colours` (H, W, C).
+    """Measure the quality of two versions of a picture.
 
     Parameters
     ----------
     before, after : ndarray
+        (H, W), or (H, W, C) with `colours`.
     truth : ndarray or None
+        Of the same shape.
     scale : Range
-        Its span is the largest difference that PSNR and SSIM know.
+        Its span is the data range of PSNR and SSIM.
     colours : bool
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -102,12 +131,14 @@ def measure(
     ]
     if truth is None:
         return Quality((noise[0], noise[1]))
-    wanted = _float(truth)
-    psnr = [float(peak_signal_noise_ratio(wanted, _float(x), data_range=scale.span)) for x in (before, after)]
+    expected = _float(truth)
+    psnr = [
+        float(peak_signal_noise_ratio(expected, _float(x), data_range=scale.span)) for x in (before, after)
+    ]
     ssim = None
     if min(before.shape[:2]) >= _SMALLEST:
         values = [
-            float(structural_similarity(wanted, _float(x), data_range=scale.span, channel_axis=axis))
+            float(structural_similarity(expected, _float(x), data_range=scale.span, channel_axis=axis))
             for x in (before, after)
         ]
         ssim = values[0], values[1]

@@ -1,4 +1,4 @@
-"""Noisy images with their truth, made from photographs inside scikit-image: nothing is downloaded."""
+"""Noisy images with their clean originals, made from images in scikit-image; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kbnet_plugin.arrays.degradations import add_gaussian, add_poisson_gaussian
+
 LayerData = tuple[NDArray[Any], dict[str, Any], str]
 
-_SIGMA = 25  # of 255; what the README's photograph has
+_SIGMA = 25  # of 255, like the photograph in the README
 _GAIN, _READ_NOISE = 0.03, 0.02  # of full scale: the brightest pixel is 33 photons
 _PIXEL = 0.25  # micrometres
 _STEP, _SECONDS = 1.0, 30.0  # between planes, between frames
 _FRAMES, _PLANES = 3, 7
-_ROW, _COLUMN, _SIDE = 230, 200, 256  # where the stack lies in the tissue
+_ROW, _COLUMN, _SIDE = 230, 200, 256  # the part of the tissue in the stack
 
 
 def photograph() -> list[LayerData]:
-    """An RGB photograph with Gaussian noise."""
+    """Make an RGB photograph with Gaussian noise."""
     from skimage import data
 
     clean = data.chelsea()
-    noise = np.random.default_rng(0).normal(0, _SIGMA, clean.shape)
-    noisy = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
+    noisy = add_gaussian(clean, _SIGMA, np.random.default_rng(0))
+    noisy = np.clip(noisy, 0, 255).round().astype(np.uint8)
     return _layers("photograph", noisy, clean, rgb=True)
 
 
 def cells() -> list[LayerData]:
-    """Stained tissue as a fluorescence microscope would see it with few photons."""
+    """Make an image of stained tissue as in a fluorescence microscope with few photons."""
     nuclei, membranes = _stains()
     clean = np.clip(nuclei + 0.3 * membranes, 0, 1)
     noisy = _expose(clean)
@@ -37,7 +39,7 @@ def cells() -> list[LayerData]:
 
 
 def stack() -> list[LayerData]:
-    """The same tissue in depth and time: planes go out of focus, the stage drifts, the dye bleaches."""
+    """Make a stack of that tissue over time: planes go out of focus, the stage drifts, the dye bleaches."""
     nuclei, membranes = _stains()
     rng = np.random.default_rng(1)
     parts = [
@@ -63,23 +65,23 @@ def stack() -> list[LayerData]:
 
 
 def _layers(name: str, noisy: NDArray[Any], clean: NDArray[Any], **settings: Any) -> list[LayerData]:
-    """The noisy layer comes last: it lies on top and is selected."""
-    # Both by the same limits, or napari would stretch the noise away.
+    """Put the noisy layer last, so that it is on top and selected."""
+    # Both need the same limits: napari's own would hide the noise.
     limits = (0, float(np.quantile(noisy, 0.999))) if noisy.dtype == np.uint16 else (0, 255)
     settings |= {"contrast_limits": limits}
     return [
-        (clean, settings | {"name": f"Truth of {name}", "visible": False}, "image"),
+        (clean, settings | {"name": f"Clean {name}", "visible": False}, "image"),
         (noisy, settings | {"name": f"Noisy {name}"}, "image"),
     ]
 
 
 def _stains() -> tuple[NDArray[Any], NDArray[Any]]:
-    """Nuclei and membranes, 0 to 1, bright where the tissue took the dye up."""
+    """Return nuclei and membranes, 0 to 1, bright where the tissue took up the dye."""
     from scipy.ndimage import gaussian_filter
     from skimage import color, data
 
     stains = color.rgb2hed(data.immunohistochemistry())
-    parts = [gaussian_filter(stains[..., i], 0.7) for i in (0, 2)]  # the photograph has some noise of its own
+    parts = [gaussian_filter(stains[..., i], 0.7) for i in (0, 2)]  # the photograph itself is noisy
     bounds = [np.quantile(part, (0.02, 0.998)) for part in parts]
     nuclei, membranes = (
         np.clip((p - low) / (high - low), 0, 1) for p, (low, high) in zip(parts, bounds, strict=True)
@@ -88,7 +90,7 @@ def _stains() -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _relief(rng: np.random.Generator, shape: tuple[int, ...], middle: float) -> NDArray[Any]:
-    """Which plane every pixel is sharp in."""
+    """Draw at random in which plane each pixel is sharp."""
     from scipy.ndimage import gaussian_filter
 
     rough = gaussian_filter(rng.standard_normal(shape), 40)
@@ -96,10 +98,10 @@ def _relief(rng: np.random.Generator, shape: tuple[int, ...], middle: float) -> 
 
 
 def _planes(part: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
-    """What every plane sees: blurred and dimmer, the further it lies from where a pixel is sharp."""
+    """Make the planes, blurred and dimmed with the distance from where each pixel is sharp."""
     from scipy.ndimage import gaussian_filter
 
-    # Blurs for whole distances, and between them their mixture.
+    # Blurs for integer distances; fractions in between are interpolated.
     blurs = [gaussian_filter(part, 1.5 * level) / (1 + 0.5 * level) for level in range(_PLANES + 1)]
     distances = [np.minimum(np.abs(depth - plane), _PLANES) for plane in range(_PLANES)]
     return np.array(
@@ -111,12 +113,10 @@ def _planes(part: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
 
 
 def _expose(clean: NDArray[Any]) -> NDArray[Any]:
-    """Photons arrive at random, and reading them out adds noise."""
-    rng = np.random.default_rng(2)
-    photons = rng.poisson(clean / _GAIN) * _GAIN
-    return _digital(photons + rng.normal(0, _READ_NOISE, clean.shape))
+    """Add the noise of photon counts and of reading them out."""
+    return _digital(add_poisson_gaussian(clean, _GAIN, _READ_NOISE, np.random.default_rng(2)))
 
 
 def _digital(image: NDArray[Any]) -> NDArray[Any]:
-    """16 bits, with room for what chance makes brighter than the brightest."""
+    """Convert to 16 bits, with headroom for noise above the brightest pixel."""
     return (65535 * np.clip(0.05 + 0.7 * image, 0, 1)).round().astype(np.uint16)

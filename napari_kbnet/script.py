@@ -1,4 +1,4 @@
-"""A record of what was done, as a program that does it again."""
+"""Python scripts that repeat a restoration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _HEAD = '''\
-"""Restores {layer!r} as the napari plugin of kbnet {kbnet} did{when}."""
+"""Restore {layer!r} as the napari plugin of kbnet {kbnet} did{when}."""
 '''
 
 _PICTURE = """
@@ -40,7 +40,7 @@ _STACK = """
 from pathlib import Path
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.io.stacks import restore_stack
+from kbnet_plugin.inference.stacks import restore_stack
 
 source, target = Path({source!r}), Path({target!r})
 {restorer}
@@ -51,22 +51,21 @@ for done, total in restore_stack(restorer, source, target, axes={axes!r}, resume
 _RESTORER = """\
 restorer = Restorer.from_pretrained({arguments})
 if restorer.fingerprint != {weights!r}:
-    raise SystemExit("these are other weights than those that were used")\
+    raise SystemExit("these are not the weights that were used")\
 """
 
 
 def script(record: dict[str, Any]) -> str:
-    """Write a program that repeats what a layer's record says.
+    """Write a script that repeats the restoration in a layer's record.
 
-    The source is the file that the layer was read from; of a layer without one, the TIFF that the user saves
-    it as.
+    It reads the file of the layer; if there is none, a TIFF as which the user is to save the layer.
     """
     arguments = [repr(record["model"]), *(f"{k}={v!r}" for k, v in record["settings"].items())]
     restorer = _RESTORER.format(arguments=", ".join(arguments), weights=record["weights"])
     path, hint = record.get("path"), ""
     if path is None:
         form, path = _PICTURE, f"{_file_name(record['layer'])}.tif"
-        hint = "  # save the layer under this name"
+        hint = "  # save the layer as this file first"
     else:
         from kbnet_plugin.io.stacks import is_stack
 

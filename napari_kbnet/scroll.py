@@ -1,4 +1,4 @@
-"""A column of widgets that scrolls when it is too tall, and is never cut at its side."""
+"""A column of widgets that scrolls vertically and is never cut off at the side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
 
 class Column(QScrollArea):
-    """Show a widget at its full width, and scroll it up and down."""
+    """Show a widget at its full width, with a vertical scroll bar."""
 
     def __init__(self, inside: QWidget) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What runs beside the window. Models are loaded, tiles computed, and torch is imported, here alone."""
+"""What runs in threads: loading models and computing tiles. Only this module imports torch."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from kbnet_plugin.inference.batch import Choice, Chosen
     from kbnet_plugin.inference.restorer import Plan
 
-_WIDE = 4096  # pixels; a plane wider than this is shown through an overview while it grows
-_OVERVIEW = 2048, 1 << 28  # pixels of an overview's side, and bytes of it in all, at most
+_WIDE = 4096  # pixels; wider planes are displayed through an overview while they grow
+_OVERVIEW = 2048, 1 << 28  # at most: pixels per side of the overview, and its bytes in all
 
 
 class WorkError(Exception):
-    """What went wrong, in a line for the user."""
+    """An error to show to the user, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ class Job:
     Attributes
     ----------
     name : str
-        Of its layer.
+        Name of its layer.
     array : array
-        Anything with shape and dtype that can be sliced.
+        Anything with a shape and a dtype that can be sliced.
     axes : str
     options : Options
     sizes : mapping
         As in `kbnet_plugin.io.metadata.StackMetadata`.
     path : str or None
-        Of the file that it was read from.
+        File that the array was read from.
     target : Path or None
         OME-Zarr to write; None for an array in memory.
     """
@@ -73,21 +73,21 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a job has come.
+    """Progress of a job.
 
     Attributes
     ----------
     number : int
-        Of the job.
+        Index of the job.
     state : {"began", "tile", "done", "stopped"}
     done, total : int
-        Tiles.
-    data : array, list of array or None
-        What to show, where that changes: a list is a pyramid.
-    touched : tuple of int or slice
-        Where the last tile went.
+        Numbers of tiles.
     record : dict
-        What was done, once the job has begun.
+        Record of what is done, for the metadata of the result.
+    data : array, list of array or None
+        What to display from here on, if that changes; a list is a pyramid.
+    touched : tuple of int or slice
+        Index of the last tile.
     """
 
     number: int
@@ -101,22 +101,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A piece of a plane before and after.
+    """A window of a plane before and after.
 
     Attributes
     ----------
     before, after : ndarray
         With all axes of the array.
     corner : tuple of int
-        Where the piece begins.
+        Index of the first pixel.
     arranged : Layout
-        Of the array.
+        Layout of the whole array.
     scale : Range
-        What the model saw as 0 and 1.
+        Intensities that the model saw as 0 and 1.
     seconds : float
-        That the network took.
+        Time the restoration took.
     reason : str
-        What was chosen and why; empty where a model was named.
+        What was chosen and why; empty if the user named a model.
     """
 
     before: NDArray[Any]
@@ -129,7 +129,7 @@ class Preview:
 
 
 def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
-    """How an array is restored; where nobody named a model its noise is measured, once for each array."""
+    """Choose how to restore an array; unless a model is named, its noise is measured, once per array."""
     path = locations.model_paths().get(options.model, Path(options.model))
     stamp = path.stat().st_mtime_ns if options.model and path.is_file() else 0
     key = (options, stamp, axes)
@@ -141,11 +141,11 @@ def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
     return chosen
 
 
-_last: list[Any] = []  # what was asked for last, and the answer
+_last: list[Any] = []  # the last request and its answer
 
 
 def forget() -> None:
-    """Measure anew, also an array that was measured last: its values may have changed."""
+    """Measure the next array even if it was the last one: its values may have changed."""
     _last.clear()
 
 
@@ -155,14 +155,14 @@ def _choice(options: Options, _stamp: int) -> Choice:
 
 
 def make_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str]:
-    """Say what restoring an array will take, and what was chosen for it and why."""
-    with plainly():
+    """Estimate what restoring an array takes, and say what was chosen for it and why."""
+    with user_errors():
         chosen = chosen_for(options, array, axes)
         return chosen.restorer.plan(tuple(array.shape), axes), chosen.reason
 
 
 def devices() -> dict[str, str]:
-    """Name and label of every device that is there."""
+    """Return name and label of every available device."""
     load_torch()
     import torch
 
@@ -180,19 +180,19 @@ def devices() -> dict[str, str]:
 def preview(
     options: Options, array: Any, axes: str, plane: Mapping[str, int], window: tuple[slice, slice]
 ) -> Preview:
-    """Restore a window of a plane, as a run would.
+    """Restore a window of a plane, exactly as a run would.
 
     Parameters
     ----------
     options : Options
     array, axes
-        As of a `Job`.
+        As in `Job`.
     plane : mapping
         Index along every axis but Y and X.
     window : (slice, slice)
         Rows and columns.
     """
-    with plainly():
+    with user_errors():
         chosen = chosen_for(options, array, axes)
         restorer = chosen.restorer
         at = _index(layout(tuple(int(n) for n in array.shape), axes, restorer.in_channels), plane)
@@ -212,9 +212,11 @@ def preview(
         )
 
 
-def look(options: Options, array: Any, axes: str, plane: Mapping[str, int]) -> tuple[Layout, Range]:
-    """How the model sees an array, and what it sees as 0 and 1 in a plane."""
-    with plainly():
+def layout_and_range(
+    options: Options, array: Any, axes: str, plane: Mapping[str, int]
+) -> tuple[Layout, Range]:
+    """Return the layout of an array, and the intensities that the model sees as 0 and 1 in a plane."""
+    with user_errors():
         restorer = chosen_for(options, array, axes).restorer
         arranged = layout(tuple(int(n) for n in array.shape), axes, restorer.in_channels)
         return arranged, restorer.intensity_range(array, axes, _index(arranged, plane))
@@ -225,8 +227,8 @@ def _index(arranged: Layout, plane: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def restore(jobs: Sequence[Job], cancelled: Event) -> Generator[Step, None, None]:
-    """Restore one array after the other, a step a tile; stops after the tile in which it is told to."""
-    with plainly():
+    """Restore arrays one by one; yield a step per tile, and stop after a tile once `cancelled` is set."""
+    with user_errors():
         for number, job in enumerate(jobs):
             if cancelled.is_set():
                 return
@@ -256,7 +258,7 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
             target = Watched(growing.array, job.axes)
             for step in run.steps(target, record, journal=growing.journal, identity=_identity(job, arranged)):
                 if step.state == "done":
-                    break  # once the file has its name
+                    break  # reported below, once the file has its name
                 yield step
                 if step.state == "stopped":
                     raise _StoppedError
@@ -267,8 +269,8 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
     yield replace(step, data=data, record=step.record | {"file": str(job.target)})
 
 
-def holds(path: str, array: Any) -> bool:
-    """Whether a file is all of an array, as far as its shape says; a layer may be one channel of it."""
+def matches_file(path: str, array: Any) -> bool:
+    """Whether a file has the shape of an array; a layer may be just one channel of its file."""
     from kbnet_plugin.io.pictures import read_image
     from kbnet_plugin.io.stacks import is_stack, open_stack
 
@@ -282,7 +284,7 @@ def holds(path: str, array: Any) -> bool:
 
 
 class _StoppedError(Exception):
-    """Leaves a growing file as it is, to go on with."""
+    """Leaves a growing file as it is, so that it can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +312,7 @@ class _Run:
 
 
 def _identity(job: Job, arranged: Layout) -> str:
-    """Name an array by its file, or else by some of its values."""
+    """Identify an array by its file, or else by some of its values."""
     if job.path is not None:
         path = Path(job.path)
         return f"{job.path} {path.stat().st_mtime_ns if path.is_file() else 0}"
@@ -323,14 +325,14 @@ def _identity(job: Job, arranged: Layout) -> str:
 
 
 class Watched:
-    """A target that remembers where it was last written to, and keeps an overview of wide planes.
+    """A target that records the last write, and keeps an overview of wide planes.
 
     Attributes
     ----------
     shown : array or list of array
-        What a layer can show meanwhile.
+        What a layer can display while the target grows.
     touched : tuple of int or slice
-        Where the last tile went.
+        Index of the last write.
     """
 
     def __init__(self, array: Any, axes: str) -> None:
@@ -365,7 +367,7 @@ class Watched:
         self.touched = key
 
     def sync(self) -> None:
-        """Put on disk what was written, where the target is there."""
+        """Flush to disk, if the target is a file."""
         if (sync := getattr(self._array, "sync", None)) is not None:
             sync()
 
@@ -383,24 +385,23 @@ def _record(job: Job, chosen: Chosen) -> dict[str, Any]:
         "device": str(restorer.engine.device),
         "axes": job.axes,
         "layer": job.name,
-        "path": job.path if job.path is not None and holds(job.path, job.array) else None,
+        "path": job.path if job.path is not None and matches_file(job.path, job.array) else None,
         "versions": {"kbnet": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "napari")},
     }
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Turn what may go wrong into one line for the user."""
+def user_errors() -> Iterator[None]:
+    """Turn expected errors into a `WorkError`."""
     load_torch()
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        said = one_line(error)
-        if isinstance(error, MemoryError) or "out of memory" in said:
-            said = "out of memory; choose a smaller tile, or the CPU as the device"
-        # Also because superqt's workers take a RuntimeError for a closed window, and say nothing.
-        raise WorkError(f"{said[0].upper()}{said[1:]}") from error
+        message = one_line(error)
+        if isinstance(error, MemoryError) or "out of memory" in message:
+            message = "out of memory; choose a smaller tile, or the CPU as the device"
+        raise WorkError(f"{message[0].upper()}{message[1:]}") from error
 
 
 def _gigabytes(count: int) -> str:

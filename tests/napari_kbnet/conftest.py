@@ -1,4 +1,4 @@
-"""A viewer, for tests that are skipped where none can be drawn."""
+"""A viewer; its tests are skipped where no window can be opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 
-# napari reads it once, on import; nobody's own settings are to be read or changed.
+# napari reads this once, on import; the tests must neither read nor change the user's settings.
 os.environ["NAPARI_CONFIG"] = os.path.join(tempfile.mkdtemp(prefix="kbnet-napari-"), "settings.yaml")
 
 import numpy as np
@@ -20,17 +20,17 @@ from kbnet_plugin import save_network
 
 @functools.cache
 def _obstacle() -> str:
-    """Why no window can be opened here, or nothing."""
+    """Say why no window can be opened here; empty if it can."""
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
         return "neither a display nor Xvfb"
-    # Where a library is missing, Qt ends the process: another one tries.
+    # If a library is missing, Qt aborts: try in another process.
     command = [sys.executable, "-c", "from qtpy.QtWidgets import QApplication; QApplication([])"]
     tried = subprocess.run(command, capture_output=True, text=True)
-    said = [line for line in tried.stderr.splitlines() if line.strip()]
-    # Python says why at the end, Qt at the beginning.
-    why = (said or [""])[-1 if tried.returncode == 1 else 0]
+    lines = [line for line in tried.stderr.splitlines() if line.strip()]
+    # Python gives the reason in the last line, Qt in the first.
+    why = (lines or [""])[-1 if tried.returncode == 1 else 0]
     return f"Qt cannot open a window: {why or tried.returncode}" if tried.returncode else ""
 
 
@@ -43,7 +43,7 @@ def pytest_pycollect_makemodule(module_path, parent):
     if _obstacle():
         return _Skipped.from_parent(parent, path=module_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what napari's own imports are warned of
+        warnings.simplefilter("ignore")  # napari's own imports warn
         import napari.qt.threading  # noqa: F401
     return None
 
@@ -66,7 +66,7 @@ def viewer(qtbot):
 
 @pytest.fixture
 def settings(qapp):
-    """Give the plugin's settings page; reset it afterwards."""
+    """Return the plugin's settings page; reset it afterwards."""
     from napari.settings import get_plugin_settings
 
     page = get_plugin_settings("kbnet")
@@ -76,19 +76,19 @@ def settings(qapp):
 
 @pytest.fixture
 def gray(tmp_path, lively):
-    """Path of a tiny gray network that changes what it sees."""
+    """Save a tiny gray network that changes its input."""
     return _saved(tmp_path / "gray.safetensors", lively(img_channel=1))
 
 
 @pytest.fixture
 def color(tmp_path, lively):
-    """Path of a tiny colour network that changes what it sees."""
+    """Save a tiny colour network that changes its input."""
     return _saved(tmp_path / "color.safetensors", lively())
 
 
 @pytest.fixture
 def noise():
-    """Make noise of a shape, always the same."""
+    """Make noise of a shape, the same each time."""
     return lambda *shape: np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The widget for files: what it writes, what it says of each, how it stops and how it goes on."""
+"""The files widget: what it writes and reports, how it stops and resumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from kbnet_plugin import Restorer
+from kbnet_plugin.inference.engine import Engine
 from kbnet_plugin.inference.stacks import restore_stack
 from kbnet_plugin.io.pictures import read_image, write_image
 from kbnet_plugin.io.stacks import working_folder
@@ -18,7 +19,7 @@ from kbnet_plugin.io.stacks import working_folder
 
 @pytest.fixture
 def widget(viewer, tmp_path, checkpoint):
-    """The widget as the menu opens it, its folders and a small model chosen."""
+    """Open the widget as the menu does; choose folders and a small model."""
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore files")
     (tmp_path / "in").mkdir()
     widget.source.setText(str(tmp_path / "in"))
@@ -30,7 +31,7 @@ def widget(viewer, tmp_path, checkpoint):
 
 @pytest.fixture
 def finish(qtbot, widget):
-    """Press the button, and wait for the end."""
+    """Press the button and wait for the end."""
 
     def press():
         widget.start.click()
@@ -56,7 +57,7 @@ def table(widget):
     return {widget.table.item(row, 0).text(): widget.table.item(row, 1).text() for row in rows}
 
 
-def test_a_folder_is_restored_and_every_file_has_its_line(widget, finish, tmp_path, checkpoint):
+def test_a_folder_is_restored_and_every_file_has_a_row(widget, finish, tmp_path, checkpoint):
     image, values = picture(tmp_path / "in/a.png"), stack(tmp_path / "in/b.tif")
     picture(tmp_path / "in/c.png")
     (tmp_path / "in/c.png").write_bytes((tmp_path / "in/c.png").read_bytes()[:200])
@@ -70,24 +71,24 @@ def test_a_folder_is_restored_and_every_file_has_its_line(widget, finish, tmp_pa
     assert said["a.png"].startswith("restored in ")
     assert said["b.tif"].startswith("restored in ")
     assert said["c.png"].startswith("failed: damaged or incomplete PNG")
-    assert widget.said.text() == "2 restored, 0 kept, 1 failed"
+    assert widget.status.text() == "2 restored, 0 kept, 1 failed"
 
 
-def test_what_is_there_is_kept_unless_it_is_to_be_replaced(widget, finish, tmp_path):
+def test_existing_results_are_kept_unless_overwritten(widget, finish, tmp_path):
     picture(tmp_path / "in/a.png")
     finish()
     (tmp_path / "out/a.png").unlink()
     old = picture(tmp_path / "out/a.png", (5, 5))
     finish()
-    assert table(widget) == {"a.png": "kept: it is there already"}
+    assert table(widget) == {"a.png": "kept: the result exists"}
     assert np.array_equal(read_image(tmp_path / "out/a.png")[0], old)
     widget.overwrite.setChecked(True)
     finish()
-    assert widget.said.text() == "1 restored, 0 kept, 0 failed"
+    assert widget.status.text() == "1 restored, 0 kept, 0 failed"
     assert read_image(tmp_path / "out/a.png")[0].shape == (20, 30, 3)
 
 
-def test_cancel_stops_after_a_tile_and_the_next_run_goes_on(widget, finish, qtbot, tmp_path, checkpoint):
+def test_cancel_stops_after_a_tile_and_the_next_run_resumes(widget, finish, qtbot, tmp_path, checkpoint):
     values = stack(tmp_path / "in/a.tif", (30, 100, 100))
     picture(tmp_path / "in/b.png")
     seen = []
@@ -102,18 +103,18 @@ def test_cancel_stops_after_a_tile_and_the_next_run_goes_on(widget, finish, qtbo
     widget.worker.yielded.connect(stop_at_the_second)
     qtbot.waitUntil(lambda: widget.worker is None, timeout=60_000)
     assert seen[-1] < 30
-    assert table(widget) == {"a.tif": "stopped: goes on next time", "b.png": "waits"}
-    assert widget.said.text() == "0 restored, 0 kept, 0 failed, 2 left"
+    assert table(widget) == {"a.tif": "stopped: resumes next time", "b.png": "waiting"}
+    assert widget.status.text() == "0 restored, 0 kept, 0 failed, 2 left"
     work = working_folder(tmp_path / "out/a.tif")
     finished = (work / "journal").read_bytes().count(b"\n") - 1
     assert 2 <= finished < 30
     computed = []
-    solve = Restorer.solve
+    solve = Engine.solve
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Restorer, "solve", lambda *a: computed.append(1) or solve(*a))
+        patch.setattr(Engine, "solve", lambda *a: computed.append(1) or solve(*a))
         finish()
     assert len(computed) == 30 - finished + 1  # and the picture
-    assert widget.said.text() == "2 restored, 0 kept, 0 failed"
+    assert widget.status.text() == "2 restored, 0 kept, 0 failed"
     expected = Restorer.from_pretrained(checkpoint, device="cpu")(values, "ZYX")
     assert np.array_equal(tifffile.imread(tmp_path / "out/a.tif"), expected)
 
@@ -123,7 +124,7 @@ def test_cancel_stops_after_a_tile_and_the_next_run_goes_on(widget, finish, qtbo
     [
         ("nowhere", "nowhere: no such file or folder"),
         ("in", "in: no pictures in this folder"),
-        ("", "Name the files to restore, and a folder for the results."),
+        ("", "Choose the files to restore and a folder for the results."),
     ],
 )
 def test_an_error_is_one_line_and_the_next_run_works(widget, finish, tmp_path, source, said, monkeypatch):
@@ -131,38 +132,38 @@ def test_an_error_is_one_line_and_the_next_run_works(widget, finish, tmp_path, s
     monkeypatch.setattr("napari_kbnet.background.show_error", shown.append)
     widget.source.setText(source and str(tmp_path / source))
     finish()
-    assert said in widget.said.text()
-    assert "\n" not in widget.said.text()
-    assert shown == ([widget.said.text()] if source else [])
+    assert said in widget.status.text()
+    assert "\n" not in widget.status.text()
+    assert shown == ([widget.status.text()] if source else [])
     widget.source.setText(str(tmp_path / "in"))
     picture(tmp_path / "in/a.png")
     finish()
-    assert widget.said.text() == "1 restored, 0 kept, 0 failed"
+    assert widget.status.text() == "1 restored, 0 kept, 0 failed"
 
 
-def test_what_ends_a_run_leaves_what_was_done(widget, finish, tmp_path, monkeypatch):
+def test_running_out_of_memory_keeps_finished_files(widget, finish, tmp_path, monkeypatch):
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / "in" / name)
 
-    def run_out(self, blocks, *rest, solve=Restorer.solve):
+    def run_out(self, blocks, *rest, solve=Engine.solve):
         if (tmp_path / "out/a.png").exists():
             raise MemoryError
         return solve(self, blocks, *rest)
 
-    monkeypatch.setattr(Restorer, "solve", run_out)
+    monkeypatch.setattr(Engine, "solve", run_out)
     monkeypatch.setattr("napari_kbnet.background.show_error", lambda text: None)
     finish()
     said = table(widget)
     assert said.pop("a.png").startswith("restored in ")
     assert set(said) == {"b.png", "c.png"}
     assert all(text.startswith("failed: out of memory") for text in said.values())
-    assert widget.said.text() == "1 restored, 0 kept, 2 failed"
+    assert widget.status.text() == "1 restored, 0 kept, 2 failed"
     monkeypatch.undo()
     finish()
-    assert widget.said.text() == "2 restored, 1 kept, 0 failed"
+    assert widget.status.text() == "2 restored, 1 kept, 0 failed"
 
 
-def test_other_settings_than_those_of_the_stopped_run_are_named(widget, finish, tmp_path, checkpoint):
+def test_changed_settings_of_an_interrupted_stack_are_named(widget, finish, tmp_path, checkpoint):
     stack(tmp_path / "in/a.tif")
     (tmp_path / "out").mkdir()
     restorer = Restorer.from_pretrained(checkpoint, device="cpu")
@@ -175,7 +176,7 @@ def test_other_settings_than_those_of_the_stopped_run_are_named(widget, finish, 
     assert "begun with other settings (strength)" in table(widget)["a.tif"]
     widget.overwrite.setChecked(True)
     finish()
-    assert widget.said.text() == "1 restored, 0 kept, 0 failed"
+    assert widget.status.text() == "1 restored, 0 kept, 0 failed"
 
 
 def test_a_closed_viewer_stops_the_work(viewer, qtbot, tmp_path, checkpoint):

@@ -1,4 +1,4 @@
-"""What napari knows of the plugin before anything of it runs."""
+"""The manifest, the settings page and the menu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QMenu
 
 from napari_kbnet.options import PRECISIONS, Options, saved
 
-PATIENCE = 180_000  # milliseconds; on a busy machine the first tile takes long
+PATIENCE = 180_000  # milliseconds; the first tile is slow on a busy machine
 TITLES = {"Denoise this layer", "Restore", "Restore files"}
 
 COLD = """
@@ -35,7 +35,7 @@ print("torch" in sys.modules)
 """
 
 
-def test_everything_in_the_manifest_is_there():
+def test_everything_in_the_manifest_exists():
     manifest = PluginManifest.from_distribution("kbnet")
     manifest.validate_imports()
     assert manifest.name == "kbnet"
@@ -61,13 +61,13 @@ def test_the_settings_page_is_kept(settings):
 
 
 @pytest.mark.usefixtures("qapp")
-def test_nothing_imports_torch_before_there_is_work():
+def test_opening_the_widgets_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[-2] == "False", done.stdout
 
 
 def entries(viewer):
-    """Actions of Layers > Filter > KBNet by their titles."""
+    """Return the actions of Layers > Filter > KBNet by title."""
     menu = viewer.window.layers_menu
     for title in ("Filter", "KBNet"):
         menu = next(a.menu() for a in menu.actions() if isinstance(a.menu(), QMenu) and a.text() == title)
@@ -76,7 +76,7 @@ def entries(viewer):
     return {a.text().removesuffix(" (KBNet)"): a for a in menu.actions() if a.text()}
 
 
-def test_the_menu_is_there_and_on_for_images_alone(viewer):
+def test_the_menu_is_enabled_for_images_alone(viewer):
     assert entries(viewer).keys() >= TITLES
     assert not entries(viewer)["Denoise this layer"].isEnabled()
     viewer.add_labels(np.zeros((20, 20), int))

@@ -15,12 +15,12 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.inference import restorer as restore
+from kbnet_plugin.inference.engine import Engine
 from kbnet_plugin.io.stacks import open_stack
-from napari_kbnet import restore_widget, worker
+from napari_kbnet import destination, worker
 from napari_kbnet.layers import full_resolution
 
-PATIENCE = 180_000  # milliseconds; on a busy machine the first tile takes long
+PATIENCE = 180_000  # milliseconds; the first tile is slow on a busy machine
 
 PLACED = {
     "scale": (0.5, 2),
@@ -46,8 +46,8 @@ def widget(viewer):
 
 
 @pytest.fixture
-def told(viewer):
-    """List what napari tells the user from now on."""
+def messages(viewer):
+    """Return a function that lists the notifications since."""
     from napari.utils.notifications import notification_manager
 
     before = len(notification_manager.records)
@@ -56,14 +56,14 @@ def told(viewer):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Let the Restorer compute as many tiles as are released."""
-    semaphore, solve = threading.Semaphore(0), restore.Restorer.solve
+    """Compute only as many tiles as are released."""
+    semaphore, solve = threading.Semaphore(0), Engine.solve
 
     def solve_when_released(*arguments):
         assert semaphore.acquire(timeout=PATIENCE / 1000)
         return solve(*arguments)
 
-    monkeypatch.setattr(restore.Restorer, "solve", solve_when_released)
+    monkeypatch.setattr(Engine, "solve", solve_when_released)
     yield semaphore
     semaphore.release(10_000)
 
@@ -81,7 +81,7 @@ def run(qtbot, widget, model, **fields):
 
 
 def kinds(noise, folder):
-    """Layers of every kind: how to add one, and what it holds."""
+    """Layers of every kind: how to add one, its values and its axes."""
     gray, stack = noise(70, 90), noise(2, 3, 2, 40, 50)
     lazy = zarr.create_array(folder / "lazy.zarr", shape=(3, 64, 64), chunks=(1, 64, 64), dtype=np.uint8)
     lazy[:] = noise(3, 64, 64)
@@ -101,7 +101,7 @@ def kinds(noise, folder):
 
 
 @pytest.mark.parametrize("kind", ["gray", "float", "RGB", "RGBA", "5-D", "dask", "pyramid", "zarr", "mapped"])
-def test_a_run_gives_what_the_restorer_gives(qtbot, viewer, widget, gray, color, noise, tmp_path, kind):
+def test_a_run_equals_the_restorer(qtbot, viewer, widget, gray, color, noise, tmp_path, kind):
     add, values, axes = kinds(noise, tmp_path)[kind]
     layer = add(viewer)
     model = color if kind.startswith("RGB") else gray
@@ -111,11 +111,11 @@ def test_a_run_gives_what_the_restorer_gives(qtbot, viewer, widget, gray, color,
     result = viewer.layers[1]
     assert (result.data.dtype, result.rgb, result.ndim) == (values.dtype, layer.rgb, layer.ndim)
     np.testing.assert_array_equal(result.data, expected)
-    np.testing.assert_array_equal(full_resolution(layer), values)  # it stays as it was
+    np.testing.assert_array_equal(full_resolution(layer), values)  # unchanged
     assert result.metadata["kbnet"]["axes"] == axes
 
 
-def test_it_chooses_by_the_noise_and_says_so_also_where_nothing_is_done(qtbot, viewer, widget):
+def test_the_choice_by_noise_is_shown_even_if_nothing_is_done(qtbot, viewer, widget):
     clean = np.linspace(40, 200, 96)[None, :] * np.ones((96, 1))
     noisy = clean + np.random.default_rng(0).normal(0, 20, clean.shape)
     for image, said in ((noisy, "denoise-gray: white noise of about"), (clean, "left alone: already clean")):
@@ -123,13 +123,13 @@ def test_it_chooses_by_the_noise_and_says_so_also_where_nothing_is_done(qtbot, v
         viewer.layers.selection = [layer]
         widget.start.click()
         finish(qtbot, widget)
-        assert said in f"{widget.why.text()}{widget.said.text()}"
+        assert said in f"{widget.why.text()}{widget.status.text()}"
         result = viewer.layers[viewer.layers.index(layer) + 1]
         assert np.array_equal(result.data, layer.data) == (image is clean)
-    assert "left alone" in widget.said.text()
+    assert "left alone" in widget.status.text()
 
 
-def test_a_result_lies_and_looks_as_its_source(qtbot, viewer, widget, gray, noise):
+def test_a_result_has_the_position_and_appearance_of_its_source(qtbot, viewer, widget, gray, noise):
     source = viewer.add_image(noise(40, 50), name="cells", **PLACED)
     run(qtbot, widget, gray)
     result = viewer.layers["cells restored"]
@@ -148,7 +148,7 @@ def test_a_result_lies_and_looks_as_its_source(qtbot, viewer, widget, gray, nois
     assert "kbnet" not in source.metadata
 
 
-def test_a_preview_shows_what_a_run_gives(qtbot, viewer, widget, gray, noise):
+def test_a_preview_equals_a_run(qtbot, viewer, widget, gray, noise):
     source = viewer.add_image(noise(3, 40, 50), scale=(3, 2, 2), rotate=20, translate=(1, 2, 3))
     viewer.dims.set_current_step(0, 2)
     widget.form.model.set_value(gray)
@@ -162,9 +162,9 @@ def test_a_preview_shows_what_a_run_gives(qtbot, viewer, widget, gray, noise):
     np.testing.assert_allclose(corner, source.data_to_world((2, 5, 6)))
     assert [layer.name for layer in viewer.layers] == [source.name, preview.name]
     assert viewer.layers.selection.active is source
-    assert widget.plan.text().startswith("3 tiles of at most 40 x 50")
+    assert widget.plan.text().startswith("3 tiles of up to 40 x 50")
 
-    widget.preview.split.setValue(40)  # left of 20 pixels as it was
+    widget.preview.split.setValue(40)  # the 20 pixels on the left are the original
     np.testing.assert_array_equal(preview.data[..., :20], source.data[2:, :, :20])
     np.testing.assert_array_equal(preview.data[..., 20:], expected[..., 20:])
     widget.preview.blink.setChecked(True)
@@ -177,7 +177,7 @@ def test_a_preview_shows_what_a_run_gives(qtbot, viewer, widget, gray, noise):
     assert preview not in viewer.layers
 
 
-def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
+def test_a_preview_is_of_the_visible_area(qtbot, viewer, widget, gray, noise):
     plane = noise(2000, 3000)
     viewer.add_image([plane, plane[::4, ::4]], multiscale=True, name="wide")
     widget.form.model.set_value(gray)
@@ -196,7 +196,7 @@ def test_a_preview_is_of_what_is_visible(qtbot, viewer, widget, gray, noise):
     whole = Restorer.from_pretrained(gray, tile=4096)(part)
     begin = top - max(0, top - 400) // 256 * 256
     expected = whole[begin : begin + height, left : left + width].astype(int)
-    assert np.abs(preview.data - expected).max() <= 1  # the same as in a run over all of it
+    assert np.abs(preview.data - expected).max() <= 1  # as in a run over all of it
 
 
 def test_a_live_preview_follows_the_plane_and_the_options(qtbot, viewer, widget, gray, noise):
@@ -213,7 +213,7 @@ def test_a_live_preview_follows_the_plane_and_the_options(qtbot, viewer, widget,
     qtbot.waitUntil(lambda: np.array_equal(widget.preview.layer.data, source.data[1:2]), timeout=PATIENCE)
 
 
-def test_cancel_stops_within_a_tile_and_keeps_what_is_done(qtbot, viewer, widget, gray, noise, gate):
+def test_cancel_stops_within_a_tile_and_keeps_finished_tiles(qtbot, viewer, widget, gray, noise, gate):
     source = viewer.add_image(noise(2, 100, 100) // 2 + 100, name="stack")
     widget.form.model.set_value(gray)
     widget.form.tile.setValue(80)
@@ -224,7 +224,7 @@ def test_cancel_stops_within_a_tile_and_keeps_what_is_done(qtbot, viewer, widget
     assert shown.data.any()
     assert not shown.data.all()
     widget.cancel.click()
-    gate.release(2)  # the one that is computed, and the next, which was begun meanwhile
+    gate.release(2)  # the current tile, and the next, which has begun meanwhile
     finish(qtbot, widget)
     result = viewer.layers[1]
     done, total = result.metadata["kbnet"]["tiles"]
@@ -252,7 +252,7 @@ def test_closing_the_viewer_stops_the_worker(qtbot, viewer, widget, gray, noise,
     viewer.close()
     gate.release(3)
     qtbot.waitUntil(lambda: not running.is_running, timeout=PATIENCE)
-    assert gate.acquire(blocking=False)  # nobody took the last of them
+    assert gate.acquire(blocking=False)  # the last one is left
 
 
 def test_a_closed_widget_leaves_the_viewer_alone(qtbot, viewer, widget, noise):
@@ -263,7 +263,7 @@ def test_a_closed_widget_leaves_the_viewer_alone(qtbot, viewer, widget, noise):
     viewer.scene.camera.zoom = 3
     viewer.add_labels(np.zeros((40, 50), int))
     layer.name = "another"
-    qtbot.wait(1000)  # longer than a live preview waits for the view to settle
+    qtbot.wait(1000)  # longer than the delay of a live preview
     assert not widget.work.busy
     assert len(viewer.layers) == 2
 
@@ -281,31 +281,31 @@ def test_several_layers_are_restored_one_after_the_other(qtbot, viewer, widget, 
         np.testing.assert_array_equal(result.data, restorer(source.data))
 
 
-def test_other_layers_cannot_be_chosen(viewer, widget, told):
+def test_other_layers_cannot_be_chosen(viewer, widget, messages):
     viewer.add_labels(np.zeros((30, 40), int), name="labels")
     assert not widget.layer.model().item(widget.layer.findText("labels")).isEnabled()
     widget.start.click()
-    assert told() == ["Choose an image layer first."]
+    assert messages() == ["Choose an image layer first."]
 
 
 def test_axes_are_shown_and_can_be_corrected(qtbot, viewer, widget, color, noise):
     stack = noise(3, 40, 50)
     viewer.add_image(stack)
     assert widget.form.axes.placeholderText() == "ZYX"
-    assert widget.form.understood.text() == "3 gray planes of 40 x 50"
+    assert widget.form.axes_note.text() == "3 gray planes of 40 x 50"
     widget.form.axes.setText("SYX")
     widget.form.axes.editingFinished.emit()
-    assert widget.form.understood.text() == "1 RGB plane of 40 x 50"
+    assert widget.form.axes_note.text() == "1 RGB plane of 40 x 50"
     run(qtbot, widget, color)
     expected = Restorer.from_pretrained(color)(stack, "SYX")
     np.testing.assert_array_equal(viewer.layers[1].data, expected)
     widget.form.axes.setText("SSX")
     widget.form.axes.editingFinished.emit()
-    assert "none twice" in widget.form.understood.text()
+    assert "no axis twice" in widget.form.axes_note.text()
 
 
 def broken(name):
-    """Ways of going wrong, and a word of what is said then."""
+    """Errors: a model that causes one, and a part of its message."""
     return {
         "missing": ("no-such-model.pth", "no-such-model.pth"),
         "damaged": (b"nothing of the kind", "truncated or not a safetensors file"),
@@ -316,8 +316,8 @@ def broken(name):
 
 
 @pytest.mark.parametrize("what", ["missing", "damaged", "channels", "memory", "device"])
-def test_an_error_is_told_and_the_next_run_works(
-    qtbot, viewer, widget, told, gray, tiny_s, noise, tmp_path, monkeypatch, what
+def test_an_error_is_shown_and_the_next_run_works(
+    qtbot, viewer, widget, messages, gray, tiny_s, noise, tmp_path, monkeypatch, what
 ):
     model, said = broken(what)
     layer = viewer.add_image(noise(40, 50))
@@ -331,21 +331,21 @@ def test_an_error_is_told_and_the_next_run_works(
         save_network(tiny_s(img_channel=6), model)
     elif what == "memory":
         model = gray
-        monkeypatch.setattr(restore.Restorer, "_run", _out_of_memory)
+        monkeypatch.setattr(Engine, "_run", _out_of_memory)
     elif what == "device":
         model = gray
         widget.form.device.insertItem(0, "cuda:7", "cuda:7")
         widget.form.device.setCurrentIndex(0)
     run(qtbot, widget, model)
-    (message,) = told()
+    (message,) = messages()
     assert said.lower() in message.lower()
     assert "\n" not in message
-    assert widget.said.text() == message
+    assert widget.status.text() == message
     assert widget.start.isEnabled()
     monkeypatch.undo()
     widget.form.device.setCurrentIndex(widget.form.device.findData("auto"))
     run(qtbot, widget, gray)
-    assert len(viewer.layers) == 2  # nothing is left of the run that failed
+    assert len(viewer.layers) == 2  # the failed run leaves nothing behind
     np.testing.assert_array_equal(viewer.layers[1].data, Restorer.from_pretrained(gray)(layer.data))
 
 
@@ -353,12 +353,30 @@ def _out_of_memory(*_):
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
+def test_an_error_keeps_finished_tiles(qtbot, viewer, widget, messages, gray, noise, monkeypatch):
+    viewer.add_image(noise(2, 100, 100), name="stack")
+    solve, left = Engine.solve, [1, 2]
+
+    def run_out(*arguments):
+        if not left:
+            raise MemoryError
+        left.pop()
+        return solve(*arguments)
+
+    monkeypatch.setattr(Engine, "solve", run_out)
+    run(qtbot, widget, gray, tile=80)
+    qtbot.wait(300)  # longer than the delay of a growing layer's next update
+    assert viewer.layers[1].name.startswith(("stack restored (1 of ", "stack restored (2 of "))
+    assert messages() == [widget.status.text()]
+    assert widget.status.text().startswith("Out of memory")
+
+
 def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkeypatch, gate, tmp_path):
-    monkeypatch.setattr(restore_widget, "LARGE", 1000)
-    monkeypatch.setattr(restore_widget.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(destination, "LARGE", 1000)
+    monkeypatch.setattr(destination.tempfile, "tempdir", str(tmp_path))
     stack = noise(2, 2, 100, 90)
     viewer.add_image(stack, name="big", scale=(1, 2, 0.5, 0.5), units=("s", "um", "um", "um"))
-    assert f"written as OME-Zarr below {tmp_path}" in widget.plan.text()
+    assert f"saved as OME-Zarr in {tmp_path}" in widget.plan.text()
     widget.form.model.set_value(gray)
     widget.form.tile.setValue(80)
     widget.start.click()
@@ -381,12 +399,12 @@ def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkey
         )
 
 
-def test_a_stopped_file_goes_on(qtbot, viewer, widget, gray, noise, gate, tmp_path):
+def test_a_stopped_file_resumes(qtbot, viewer, widget, gray, noise, gate, tmp_path):
     stack = noise(3, 100, 90)
     viewer.add_image(stack, name="a/b")
     widget.form.model.set_value(gray)
     widget.form.tile.setValue(80)
-    widget._folder = tmp_path
+    widget.where.folder = tmp_path
     widget.where.blockSignals(True)
     widget.where.setCurrentText("in a folder ...")
     widget.where.blockSignals(False)
@@ -394,7 +412,7 @@ def test_a_stopped_file_goes_on(qtbot, viewer, widget, gray, noise, gate, tmp_pa
     gate.release(4)
     qtbot.waitUntil(lambda: widget.bar.value() == 4, timeout=PATIENCE)
     widget.cancel.click()
-    gate.release(2)  # the one that is computed, and the next, which was begun meanwhile
+    gate.release(2)  # the current tile, and the next, which has begun meanwhile
     finish(qtbot, widget)
     done, total = viewer.layers[1].metadata["kbnet"]["tiles"]
     assert np.asarray(viewer.layers[1].data).any()
@@ -419,7 +437,7 @@ def test_wide_planes_are_shown_by_an_overview(noise):
     np.testing.assert_array_equal(small, values[:, ::3, ::3])
 
 
-def test_quality_is_told(qtbot, viewer, widget, gray, noise):
+def test_quality_is_shown(qtbot, viewer, widget, gray, noise):
     truth = np.full((3, 64, 64), 100, np.uint8)
     noisy = np.clip(truth + np.random.default_rng(0).normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
     viewer.add_image(truth, name="truth")
@@ -442,7 +460,7 @@ def test_quality_is_told(qtbot, viewer, widget, gray, noise):
     assert "PSNR" not in widget.quality.text()
 
 
-def test_the_residual_is_what_was_taken_away(qtbot, viewer, widget, color, noise):
+def test_the_residual_is_what_was_removed(qtbot, viewer, widget, color, noise):
     layer = viewer.add_image(noise(50, 60, 3), name="photo", scale=(2, 3))
     run(qtbot, widget, color)
     widget.residual.click()
@@ -453,9 +471,7 @@ def test_the_residual_is_what_was_taken_away(qtbot, viewer, widget, color, noise
 
 
 @pytest.mark.parametrize("saved", ["picture", "stack", "nowhere"])
-def test_copy_as_script_gives_a_program_that_does_the_same(
-    qtbot, viewer, widget, gray, noise, tmp_path, monkeypatch, saved
-):
+def test_copy_as_script_repeats_the_run(qtbot, viewer, widget, gray, noise, tmp_path, monkeypatch, saved):
     values = noise(3, 40, 50) if saved == "stack" else noise(70, 80)
     path = tmp_path / "my cells.tif"
     tifffile.imwrite(path, values, photometric="minisblack")
@@ -471,13 +487,13 @@ def test_copy_as_script_gives_a_program_that_does_the_same(
     text = QApplication.clipboard().text()
     monkeypatch.chdir(tmp_path)
     if saved == "nowhere":
-        path.rename(tmp_path / "my_cells.tif")  # where the script says that it is to be saved
+        path.rename(tmp_path / "my_cells.tif")  # as the script says
     exec(compile(text, "script", "exec"), {"__name__": "__main__"})
     (written,) = tmp_path.glob("my?cells_restored.tif")
     np.testing.assert_array_equal(tifffile.imread(written), expected)
 
 
-def test_samples_open_and_are_restored(qtbot, viewer, widget, gray, color):
+def test_samples_can_be_restored(qtbot, viewer, widget, gray, color):
     for key, axes in (("photograph", "YXS"), ("cells", "YX"), ("stack", "TZYX")):
         noisy = viewer.open_sample("kbnet", key)[-1]
         viewer.layers.selection = {noisy}
@@ -490,7 +506,7 @@ def test_samples_open_and_are_restored(qtbot, viewer, widget, gray, color):
             run(qtbot, widget, color)
             assert viewer.layers[f"{noisy.name} restored"].data.any()
         viewer.layers.clear()
-        qtbot.wait(200)  # vispy draws what is added at once to a viewer just cleared from memory that is gone
+        qtbot.wait(200)  # vispy reads freed memory if a layer is added right after clearing
 
 
 def test_how_long_the_window_waits_during_a_run(qtbot, viewer, widget, gray, noise, caplog):

@@ -1,4 +1,4 @@
-"""The samples: made here, noisy in a known way, and beside their truth."""
+"""The samples: made locally, with known noise, beside their clean originals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KEYS = {"photograph": (300, 451, 3), "cells": (512, 512), "stack": (3, 7, 256, 2
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_sample_opens_on_top_of_its_invisible_truth(viewer, key):
+def test_a_sample_opens_on_top_of_its_hidden_original(viewer, key):
     viewer.open_sample("kbnet", key)
     truth, noisy = viewer.layers
-    assert (noisy.name, truth.name) == (f"Noisy {key}", f"Truth of {key}")
+    assert (noisy.name, truth.name) == (f"Noisy {key}", f"Clean {key}")
     assert (noisy.visible, truth.visible) == (True, False)
     assert viewer.layers.selection.active is noisy
     assert noisy.data.shape == truth.data.shape == KEYS[key]
@@ -29,7 +29,7 @@ def test_a_sample_opens_on_top_of_its_invisible_truth(viewer, key):
     assert 10 < peak_signal_noise_ratio(truth.data, noisy.data) < 25
 
 
-def test_the_stack_says_what_its_axes_are_and_measure(viewer):
+def test_the_stack_names_its_axes_and_their_units(viewer):
     viewer.open_sample("kbnet", "stack")
     layer = viewer.layers["Noisy stack"]
     assert layer.axis_labels == ("t", "z", "y", "x")
@@ -38,7 +38,7 @@ def test_the_stack_says_what_its_axes_are_and_measure(viewer):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_sample_is_always_the_same_and_nothing_is_fetched(monkeypatch, key):
+def test_a_sample_is_reproducible_and_downloads_nothing(monkeypatch, key):
     def refuse(*_arguments):
         raise AssertionError("a connection")
 
@@ -49,7 +49,7 @@ def test_a_sample_is_always_the_same_and_nothing_is_fetched(monkeypatch, key):
         assert (settings, kind) == (again, "image")
 
 
-def test_the_noise_of_the_stack_is_that_of_photons_and_has_no_bias():
+def test_the_noise_of_the_stack_is_photon_noise_without_bias():
     (clean, _, _), (noisy, _, _) = samples.stack()
     values = clean.astype(float), noisy.astype(float)
     dark, bright = (values[0] < 8_000), (values[0] > 25_000)

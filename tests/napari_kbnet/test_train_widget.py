@@ -1,4 +1,4 @@
-"""The widget that learns from a noisy layer: what it trains, shows, keeps and says."""
+"""The training widget: what it trains, shows and saves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _own_models(tmp_path, monkeypatch):
 
 @pytest.fixture
 def widget(viewer):
-    """The widget as the menu opens it, over a small noisy stack."""
+    """Open the widget as the menu does, with a small noisy stack."""
     noise = np.random.default_rng(0).normal(0, 60, (2, 70, 80))
     stack = (noise + np.linspace(400, 3000, 80)).clip(0).astype(np.uint16)
     viewer.add_image(stack, name="My cells (1)", scale=(2, 1, 1))
@@ -37,7 +37,7 @@ def widget(viewer):
 
 @pytest.fixture
 def finish(qtbot, widget):
-    """Press the button, and wait for the end."""
+    """Press the button and wait for the end."""
 
     def press():
         widget.start.click()
@@ -47,15 +47,15 @@ def finish(qtbot, widget):
 
 
 @needs_training
-def test_a_model_is_learned_and_stands_in_the_list_of_restore(viewer, widget, finish, qtbot):
+def test_a_trained_model_is_listed_in_the_restore_widget(viewer, widget, finish, qtbot):
     assert widget.name.text() == "My-cells-1"
-    assert widget.understood.text() == "2 gray planes of 70 x 80"
+    assert widget.axes_note.text() == "2 gray planes of 70 x 80"
     assert "independent from pixel to pixel" in widget.warning.text()
     drawn = []
     widget.curve.add = lambda *step: drawn.append(step)
     finish()
     assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
-    assert widget.said.text() == "Kept as My-cells-1: it stands in the list of models now."
+    assert widget.status.text() == "Saved as My-cells-1, which is now in the list of models."
     assert zoo.get_model("My-cells-1").range == pytest.approx(
         np.percentile(viewer.layers[0].data, (0.1, 99.9))
     )
@@ -70,7 +70,7 @@ def test_a_model_is_learned_and_stands_in_the_list_of_restore(viewer, widget, fi
 
 
 @needs_training
-def test_a_layer_of_a_file_is_learned_from_the_file(viewer, widget, finish, tmp_path):
+def test_a_layer_from_a_file_is_trained_on_from_that_file(viewer, widget, finish, tmp_path):
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "cells.tif"
     tifffile.imwrite(path, viewer.layers[0].data, photometric="minisblack")
@@ -84,19 +84,19 @@ def test_a_layer_of_a_file_is_learned_from_the_file(viewer, widget, finish, tmp_
 
 
 @needs_training
-def test_stop_keeps_what_is_learned_and_more_steps_go_on(widget, finish, qtbot):
+def test_stop_keeps_the_model_and_more_steps_resume(widget, finish, qtbot):
     widget.steps.setValue(100_000)
     widget.start.click()
     assert not widget.start.isEnabled()
     qtbot.waitUntil(lambda: widget.bar.value() > 0, timeout=90_000)
-    widget.stop.click()
+    widget.cancel.click()
     qtbot.waitUntil(lambda: widget.worker is None, timeout=90_000)
-    assert widget.said.text().startswith("Kept as My-cells-1")
+    assert widget.status.text().startswith("Saved as My-cells-1")
     kept = zoo.get_model("My-cells-1").title
     assert "1 its" not in kept.replace("1,", "")
     widget.method.setCurrentIndex(1)
     finish()
-    assert "begun with other settings" in widget.said.text()
+    assert "begun with other settings" in widget.status.text()
     assert zoo.get_model("My-cells-1").title == kept
     widget.overwrite.setChecked(True)
     widget.steps.setValue(1)
@@ -123,38 +123,38 @@ def test_closing_the_viewer_ends_the_training(viewer, widget, qtbot, tmp_path):
     ("name", "axes", "said"),
     [
         ("denoise-gray", "", "denoise-gray is a model that ships with kbnet; choose another name"),
-        ("mine", "YX", "axes 'YX' are 2, the array has 3"),
+        ("mine", "YX", "axes 'YX' name 2 dimensions, but the array has 3"),
     ],
 )
-def test_what_cannot_work_is_one_line(widget, finish, monkeypatch, name, axes, said):
+def test_an_error_is_one_line(widget, finish, monkeypatch, name, axes, said):
     shown = []
     monkeypatch.setattr("napari_kbnet.background.show_error", shown.append)
     widget.name.setText(name)
     widget.axes.setText(axes)
     finish()
-    assert said in widget.said.text().replace("Denoise", "denoise")
-    assert shown == [widget.said.text()]
+    assert said in widget.status.text().replace("Denoise", "denoise")
+    assert shown == [widget.status.text()]
 
 
-def test_without_a_layer_one_is_asked_for(viewer, widget):
+def test_a_layer_is_required(viewer, widget):
     viewer.layers.clear()
     widget.start.click()
-    assert widget.said.text() == "Choose an image layer first."
+    assert widget.status.text() == "Choose an image layer first."
 
 
-def test_a_second_recording_is_asked_for_only_where_planes_pair_up(viewer, widget):
+def test_a_second_recording_can_be_chosen_only_for_pairs(viewer, widget):
     assert not widget.second.isVisibleTo(widget)
     viewer.add_image(np.ones((2, 70, 80), np.uint16), name="again")
     widget.layer.choose(viewer.layers[0])
     widget.method.setCurrentIndex(1)
     assert widget.second.isVisibleTo(widget)
     assert "moves" in widget.warning.text()
-    assert widget.recipe().second is None
+    assert widget.config().second is None
     widget.second.choose(viewer.layers[1])
-    assert widget.recipe().second is viewer.layers[1].data
+    assert widget.config().second is viewer.layers[1].data
 
 
-def test_the_curve_is_drawn_where_the_losses_are(qtbot):
+def test_the_curve_is_drawn_at_the_losses(qtbot):
     curve = LossCurve()
     qtbot.addWidget(curve)
     curve.resize(240, 120)
@@ -169,7 +169,7 @@ def test_the_curve_is_drawn_where_the_losses_are(qtbot):
     assert curve.grab().toImage() == empty
 
 
-def test_the_axis_shows_nearly_all_and_the_mean_runs():
+def test_limits_leave_out_outliers_and_the_mean_runs():
     low, high = bounds([1.0] * 98 + [1e9, 1e-9])
     assert low < 1 < high < 2
     assert smooth([(1, 1.0), (2, 3.0)]) == [(1, 1.0), (2, 3.0)]
