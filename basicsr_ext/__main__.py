@@ -35,11 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|test|options|prepare")
-    for name, text in (("train", "train, validate and save"), ("test", "measure trained weights")):
+    for name, text in (("train", "train, validate and save"), ("test", "evaluate trained weights")):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("-opt", required=True, metavar="FILE", help="option file")
         command.add_argument(
-            "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: started by torchrun"
+            "--launcher",
+            choices=("none", "pytorch"),
+            default="none",
+            help="pytorch: started by torchrun",
         )
         command.add_argument(
             "--force_yml",
@@ -49,20 +52,20 @@ def _parser() -> argparse.ArgumentParser:
             metavar="A:B=VALUE",
             help="override options; the value is YAML",
         )
-        # torch.distributed.launch passes one of these; the environment says the same.
+        # torch.distributed.launch passes one of these; the environment contains the same number.
         command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
         if name == "train":
-            command.add_argument("--auto_resume", action="store_true", help="go on from the last checkpoint")
+            command.add_argument("--auto_resume", action="store_true", help="resume from the last checkpoint")
             command.add_argument(
                 "--parent",
                 type=int,
                 metavar="PID",
-                help="save and end when this process, which started it, is gone",
+                help="save and stop when this parent process has ended",
             )
     listing = commands.add_parser(
-        "options", help="list every key of an option file", description="Print every key and its default."
+        "options", help="list the keys of option files", description="Print every key and its default."
     )
-    listing.add_argument("--json", action="store_true", help="as a JSON schema, for editors")
+    listing.add_argument("--json", action="store_true", help="print a JSON schema for editors")
     cutting = commands.add_parser(
         "prepare",
         help="cut a dataset into crops for training",
@@ -72,11 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     cutting.add_argument("task", choices=sorted(TASKS))
-    cutting.add_argument("source", metavar="SRC", help="the dataset as it was unpacked")
-    cutting.add_argument("target", metavar="DST", help="where the folders of crops go")
+    cutting.add_argument("source", metavar="SRC", help="the unpacked dataset")
+    cutting.add_argument("target", metavar="DST", help="folder for the crops")
     cutting.add_argument("--crop", type=int, default=512, help="side of a crop in pixels (default: 512)")
-    cutting.add_argument("--step", type=int, help="from crop to crop (default: three quarters of the side)")
-    cutting.add_argument("--lmdb", action="store_true", help="put the crops into lmdb databases as well")
+    cutting.add_argument("--step", type=int, help="distance between crops (default: 3/4 of --crop)")
+    cutting.add_argument("--lmdb", action="store_true", help="also write the crops to lmdb databases")
     return parser
 
 
@@ -86,12 +89,12 @@ def main(argv: list[str] | None = None) -> int:
     Parameters
     ----------
     argv : list of str, optional
-        Arguments, ``["train", "-opt", ...]``; by default those of the process.
+        Arguments, such as ``["train", "-opt", ...]``; by default those of the process.
 
     Returns
     -------
     int
-        0 when done, 2 for bad input, 130 (143) after Ctrl-C (SIGTERM).
+        0 on success, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         args = _parser().parse_args(argv)
@@ -117,10 +120,10 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from .options import prepare_options, read_options
 
-    # Everything that can be said without torch is said before the seconds that its import takes.
+    # Check whatever needs no torch first: importing it takes seconds.
     options = prepare_options(read_options(args.opt, args.force_yml), args.opt, train=args.command == "train")
 
-    from . import registry  # first: it imports BasicSR without its noise
+    from . import registry  # first: it silences BasicSR's import warnings
     from . import dist, evaluate, logs, train  # isort: skip
 
     try:

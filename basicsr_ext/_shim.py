@@ -1,4 +1,4 @@
-"""What BasicSR 1.4.2 needs from the import system to load beside today's torchvision and SciPy."""
+"""Import hooks that let BasicSR 1.4.2 load with current torchvision and SciPy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RENAMED = {
     "torchvision.transforms.functional_tensor": "torchvision.transforms.functional",
     "scipy.ndimage.filters": "scipy.ndimage",
 }
-"""Modules that BasicSR imports under a name that is gone, or about to go, and where they live now."""
+"""Removed or deprecated modules that BasicSR imports, and what replaces them."""
 
 
 class _Renamed(MetaPathFinder, Loader):
-    """Serves the modules of `RENAMED`. It stands last, so where the old module still exists that one wins."""
+    """Provides the modules in `RENAMED`. It comes last, so that an existing old module takes precedence."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -34,10 +34,10 @@ class _Renamed(MetaPathFinder, Loader):
 
 
 class _Installed(MetaPathFinder):
-    """Finds the installed BasicSR from inside a checkout that holds its own, older ``basicsr/``.
+    """Finds the installed BasicSR, even in a checkout that contains its own, older ``basicsr/``.
 
     Restormer, NAFNet and KBNet vendor one without registries; ``python -m`` and ``PYTHONPATH=.`` put the
-    working directory first and would pick it up.
+    working directory first and would import it.
     """
 
     def find_spec(
@@ -52,7 +52,7 @@ class _Installed(MetaPathFinder):
 
 
 def install() -> None:
-    """Put both finders in place, once."""
+    """Install both finders, once."""
     present = {type(finder).__name__ for finder in sys.meta_path if type(finder).__module__ == __name__}
     if _Installed.__name__ not in present:
         sys.meta_path.insert(0, _Installed())

@@ -1,4 +1,4 @@
-"""What BasicSR's `BaseModel` needs to run any option file today: a mixin for any model class."""
+"""A mixin that makes any BasicSR model class work with current torch, on CPU too, and save safely."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .schedulers import CosineAnnealingRestartCyclicLR
 logger = logging.getLogger("basicsr")
 
 ALIASES = {"MultiStepLR": "MultiStepRestartLR", "TrueCosineAnnealingLR": "CosineAnnealingLR"}
-"""Scheduler names of BasicSR's and Restormer's option files for what goes by another name."""
+"""Scheduler names in BasicSR's and Restormer's option files, and the names of their classes here."""
 
 
-class Mended:
-    """DDP on CPU, torch's optimizers and schedulers, safe loading and atomic saving for `BaseModel`."""
+class BaseModelFixes:
+    """Adds DDP on CPU, torch's optimizers and schedulers, safe loading and atomic saving to `BaseModel`."""
 
     opt: Options
     device: torch.device
@@ -40,7 +40,7 @@ class Mended:
     best_metric_results: dict[str, Any]
 
     samples = 0
-    """Training samples consumed so far by all processes; kept in the training state."""
+    """Training samples consumed so far by all processes; saved in the training state."""
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(self.device)
@@ -57,7 +57,7 @@ class Mended:
 
     def print_network(self, net: nn.Module) -> None:
         count = sum(p.numel() for p in net.parameters())
-        logger.info("%s: %s parameters", type(bare(net)).__name__, f"{count:,}")
+        logger.info("%s: %s parameters", type(unwrap(net)).__name__, f"{count:,}")
 
     def get_optimizer(
         self, optim_type: str, params: Iterable[nn.Parameter], lr: float, **kwargs: Any
@@ -72,7 +72,7 @@ class Mended:
 
     def setup_schedulers(self) -> None:
         options = dict(self.opt["train"].get("scheduler") or {"type": "ConstantLR", "factor": 1})
-        name = options.pop("type", None)
+        name: Any = options.pop("type", None)
         known = scheduler_classes()
         if (cls := known.get(ALIASES.get(name, name))) is None:
             raise BadInput(f"train.scheduler.type: no scheduler {name!r}{nearest(name, {*known, *ALIASES})}")
@@ -84,17 +84,17 @@ class Mended:
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None
     ) -> None:
-        """Load weights in any of the known layouts; `param_key` None picks the first layout that is there."""
-        net = bare(net)
+        """Load weights in any known layout; with `param_key` None, the first layout found."""
+        net = unwrap(net)
         if not os.path.exists(load_path):
             raise BadInput(
-                f"pretrained weights: {load_path} does not exist; mend path.pretrain_network_*, "
+                f"pretrained weights: {load_path} does not exist; fix path.pretrain_network_*, "
                 "or set it to null to start from random weights"
             )
         try:
             tensors = read_weights(load_path, param_key)
         except BadInput:
-            if param_key not in ("params", "params_ema"):  # BasicSR's defaults, which need not be meant
+            if param_key not in ("params", "params_ema"):  # BasicSR's defaults, not the user's choice
                 raise
             tensors = read_weights(load_path)
         expected = net.state_dict()
@@ -112,7 +112,7 @@ class Mended:
             return
         nets, keys = (v if isinstance(v, list) else [v] for v in (net, param_key))
         weights = {
-            key: {name: tensor.detach().cpu() for name, tensor in bare(n).state_dict().items()}
+            key: {name: tensor.detach().cpu() for name, tensor in unwrap(n).state_dict().items()}
             for key, n in zip(keys, nets, strict=True)
         }
         label = "latest" if current_iter == -1 else current_iter
@@ -129,7 +129,7 @@ class Mended:
             "schedulers": [s.state_dict() for s in self.schedulers],
             "best": _plain(getattr(self, "best_metric_results", {})),
             "scaler": scaler.state_dict() if (scaler := getattr(self, "scaler", None)) else {},
-            # Every generator is seeded from these and the number of the step or sample: they are the state.
+            # Generators are seeded from this and the step or sample number; no more state is needed.
             "seed": self.opt["manual_seed"],
             "options": self.opt.get("as_given", {}),
         }
@@ -142,10 +142,10 @@ class Mended:
         except (ValueError, KeyError) as error:
             raise BadInput(f"the training state does not fit these options: {one_line(error)}") from error
         for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
-            # The place, not the plan: periods and milestones are the option file's, which may have changed.
-            place = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
-            if type(scheduler).__module__ in _PLACED:
-                vars(scheduler).update(place)
+            # Only the position: periods and milestones come from the option file, which may have changed.
+            position = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
+            if type(scheduler).__module__ in _POSITION_ONLY:
+                vars(scheduler).update(position)
             else:
                 scheduler.load_state_dict(state)
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
@@ -155,12 +155,12 @@ class Mended:
             self.best_metric_results = resume_state["best"]
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the averaged weights towards the network's, and give them its buffers.
+        """Move the averaged weights towards the network's, and copy its buffers.
 
-        What batch norms have seen is an average already, and counts cannot be averaged.
+        Batch norm statistics are averages already, and counts cannot be averaged.
         """
         ema: nn.Module = self.net_g_ema  # type: ignore[attr-defined]
-        current = bare(self.net_g)  # type: ignore[attr-defined]
+        current = unwrap(self.net_g)  # type: ignore[attr-defined]
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(current.parameters()), 1 - decay)
             for averaged, buffer in zip(ema.buffers(), current.buffers(), strict=True):
@@ -171,17 +171,17 @@ class Mended:
         return {name: value.detach().mean() for name, value in loss_dict.items()}
 
     def get_current_log(self) -> dict[str, float]:
-        """Losses of the last step, mean over the processes; to be called by all of them."""
+        """Return the last step's losses, mean over the processes; every process must call it."""
         log = self.log_dict  # type: ignore[attr-defined]
         values = torch.tensor([float(v) for v in log.values()], dtype=torch.float64)
         return dict(zip(log, (dist.total(values) / self.opt["world_size"]).tolist(), strict=True))
 
 
-_PLACED = (basicsr_schedulers.__name__, CosineAnnealingRestartCyclicLR.__module__)
+_POSITION_ONLY = (basicsr_schedulers.__name__, CosineAnnealingRestartCyclicLR.__module__)
 
 
 def scheduler_classes() -> dict[str, Any]:
-    """Schedulers by name: ours, BasicSR's, torch's."""
+    """Return schedulers by name: ours, BasicSR's and torch's."""
     torchs = vars(torch.optim.lr_scheduler)
     found = {
         name: cls
@@ -192,13 +192,13 @@ def scheduler_classes() -> dict[str, Any]:
     return found | {CosineAnnealingRestartCyclicLR.__name__: CosineAnnealingRestartCyclicLR}
 
 
-def bare(net: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel."""
+def unwrap(net: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel."""
     return net.module if isinstance(net, DistributedDataParallel) else net
 
 
 def read_weights(path: str, key: str | None = None) -> dict[str, Tensor]:
-    """`read_state_dict` with its errors as `BadInput`."""
+    """Read a state dict; errors become `BadInput`."""
     try:
         return read_state_dict(path, key=key)
     except (OSError, ValueError) as error:
@@ -206,7 +206,7 @@ def read_weights(path: str, key: str | None = None) -> dict[str, Tensor]:
 
 
 def read_training_state(path: str | Path) -> dict[str, Any]:
-    """A ``.state`` file; raises `BadInput` when it is damaged or not one."""
+    """Read a ``.state`` file; raises `BadInput` if it is damaged or something else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and {"iter", "optimizers", "schedulers"} <= state.keys():
@@ -218,7 +218,7 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(best: Any) -> Any:
-    """BasicSR's models keep NumPy's numbers there, which a safe load refuses."""
+    """Convert NumPy numbers, which BasicSR's models store here and a safe load refuses."""
     if isinstance(best, dict):
         return {key: _plain(value) for key, value in best.items()}
     return best.item() if isinstance(best, np.generic) else best
@@ -238,9 +238,9 @@ def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     parts = []
     for word, names in (
         ("missing", [n for n in expected if n not in found]),
-        ("surplus", [n for n in found if n not in expected]),
-        ("of another shape", [n for n in expected if n in found and expected[n].shape != found[n].shape]),
+        ("unexpected", [n for n in found if n not in expected]),
+        ("with another shape", [n for n in expected if n in found and expected[n].shape != found[n].shape]),
     ):
         if names:
             parts.append(f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
-    return "; ".join(parts) + "; name the weights of this network or mend network_g"
+    return "; ".join(parts) + "; use weights of this network, or fix network_g"

@@ -1,4 +1,4 @@
-"""What a run costs, said before its first step."""
+"""What a run will cost, logged before its first step."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import torch
 
 from kbnet_plugin.nn.cost import count
 
-from .base_model import bare
+from .base_model import unwrap
 from .sampler import Stages
 
 logger = logging.getLogger("basicsr")
 
 
-def network(model: Any, stages: Stages, activations: float | None) -> None:
-    """Log parameters, multiply-accumulates and an estimate of a step's memory.
+def log_network(model: Any, stages: Stages, activations: float | None) -> None:
+    """Log parameters, multiply-accumulate operations and an estimate of a step's memory.
 
     Parameters
     ----------
-    model : Mended
+    model : BaseModelFixes
     stages : Stages
     activations : float or None
-        Bytes that a step keeps per pixel of input.
+        Bytes that a step keeps per input pixel.
     """
     if not hasattr(model, "net_g"):
         return
-    net = bare(model.net_g)
+    net = unwrap(model.net_g)
     weights = sum(p.numel() for p in net.parameters())
     size = stages.crops[0] or 256
     text = f"{type(net).__name__}: {weights:,} parameters"
     try:
         cost = count(net, (size, size))
-    except Exception as error:  # a network of somebody else's, which the counter may not manage
+    except Exception as error:  # a third-party network that the counter cannot handle
         logger.debug("multiply-accumulates cannot be counted: %s", error)
     else:
         text += (
             f", {cost.macs_total / 1e9:.3g} GMACs at {size} x {size} with kernel basis attention "
-            f"({cost.macs_published / 1e9:.3g} as papers count, convolutions only)"
+            f"({cost.macs_published / 1e9:.3g} as counted in papers, convolutions only)"
         )
     logger.info(text)
     if activations is None or None in stages.crops:
@@ -49,10 +49,10 @@ def network(model: Any, stages: Stages, activations: float | None) -> None:
     scale = int(model.opt.get("scale") or 1)
     moments = 4 + (getattr(model, "net_g_ema", None) is not None)  # weights, gradients, AdamW's two, EMA
     needed = activations * pixels / scale**2 + 4 * moments * weights
-    logger.info("a step of the largest stage keeps about %s (estimate)", _bytes(needed))
+    logger.info("a step of the largest stage needs about %s (estimate)", _bytes(needed))
 
 
-def plan(model: Any, stages: Stages, world: int, accumulate: int) -> None:
+def log_batch(model: Any, stages: Stages, world: int, accumulate: int) -> None:
     """Log the effective batch and the learning rate."""
     rate = model.get_current_learning_rate()[0]
     batches = " then ".join(str(b * world) for b in stages.batches)
@@ -61,8 +61,8 @@ def plan(model: Any, stages: Stages, world: int, accumulate: int) -> None:
     logger.info("effective batch %s%s, learning rate %.3e", batches, how, rate)
 
 
-def memory(device: torch.device) -> str:
-    """Memory in use at most so far, as '1.2 GB'."""
+def peak_memory(device: torch.device) -> str:
+    """Return the peak memory so far, as '1.2 GB'."""
     if device.type == "cuda":
         return _bytes(torch.cuda.max_memory_allocated(device))
     try:

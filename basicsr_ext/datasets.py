@@ -1,4 +1,4 @@
-"""Datasets under the names and keys of the option files that KBNet and Restormer released."""
+"""Datasets with the names and keys of the option files that KBNet and Restormer released."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from basicsr.utils.file_client import FileClient
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kbnet_plugin.arrays.degradations import (
+    add_gaussian,
+    add_poisson_gaussian,
+    seeded_by_index,
+    to_linear,
+    to_srgb,
+)
 from kbnet_plugin.errors import BadInput
 
 from .files import decode, header_sizes, image_files, pair_up, read_listing, read_lmdb_listing, to_unit
@@ -23,24 +30,24 @@ Sample = dict[str, Any]
 
 
 class ImageDataset(Dataset[Sample]):
-    """Aligned images in one or several roles ('gt', 'lq', ...): listed, checked, read, cropped, turned.
+    """Aligned images in one or more roles ('gt', 'lq', ...): listed, checked, read, cropped, augmented.
 
     Parameters
     ----------
     opt : dict
         dataroot_<role> : folder, or ``*.lmdb`` with ``io_backend: {type: lmdb}``.
-        meta_info_file : text file of names below the roots, one a line; or
+        meta_info_file : text file with names relative to the roots, one per line; or
         files : list of such names.
-        filename_tmpl : name in the other roles for a name in the first, ``"{}"``.
+        filename_tmpl : name in the other roles, given that in the first; by default ``"{}"``.
         in_ch : channels to read, 3 (default) or 1.
-        gt_size : side of the training crop.
-        pad_small : reflect images that are smaller than the crop up to it, instead of refusing them.
+        gt_size : side of the training crop, in pixels.
+        pad_small : pad images smaller than the crop by reflection, instead of refusing them.
         reduce : largest whole factor by which large clean images are reduced (box mean) before cropping; the
-            factor is drawn anew each time from those that leave room for four crops side by side. Photographs
-            then also show the fine structure of small pictures, and the traces of JPEG average out.
-        geometric_augs (or use_hflip, use_rot) : train on a random one of the 8 turns and flips.
+            factor is drawn for each sample, from those that leave room for four crops side by side. Reduced
+            photographs have the fine structure of small pictures, and fewer JPEG artifacts.
+        geometric_augs (or use_hflip, use_rot) : flip and rotate at random in training (8 ways).
         cache_images : keep decoded images in memory (per worker), for small sets.
-        phase : 'train' crops and turns; 'val' and 'test' do not.
+        phase : 'train' crops and augments; 'val' and 'test' do not.
         scale : how many times larger 'gt' is than the other roles.
 
     Raises
@@ -60,14 +67,12 @@ class ImageDataset(Dataset[Sample]):
             raise BadInput(f"in_ch must be 1 (gray) or 3 (colour), not {self.channels}")
         if opt.get("mean") is not None or opt.get("std") is not None:
             raise BadInput(
-                "mean and std are not supported: the networks take and give 0..1; take the keys out"
+                "mean and std are not supported: the networks read and return 0..1; remove the keys"
             )
         self.reduce = int(opt.get("reduce") or 1)
         if self.reduce > 1 and len(self.roles) > 1:
-            raise BadInput(
-                "reduce is for clean images alone: reducing pairs would change what is to be removed"
-            )
-        self.turn = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
+            raise BadInput("reduce is for clean images only: reducing pairs would change the degradation")
+        self.augment = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
         self.folders = {role: self._folder(role) for role in self.roles}
         self.backend = dict(opt.get("io_backend") or {"type": "disk"})
         self.paths, sizes = self._list()
@@ -87,7 +92,7 @@ class ImageDataset(Dataset[Sample]):
         return str(folder)
 
     def _list(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]]]:
-        """Paths by role, and sizes by path."""
+        """List paths by role, and sizes by path."""
         if self.backend["type"] == "lmdb":
             return self._list_lmdb()
         names = self.opt.get("files")
@@ -119,7 +124,7 @@ class ImageDataset(Dataset[Sample]):
                     f"{self.folders[role]} (the first: {differing[0]}); build both from the same names"
                 )
         keys = self.opt.get("files") or sorted(leading)
-        # The database is part of the name, as a key is the same in all of them.
+        # With the database in the path, as all of them use the same keys.
         paths = [{r: f"{f}:{key}" for r, f in self.folders.items()} for key in keys]
         sizes = {f"{self.folders[r]}:{key}": size for r, lst in listings.items() for key, size in lst.items()}
         return paths, sizes
@@ -139,7 +144,7 @@ class ImageDataset(Dataset[Sample]):
             if min(size) < crop and not self.opt.get("pad_small"):
                 raise BadInput(
                     f"{path} is {size[1]}x{size[0]} (width x height), smaller than the crop of {crop}; "
-                    "lower gt_size, take the image out, or set pad_small: true"
+                    "lower gt_size, remove the image, or set pad_small: true"
                 )
             for role, other in entry.items():
                 scale = 1 if role == lead else self.scale
@@ -152,11 +157,11 @@ class ImageDataset(Dataset[Sample]):
                     )
 
     def _read(self, index: int) -> dict[str, np.ndarray]:
-        """Images of a pair by role, (H, W, C), in the dtype of the files."""
+        """Read the images of a pair by role, (H, W, C), in the dtype of the files."""
         images = {role: self._decoded(role, path) for role, path in self.paths[index].items()}
         if self.train and self.opt.get("gt_size"):
             images = self._reduced_crop(images) if self.reduce > 1 else self._crop(images)
-        if self.train and self.turn:
+        if self.train and self.augment:
             turns, flip = np.random.randint(4), np.random.randint(2)
             images = {
                 role: np.rot90(image[:, ::-1] if flip else image, turns) for role, image in images.items()
@@ -188,37 +193,42 @@ class ImageDataset(Dataset[Sample]):
         return {role: reduced.reshape(size, size, -1)}
 
     def _crop(self, images: dict[str, np.ndarray], size: int | None = None) -> dict[str, np.ndarray]:
-        """One random window of all roles; progressive training may have changed `gt_size` since the last."""
+        """Cut the same random window from all roles; progressive training changes `gt_size` in between."""
         lead = self.roles[0]
-        small = (size or int(self.opt["gt_size"])) // self.scale
-        height, width = (side // self.scale for side in images[lead].shape[:2])
-        if min(height, width) < small:
+        side = (size or int(self.opt["gt_size"])) // self.scale
+        height, width = (length // self.scale for length in images[lead].shape[:2])
+        if min(height, width) < side:
             if not self.opt.get("pad_small"):
                 raise BadInput(
-                    f"an image of {width}x{height} is smaller than the crop of {small}; lower gt_size"
+                    f"an image of {width}x{height} is smaller than the crop of {side}; lower gt_size"
                 )
-            rows, columns = max(small - height, 0), max(small - width, 0)
+            below, right = max(side - height, 0), max(side - width, 0)
             for role, image in images.items():
                 scale = self.scale if role == lead else 1
-                margins = ((0, rows * scale), (0, columns * scale), (0, 0))
+                margins = ((0, below * scale), (0, right * scale), (0, 0))
                 images[role] = np.pad(image, margins, "symmetric")
-            height, width = height + rows, width + columns
-        top, left = np.random.randint(height - small + 1), np.random.randint(width - small + 1)
+            height, width = height + below, width + right
+        top, left = np.random.randint(height - side + 1), np.random.randint(width - side + 1)
         cropped = {}
         for role, image in images.items():
             scale = self.scale if role == lead else 1
-            rows = slice(top * scale, (top + small) * scale)
-            cropped[role] = image[rows, left * scale : (left + small) * scale]
+            rows = slice(top * scale, (top + side) * scale)
+            cropped[role] = image[rows, left * scale : (left + side) * scale]
         return cropped
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, C) of any supported dtype to (C, H, W), float32 in 0..1."""
+    """Convert (H, W, C) of any supported dtype to (C, H, W), float32 in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(to_unit(image).transpose(2, 0, 1)))
 
 
+def sample_generator() -> np.random.Generator:
+    """Seed a generator from NumPy's global one, which the sampler seeds for every sample."""
+    return np.random.default_rng(np.random.randint(2**63, size=4, dtype=np.int64))
+
+
 class Dataset_PairedImage(ImageDataset):
-    """Degraded images (``dataroot_lq``) beside clean ones (``dataroot_gt``); keys of `ImageDataset`."""
+    """Degraded images (``dataroot_lq``) and clean ones (``dataroot_gt``); keys of `ImageDataset`."""
 
     roles = ("gt", "lq")
 
@@ -239,14 +249,14 @@ class Dataset_GaussianDenoising(ImageDataset):
     ----------
     opt : dict
         Keys of `ImageDataset`, and
-        sigma_type : 'constant', 'random' (uniform) or 'choice', how training noise is drawn.
+        sigma_type : how training noise is drawn: 'constant', 'random' (uniform) or 'choice'.
         sigma_range : its standard deviation, 0..255: a number, a pair of bounds, or a list to choose from.
         sigma_test : standard deviation in validation and test; by default the constant one.
 
     Notes
     -----
-    The noise of the i-th validation image is ``numpy.random.default_rng([0, i])``'s, (H, W, C): it differs
-    from image to image, is the same in every run, and leaves the global generators alone.
+    The i-th validation image gets the noise of ``numpy.random.default_rng([0, i])``, drawn as (H, W, C): it
+    differs between images, is the same in every run, and leaves the global generators alone.
     """
 
     roles = ("gt",)
@@ -257,12 +267,12 @@ class Dataset_GaussianDenoising(ImageDataset):
         given = opt.get("sigma_range")
         sigmas = [float(s) for s in (given if isinstance(given, list) else [] if given is None else [given])]
         if self.kind == "random" and len(sigmas) == 1:
-            sigmas.insert(0, 0.0)  # the released files give one bound; the fork that reads them fails on it
-        wanted = {"constant": len(sigmas) == 1, "random": len(sigmas) == 2, "choice": len(sigmas) >= 1}
-        if self.kind not in wanted:
-            raise BadInput(f"sigma_type must be one of {', '.join(wanted)}, not {self.kind!r}")
-        if self.train and not (wanted[self.kind] and min(sigmas) >= 0 and sigmas == sorted(sigmas)):
-            raise BadInput(f"sigma_type {self.kind!r} does not go with sigma_range {given!r} (in 0..255)")
+            sigmas.insert(0, 0.0)  # the released files give one bound, on which their own code fails
+        fits = {"constant": len(sigmas) == 1, "random": len(sigmas) == 2, "choice": len(sigmas) >= 1}
+        if self.kind not in fits:
+            raise BadInput(f"sigma_type must be one of {', '.join(fits)}, not {self.kind!r}")
+        if self.train and not (fits[self.kind] and min(sigmas) >= 0 and sigmas == sorted(sigmas)):
+            raise BadInput(f"sigma_type {self.kind!r} does not fit sigma_range {given!r} (in 0..255)")
         self.sigmas = sigmas
         test = opt.get("sigma_test", sigmas[0] if len(sigmas) == 1 else None)
         if not self.train and test is None:
@@ -274,33 +284,34 @@ class Dataset_GaussianDenoising(ImageDataset):
         if self.train:
             noise = torch.randn(gt.shape) * (self._sigma() / 255)
         else:
-            height_width_channels = (gt.shape[1], gt.shape[2], gt.shape[0])
-            drawn = np.random.default_rng([0, index]).standard_normal(height_width_channels)
-            noise = torch.from_numpy((drawn * (self.sigma_test / 255)).astype(np.float32)).permute(2, 0, 1)
+            zeros = np.zeros((gt.shape[1], gt.shape[2], gt.shape[0]))
+            drawn = add_gaussian(zeros, self.sigma_test / 255, seeded_by_index(index))
+            noise = torch.from_numpy(drawn.astype(np.float32)).permute(2, 0, 1)
         path = self.paths[index]["gt"]
         return {"lq": gt + noise, "gt": gt, "lq_path": path, "gt_path": path}
 
     def _sigma(self) -> float:
         if self.kind == "random":
-            return float(np.random.uniform(*self.sigmas))
+            low, high = self.sigmas
+            return float(np.random.uniform(low, high))
         return self.sigmas[np.random.randint(len(self.sigmas))]
 
 
 class Dataset_PoissonGaussianDenoising(ImageDataset):
-    """Clean images (``dataroot_gt``) with the noise of a sensor added on the fly.
+    """Clean images (``dataroot_gt``) with sensor noise added on the fly.
 
     Parameters
     ----------
     opt : dict
         Keys of `ImageDataset`, and
-        domain : 'camera': the images are sRGB, the noise arises in linear light and is clipped where the
-            sensor saturates; 'microscope': the intensities are the signal, nothing is clipped.
-        gain_range : variance per intensity of 0..1, i.e. the inverse of the photons that white stands for: a
+        domain : 'camera': the images are sRGB; noise is added in linear light and clipped to 0..1, where the
+            sensor saturates. 'microscope': the intensities are the signal, and nothing is clipped.
+        gain_range : variance per unit of intensity (0..1), i.e. one over the number of photons at white: a
             number, or two bounds between which it is drawn log-uniformly.
-        read_noise_range : standard deviation in the dark, in 0..1: likewise.
-        fluorescence : share of the training crops (0, the default, to 1) that are made to look like
-            fluorescence: a dark background with sparse bright structures of any brightness.
-        gain_test, read_noise_test : those of validation and test; by default the ranges' geometric mean.
+        read_noise_range : standard deviation in the dark (0..1), likewise.
+        fluorescence : fraction of training crops, by default 0, that are made to look like fluorescence: a
+            dark background with sparse bright structures of any brightness.
+        gain_test, read_noise_test : values in validation and test; by default the ranges' geometric mean.
 
     Notes
     -----
@@ -322,11 +333,12 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
             bounds = [float(v) for v in (given if isinstance(given, list) else [given]) if v is not None]
             fixed = opt.get(f"{name}_test")
             if len(bounds) not in (1, 2) and (self.train or fixed is None):
-                raise BadInput(f"{name}_range is missing or no pair: one number, or two bounds, in 0..1")
+                problem = f"has {len(bounds)} values" if bounds else "is missing"
+                raise BadInput(f"{name}_range {problem}; give one number, or two bounds, in 0..1")
             if bounds != sorted(bounds) or (len(bounds) == 2 and bounds[0] == 0 < bounds[1]):
                 raise BadInput(
-                    f"{name}_range {given!r}: the bounds must rise, and the lower must be above 0, "
-                    "because it is drawn log-uniformly"
+                    f"{name}_range {given!r}: the bounds must increase, and the lower must be above 0, "
+                    "because the value is drawn log-uniformly"
                 )
             low, high = (bounds[0], bounds[-1]) if bounds else (0.0, 0.0)
             self.ranges.append((low, high))
@@ -335,8 +347,7 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
     def __getitem__(self, index: int) -> Sample:
         clean = to_unit(self._read(index)["gt"])
         if self.train:
-            # Seeded per sample from the global generator, which the sampler seeds.
-            generator = np.random.default_rng(np.random.randint(2**63, size=4, dtype=np.int64))
+            generator = sample_generator()
             gain, read_noise = (
                 low if low == high else math.exp(generator.uniform(math.log(low), math.log(high)))
                 for low, high in self.ranges
@@ -344,18 +355,17 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
             if generator.random() < self.fluorescence:
                 clean = _fluorescence(clean, generator)
         else:
-            generator = np.random.default_rng([0, index])
+            generator = seeded_by_index(index)
             gain, read_noise = self.test
-        signal = _linear(clean) if self.camera else clean
-        noisy = signal if gain == 0 else generator.poisson(signal.clip(min=0) / gain) * gain
-        noisy = noisy + generator.standard_normal(signal.shape) * read_noise
-        noisy = (_srgb(noisy.clip(0, 1)) if self.camera else noisy).astype(np.float32)
+        signal = to_linear(clean) if self.camera else clean
+        noisy = add_poisson_gaussian(signal, gain, read_noise, generator)
+        noisy = (to_srgb(noisy.clip(0, 1)) if self.camera else noisy).astype(np.float32)
         path = self.paths[index]["gt"]
         return {"lq": to_tensor(noisy), "gt": to_tensor(clean), "lq_path": path, "gt_path": path}
 
 
 def _fluorescence(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What is brighter than a random share of the picture, steepened, scaled and put on a dim background."""
+    """Keep what is brighter than a random quantile, steepen and scale it, and put it on a dim background."""
     dark = np.quantile(image, generator.uniform(0.2, 0.95))
     structure = (image - dark).clip(min=0) / max(image.max() - dark, 1e-3)
     peak = math.exp(generator.uniform(math.log(0.05), 0))
@@ -363,20 +373,10 @@ def _fluorescence(image: np.ndarray, generator: np.random.Generator) -> np.ndarr
     return background + (peak - min(peak, background)) * structure ** generator.uniform(0.7, 2)
 
 
-def _linear(image: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1 (sRGB) to linear light, 0..1."""
-    return np.where(image <= 0.04045, image / 12.92, ((image.clip(min=0) + 0.055) / 1.055) ** 2.4)
-
-
-def _srgb(image: np.ndarray) -> np.ndarray:
-    """Linear light to IEC 61966-2-1 (sRGB), 0..1."""
-    return np.where(image <= 0.0031308, image * 12.92, 1.055 * image.clip(min=0) ** (1 / 2.4) - 0.055)
-
-
 class Dataset_DefocusDeblur_DualPixel_16bit(ImageDataset):
-    """Left and right view of a dual-pixel sensor (``dataroot_lqL``, ``dataroot_lqR``) beside ``dataroot_gt``.
+    """Left and right views of a dual-pixel sensor (``dataroot_lqL``, ``dataroot_lqR``), and ``dataroot_gt``.
 
-    'lq' holds both views, (6, H, W). Keys of `ImageDataset`; 8-bit files are read as what they are, too.
+    'lq' stacks both views, (6, H, W). Keys of `ImageDataset`; files may have 8 or 16 bits.
     """
 
     roles = ("gt", "lqL", "lqR")

@@ -1,4 +1,4 @@
-"""Several processes: start, agree, end."""
+"""Several processes: join their group, exchange flags and sums, leave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _control: dist.ProcessGroup | None = None
 
 
 def start(launcher: str) -> tuple[int, int]:
-    """Join the processes that torchrun started; rank and count. NCCL with CUDA, gloo without."""
+    """Join the processes that torchrun started, by NCCL with CUDA, else gloo; returns rank and world size."""
     global _control
     world = int(os.environ.get("WORLD_SIZE", 1))
     if launcher == "none":
@@ -24,48 +24,52 @@ def start(launcher: str) -> tuple[int, int]:
         return 0, 1
     if missing := [key for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if key not in os.environ]:
         raise BadInput(
-            f"--launcher pytorch needs {missing[0]}: "
+            f"--launcher pytorch needs the variable {missing[0]}; "
             "start with torchrun --nproc_per_node=N --no-python basicsr train ..."
         )
     cuda = torch.cuda.is_available()
     if cuda:
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise BadInput(f"{torch.cuda.device_count()} GPUs but process {local}: lower --nproc_per_node")
+            raise BadInput(
+                f"process {local} has no GPU (there are {torch.cuda.device_count()}); lower --nproc_per_node"
+            )
         torch.cuda.set_device(local)
-    # DDP copies such gradients; it costs little, and the user cannot change it.
+    # DDP copies such gradients, which costs little; users cannot change it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     try:
         dist.init_process_group("nccl" if cuda else "gloo")
     except (dist.DistError, RuntimeError, ValueError) as error:
-        said = one_line(error)
-        if "EADDRINUSE" in said or "address already in use" in said.lower():
+        message = one_line(error)
+        if "EADDRINUSE" in message or "address already in use" in message.lower():
             raise BadInput(
                 f"port {os.environ.get('MASTER_PORT')} is in use by another program; "
-                "name a free one: torchrun --master_port=..."
+                "choose a free one: torchrun --master_port=..."
             ) from error
-        raise BadInput(f"the processes cannot reach each other: {said}") from error
-    # Small agreements go over gloo, because on NCCL each would wait for the GPU.
-    _control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+        raise BadInput(f"the processes cannot reach each other: {message}") from error
+    # Flags and sums use gloo, because NCCL would wait for the GPU each time.
+    group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    assert not isinstance(group, int)  # what processes outside the group get
+    _control = group
     return dist.get_rank(), dist.get_world_size()
 
 
-class Lost(RuntimeError):  # noqa: N818 - reads as the state of the job
+class PeerLostError(RuntimeError):
     """Another process of the job has ended."""
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Return whether the flag is set in any process."""
     return bool(total(torch.tensor([int(flag)])).item())
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a CPU tensor over the processes; raises `Lost` when one of them is gone."""
+    """Sum a CPU tensor over the processes; raises `PeerLostError` if one has ended."""
     if dist.is_initialized():
         try:
             dist.all_reduce(values, group=_control)
         except RuntimeError as error:
-            raise Lost(one_line(error)) from error
+            raise PeerLostError(one_line(error)) from error
     return values
 
 
@@ -75,7 +79,7 @@ def wait() -> None:
 
 
 def stop() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group, if any."""
     global _control
     _control = None
     if dist.is_initialized():

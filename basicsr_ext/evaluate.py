@@ -1,4 +1,4 @@
-"""``basicsr test``: the metrics of weights on test sets."""
+"""``basicsr test``: evaluate weights on test sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("basicsr")
 
 
 def test(options: Options) -> int:
-    """Restore and measure every test set, or the validation sets where there is none."""
+    """Evaluate on every test set, or on the validation sets if there is none."""
     choose_device(options)
     path = options["path"]
     if not path.get("pretrain_network_g"):

@@ -1,4 +1,4 @@
-"""The folder of an experiment, laid out as BasicSR does: models, training_states, logs, the option file."""
+"""An experiment's folder in BasicSR's layout: models, training_states, logs and the option file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("basicsr")
 
 
 def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | None:
-    """The newest whole training state, with the options turned to its weights."""
+    """Return the newest intact training state, if any, and point the options to its weights."""
     path = options["path"]
     if auto_resume:
         found = [p for p in Path(path["training_states"]).glob("*.state") if p.stem.isdigit()]
@@ -35,11 +35,11 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
             state = read_training_state(candidate)
             for key in [k for k in options if k.startswith("network_")]:
                 weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
-                read_weights(str(weights), "params")  # whole, too?
+                read_weights(str(weights), "params")  # must be intact too
         except BadInput as error:
             if not auto_resume:
                 raise
-            logger.warning("%s; trying the one before", one_line(error))
+            logger.warning("%s; trying the previous one", one_line(error))
             continue
         for key in [k for k in options if k.startswith("network_")]:
             weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
@@ -48,7 +48,7 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
             path[f"strict_load_{key.removeprefix('network_')}"] = True
         logger.warning("resuming from %s", candidate)
         if changed := differences(state.get("options"), options["as_given"]):
-            logger.warning("options changed since: %s", "; ".join(changed))
+            logger.warning("options changed since then: %s", "; ".join(changed))
         return state
     if candidates:
         raise BadInput(
@@ -58,13 +58,13 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
 
 
 def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
-    """Make the folders and copy the option file; unless `keep`, a former experiment is moved aside."""
+    """Create the folders and copy the option file; unless `keep`, move an existing experiment aside."""
     root = Path(options["path"]["experiments_root"])
     if root.exists() and not keep:
         archived = f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
         root.rename(archived)
         logger.warning(
-            "%s is there already: kept as %s; --auto_resume would have gone on with it", root, archived
+            "%s already exists: moved to %s; --auto_resume would have continued it", root, archived
         )
     try:
         for key in ("models", "training_states"):
@@ -77,9 +77,9 @@ def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """What changed between two trees of options, as 'train.total_iter 10 -> 20'."""
+    """List the changes between two trees of options, as 'train.total_iter 10 -> 20'."""
     if before is None and not where:
-        return []  # a state of stock BasicSR does not know its options
+        return []  # stock BasicSR's states contain no options
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else [f"{where} {_short(before)} -> {_short(now)}"]
     found = []
@@ -87,9 +87,9 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:
         place = f"{where}.{key}" if where else str(key)
         if key not in before or key not in now:
             found.append(
-                f"{place} {_short(before[key])} taken out"
+                f"{place} removed (was {_short(before[key])})"
                 if key in before
-                else f"{place} {_short(now[key])} new"
+                else f"{place} added ({_short(now[key])})"
             )
         else:
             found += differences(before[key], now[key], place)
@@ -102,7 +102,7 @@ def _short(value: Any) -> str:
 
 
 def prune(options: Options, keep: int | None, best: int | None) -> None:
-    """Remove all checkpoints but the last `keep` and that of iteration `best`, states first."""
+    """Remove all checkpoints except the last `keep` and that of iteration `best`, states first."""
     if not keep:
         return
     states = {

@@ -1,4 +1,4 @@
-"""Image files, folders and lmdb databases, as the datasets see them."""
+"""Image files, folders and lmdb databases for the datasets."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", "
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-class SharedLmdb(BaseStorageBackend):
+class SharedLmdb(BaseStorageBackend):  # type: ignore[misc] # BasicSR is untyped
     """lmdb backend with one read-only handle per database and process.
 
     lmdb >= 2 refuses to open a database twice in a process, which BasicSR does when training and validation
-    share one. A forked worker goes on with the handle that it inherits: read-only and without locks.
+    share one. A forked worker uses the handle it inherits, which is read-only and without locks.
     """
 
     _open: ClassVar[dict[str, Any]] = {}
@@ -40,8 +40,8 @@ class SharedLmdb(BaseStorageBackend):
         self.db_paths = {key: os.path.realpath(path) for key, path in zip(keys, paths, strict=True)}
 
     def get(self, filepath: str, client_key: str = "default") -> bytes:
-        """Bytes stored under a key."""
-        import lmdb  # a user without databases does not need it
+        """Return the bytes stored under a key."""
+        import lmdb  # optional: only databases need it
 
         path = self.db_paths[client_key]
         if path not in self._open:
@@ -65,15 +65,15 @@ def use_shared_lmdb() -> None:
 
 
 def image_files(folder: str) -> dict[str, str]:
-    """Path of every image below a folder by its name without suffix ('sub/0001'), sorted.
+    """Find every image below a folder; returns its path by its name without suffix ('sub/0001'), sorted.
 
     Raises
     ------
     BadInput
-        If there is none, or two differ in nothing but their suffix.
+        If there is none, or two names differ only in their suffix.
     """
     if not os.path.isdir(folder):
-        raise BadInput(f"{folder} is not a folder of images")
+        raise BadInput(f"{folder} is not a folder")
     found: dict[str, str] = {}
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -87,19 +87,19 @@ def image_files(folder: str) -> dict[str, str]:
                 raise BadInput(f"{path} and {found[key]} have the same name; remove one")
             found[key] = path
     if not found:
-        raise BadInput(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        raise BadInput(f"{folder} contains no images ({', '.join(SUFFIXES)})")
     return dict(sorted(found.items()))
 
 
 def pair_up(folders: dict[str, str], template: str = "{}") -> list[dict[str, str]]:
-    """Match the images of several folders by name; the first folder leads.
+    """Match the images of several folders by name, in the order of the first folder.
 
     Parameters
     ----------
     folders : dict
         Folder by role, e.g. ``{"gt": ..., "lq": ...}``.
     template : str
-        Name in the other folders for a name in the first, e.g. ``"{}_noisy"``.
+        Name in the other folders, given that in the first, e.g. ``"{}_noisy"``.
 
     Returns
     -------
@@ -109,30 +109,30 @@ def pair_up(folders: dict[str, str], template: str = "{}") -> list[dict[str, str
     files = {role: image_files(folder) for role, folder in folders.items()}
     (lead, leading), *others = files.items()
     for role, members in others:
-        wanted = {_named(key, template): path for key, path in leading.items()}
-        if missing := [path for key, path in wanted.items() if key not in members]:
+        expected = {_partner(key, template): path for key, path in leading.items()}
+        if missing := [path for key, path in expected.items() if key not in members]:
             raise BadInput(
                 f"the pairs do not match: {len(missing)} of {len(leading)} {lead} images have no partner in "
                 f"{folders[role]} (the first: {missing[0]}); give both the same name"
             )
-        if surplus := [path for key, path in members.items() if key not in wanted]:
+        if unmatched := [path for key, path in members.items() if key not in expected]:
             raise BadInput(
-                f"the pairs do not match: {len(surplus)} of {len(members)} {role} images have no partner in "
-                f"{folders[lead]} (the first: {surplus[0]}); give both the same name"
+                f"the pairs do not match: {len(unmatched)} of {len(members)} {role} images have no partner "
+                f"in {folders[lead]} (the first: {unmatched[0]}); give both the same name"
             )
     return [
-        {lead: path} | {role: members[_named(key, template)] for role, members in others}
+        {lead: path} | {role: members[_partner(key, template)] for role, members in others}
         for key, path in leading.items()
     ]
 
 
-def _named(key: str, template: str) -> str:
+def _partner(key: str, template: str) -> str:
     parent, name = os.path.split(key)
     return os.path.join(parent, template.format(name))
 
 
 def read_listing(path: str) -> list[str]:
-    """Names in a BasicSR meta information file: ``name (h,w,c)`` per line."""
+    """Read the names in a BasicSR meta information file, which has ``name (h,w,c)`` on every line."""
     names = [line.split()[0] for line in _lines(path) if line.strip()]
     if not names:
         raise BadInput(f"{path} lists no images")
@@ -147,9 +147,9 @@ def _lines(path: str) -> list[str]:
 
 
 def read_lmdb_listing(folder: str) -> dict[str, tuple[int, int]]:
-    """Height and width by key of a BasicSR lmdb folder, from its meta_info.txt."""
+    """Read height and width by key from the meta_info.txt of a BasicSR lmdb folder."""
     if not os.path.isfile(os.path.join(folder, "data.mdb")):
-        raise BadInput(f"{folder} is not an lmdb folder (it has no data.mdb); io_backend.type says lmdb")
+        raise BadInput(f"{folder} is not an lmdb folder: it has no data.mdb; fix the path or io_backend.type")
     listing = os.path.join(folder, "meta_info.txt")
     shapes = {}
     for number, line in enumerate(_lines(listing), 1):
@@ -160,12 +160,12 @@ def read_lmdb_listing(folder: str) -> dict[str, tuple[int, int]]:
 
 
 def header_sizes(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of image files from their headers; files that Pillow cannot open are left out.
+    """Read height and width of images from their headers; files that Pillow cannot open are skipped.
 
     Raises
     ------
     BadInput
-        If a file is not there.
+        If a file does not exist.
     """
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(8) as pool:
@@ -198,9 +198,9 @@ def decode(content: bytes, path: str, channels: int) -> np.ndarray:
     content : bytes
         The file.
     path : str
-        Its name, for errors.
+        Its name, for error messages.
     channels : int
-        1 for luma, 3 for RGB; gray and colour are converted into each other, alpha is dropped.
+        1 for luma, 3 for RGB; gray and colour are converted, alpha is dropped.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def decode(content: bytes, path: str, channels: int) -> np.ndarray:
     image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
     if image is None or image.dtype not in (np.uint8, np.uint16, np.float32):
         kind = "" if image is None else f" of {image.dtype}"
-        raise BadInput(f"{path} cannot be read as an image{kind}; replace it or take it out of the dataset")
+        raise BadInput(f"{path} cannot be read as an image{kind}; replace it or remove it from the dataset")
     gray = image.ndim == 2
     if not gray:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if channels == 1 else cv2.COLOR_BGR2RGB)
@@ -226,7 +226,7 @@ def decode(content: bytes, path: str, channels: int) -> np.ndarray:
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:
-    """Scale a decoded image to float32 in 0..1 by its dtype; float images are left as they are."""
+    """Scale a decoded image to float32 in 0..1 by its dtype; float images stay unchanged."""
     if image.dtype == np.float32:
         return image
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)

@@ -1,4 +1,4 @@
-"""The history of a run beside its checkpoints: a CSV for programs and a plot for people."""
+"""A run's history next to its checkpoints: a CSV file for programs, a plot for people."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class History:
     Parameters
     ----------
     folder : Path
-        The experiment.
+        Of the experiment.
     start : int
-        Iteration to go on after; what a lost stretch of the run wrote later is dropped.
+        Iteration to resume after; later rows are dropped.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -34,7 +34,7 @@ class History:
         self._write(self.rows, "w")
 
     def add(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Append values of an iteration."""
+        """Append the values of an iteration."""
         new = [(iteration, name, float(value)) for name, value in values.items()]
         self.rows += new
         self._write(new, "a")
@@ -67,7 +67,7 @@ class History:
 
 
 def _panel(name: str, points: list[tuple[int, float]], left: int, top: int) -> str:
-    """Axes with their ends labelled, and a line; 300 x 190 units."""
+    """Draw labelled axes and a line, 300 x 190 units in all."""
     x0, y0, width, height = left + 55, top + 25, 225, 130
     (first, last), values = (points[0][0], points[-1][0]), [v for _, v in points if v == v]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)

@@ -16,14 +16,14 @@ logger = logging.getLogger("basicsr")
 
 
 class _Console(logging.Handler):
-    """Standard output, above a progress bar where one is shown; standard error stays free for errors."""
+    """Writes to standard output, above any progress bar; standard error is for errors only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
 
 
 def to_console(rank: int) -> None:
-    """Start BasicSR's logger, at first for warnings only: what it says while it builds concerns nobody."""
+    """Start BasicSR's logger; until `to_file`, it shows warnings only, as building the parts logs a lot."""
     stop()
     console = _Console()
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -34,7 +34,7 @@ def to_console(rank: int) -> None:
 
 
 def to_file(options: Options, kind: str) -> None:
-    """From here on everything is said, and also written to ``<kind>_<name>_<time>.log``."""
+    """Log everything from here on, and also to ``<kind>_<name>_<time>.log``."""
     if options["rank"] != 0:
         return
     folder = options["path"]["log"]
@@ -49,11 +49,11 @@ def to_file(options: Options, kind: str) -> None:
 
 
 def tensorboard(options: Options) -> Any:
-    """A TensorBoard writer in ``tb_logger/<name>`` if the options ask for one; wandb mirrors it."""
-    asked = options["logger"]
-    if not asked["use_tb_logger"] or options["rank"] != 0:
+    """Open a TensorBoard writer in ``tb_logger/<name>`` if the options enable it; wandb mirrors it."""
+    settings = options["logger"]
+    if not settings["use_tb_logger"] or options["rank"] != 0:
         return None
-    if (wandb := asked.get("wandb") or {}).get("project"):
+    if (wandb := settings.get("wandb") or {}).get("project"):
         import wandb as service
 
         resume = wandb.get("resume_id")
@@ -69,7 +69,7 @@ def tensorboard(options: Options) -> Any:
 
 
 def stop() -> None:
-    """Close the handlers, so that another run in this process starts anew."""
+    """Close the handlers, so that the next run in this process starts afresh."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

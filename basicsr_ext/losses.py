@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kbnet_plugin.selfsup.masking import NORMS, masked_loss
+from kbnet_plugin.selfsup.masking import NORMS, Norm, masked_loss
 
 
 class PSNRLoss(nn.Module):
@@ -17,9 +17,9 @@ class PSNRLoss(nn.Module):
     Parameters
     ----------
     loss_weight : float
-        Factor.
+        Factor of the result.
     reduction : str
-        Only ``"mean"``, as in the option files that carry the key.
+        Only ``"mean"``; released option files contain the key.
     toY : bool
         Compare luma (ITU-R BT.601, 16..235 of 255) of RGB images instead of the channels.
     """
@@ -31,7 +31,7 @@ class PSNRLoss(nn.Module):
         self.loss_weight, self.to_y = loss_weight, toY
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
-        """Loss of (B, C, H, W) against the same; `weight` multiplies the squared errors."""
+        """Compare two (B, C, H, W) tensors; `weight` multiplies the squared errors."""
         error = pred - target
         if self.to_y:
             luma = error.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
@@ -42,14 +42,14 @@ class PSNRLoss(nn.Module):
 
 
 class FrequencyLoss(nn.Module):
-    """Mean absolute difference of the discrete Fourier transforms, real and imaginary parts apart.
+    """Mean absolute difference of the discrete Fourier transforms, over real and imaginary parts.
 
     Parameters
     ----------
     loss_weight : float
-        Factor.
+        Factor of the result.
     reduction : str
-        Only ``"mean"``, as in the option files that carry the key.
+        Only ``"mean"``; released option files contain the key.
 
     References
     ----------
@@ -63,29 +63,29 @@ class FrequencyLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
-        """Loss of (B, C, H, W) against the same; `weight` multiplies the images' difference before."""
+        """Compare two (B, C, H, W) tensors; `weight` multiplies their difference before the transform."""
         difference = pred - target if weight is None else (pred - target) * weight
         spectrum = torch.view_as_real(torch.fft.rfft2(difference.float()))
         return self.loss_weight * spectrum.abs().mean()
 
 
 class BlindSpotLoss(nn.Module):
-    """Mean error at the pixels whose target is a number; the datasets without truth put NaN elsewhere.
+    """Mean error over the pixels whose target is not NaN; see `basicsr_ext.selfsup_datasets`.
 
     Parameters
     ----------
     loss_weight : float
-        Factor.
-    norm : str
-        ``"l2"`` or ``"l1"``; see `kbnet_plugin.selfsup.masking.masked_loss`.
+        Factor of the result.
+    norm : {"l2", "l1"}
+        See `kbnet_plugin.selfsup.masking.masked_loss`.
     """
 
-    def __init__(self, loss_weight: float = 1.0, norm: str = "l2") -> None:
+    def __init__(self, loss_weight: float = 1.0, norm: Norm = "l2") -> None:
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"BlindSpotLoss: norm must be {' or '.join(NORMS)}, not {norm!r}")
         self.loss_weight, self.norm = loss_weight, norm
 
     def forward(self, pred: Tensor, target: Tensor, **_: Any) -> Tensor:
-        """Loss of (B, C, H, W) against the same, NaN where it must not look."""
+        """Compare two (B, C, H, W) tensors, leaving out pixels whose `target` is NaN."""
         return self.loss_weight * masked_loss(pred, target, self.norm)

@@ -1,7 +1,7 @@
-"""PSNR and SSIM that clamp first.
+"""PSNR and SSIM that clamp first, and LPIPS.
 
-A network's output may leave the image range. BasicSR's metrics take it as it comes, and the ones that
-Restormer and KBNet ship guess the range from the largest value, so one pixel above 1 adds 48 dB.
+A network's output may leave the image range. BasicSR's metrics do not clamp it, and those that Restormer
+and KBNet ship infer the range from the largest value, so that one pixel above 1 adds 48 dB.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Image = np.ndarray | Tensor
 def calculate_psnr_clamped(
     img: Image, img2: Image, crop_border: int = 0, test_y_channel: bool = False, **_: Any
 ) -> float:
-    """Peak signal-to-noise ratio in dB after clamping to the range.
+    """Compute the peak signal-to-noise ratio in dB after clamping to the range.
 
     Parameters
     ----------
     img, img2 : ndarray or Tensor
         Arrays (H, W, C) or (H, W), BGR, in 0..255, rounded or not; tensors (1, C, H, W), RGB, in 0..1.
     crop_border : int
-        Pixels left out at every edge.
+        Pixels to leave out at each edge.
     test_y_channel : bool
         Compare luma (ITU-R BT.601) only.
     """
@@ -43,7 +43,7 @@ def calculate_psnr_clamped(
 def calculate_ssim_clamped(
     img: Image, img2: Image, crop_border: int = 0, test_y_channel: bool = False, **_: Any
 ) -> float:
-    """Structural similarity after clamping to the range, mean over channels; as `calculate_psnr_clamped`."""
+    """Compute SSIM after clamping, mean over channels; parameters as for `calculate_psnr_clamped`."""
     images = (_clamped(img), _clamped(img2))
     return float(calculate_ssim(*images, crop_border=crop_border, test_y_channel=test_y_channel))
 
@@ -51,19 +51,24 @@ def calculate_ssim_clamped(
 def calculate_lpips(
     img: Image, img2: Image, crop_border: int = 0, net: str = "alex", weights: str | None = None, **_: Any
 ) -> float:
-    """Learned perceptual distance, version 0.1; lower is better.
+    """Compute the learned perceptual distance LPIPS, version 0.1; lower is better.
 
     Parameters
     ----------
     img, img2 : ndarray or Tensor
         As for `calculate_psnr_clamped`, three channels.
     crop_border : int
-        Pixels left out at every edge.
+        Pixels to leave out at each edge.
     net : str
-        'alex', 'vgg' or 'squeeze', the network that it compares in.
+        'alex', 'vgg' or 'squeeze', the network whose features are compared.
     weights : str, optional
         File of that network's ImageNet weights; by default the one in torch hub's folder. Nothing is
-        downloaded, and without the file there is no figure.
+        downloaded.
+
+    Raises
+    ------
+    BadInput
+        If the weights are missing, or the images do not have three channels.
 
     References
     ----------
@@ -72,7 +77,7 @@ def calculate_lpips(
     pair = []
     for image in (_clamped(img), _clamped(img2)):
         if image.ndim != 3 or image.shape[2] != 3:
-            raise BadInput("calculate_lpips needs images of three channels")
+            raise BadInput("calculate_lpips needs images with three channels")
         inner = image[crop_border : image.shape[0] - crop_border, crop_border : image.shape[1] - crop_border]
         rgb = np.ascontiguousarray(inner[..., ::-1].transpose(2, 0, 1), np.float32)
         pair.append(torch.from_numpy(rgb)[None] / 127.5 - 1)
@@ -82,7 +87,7 @@ def calculate_lpips(
 
 @cache
 def lpips_network(net: str, weights: str | None) -> nn.Module:
-    """LPIPS with trained weights; raises `BadInput` when they are not there."""
+    """Build LPIPS with trained weights; raises `BadInput` if they are missing."""
     try:
         import lpips
     except ImportError as error:
@@ -94,24 +99,24 @@ def lpips_network(net: str, weights: str | None) -> nn.Module:
         path = found[0] if found else Path(torch.hub.get_dir(), "checkpoints", f"{_LPIPS_FILES[net]}-*.pth")
     if not path.is_file():
         raise BadInput(
-            f"the metric calculate_lpips needs the trained weights of {net}, and there is no {path}; "
-            "get them from torchvision, name the file with weights:, or take the metric out"
+            f"the metric calculate_lpips needs the trained weights of {net}, but there is no {path}; "
+            "download them with torchvision, set weights: to their file, or remove the metric"
         )
     try:
         tensors = read_state_dict(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips builds torchvision's network the old way
+            warnings.simplefilter("ignore")  # lpips uses a deprecated argument of torchvision
             network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
         # lpips cuts torchvision's `features` into slices, whose layers keep their numbers.
         own = network.net.state_dict()
         network.net.load_state_dict({k: tensors[f"features.{k.split('.', 1)[1]}"] for k in own})
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"{path} holds no weights of {net}: {one_line(error)}") from error
+        raise BadInput(f"{path} contains no weights of {net}: {one_line(error)}") from error
     return network
 
 
 _LPIPS_FILES = {"alex": "alexnet-owt", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
-"""Heads of torchvision's file names; a hash follows."""
+"""Beginnings of torchvision's file names; a hash follows."""
 
 
 def _clamped(image: Image) -> np.ndarray:
@@ -121,9 +126,9 @@ def _clamped(image: Image) -> np.ndarray:
 
 
 def to_image(tensor: Tensor, *, rounded: bool) -> np.ndarray:
-    """Make BasicSR's image of a (1, C, H, W) tensor in 0..1: clamped, 0..255, (H, W, C), BGR.
+    """Convert a (1, C, H, W) tensor in 0..1 to BasicSR's image: clamped, 0..255, (H, W, C), BGR.
 
-    float32, or with `rounded` uint8 as a saved picture would have it.
+    The result is float32, or uint8 if `rounded`, as in a saved picture.
     """
     image = tensor.detach()[0].float().clamp(0, 1).mul(255).cpu().numpy().transpose(1, 2, 0)
     if image.shape[2] == 3:

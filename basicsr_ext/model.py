@@ -1,4 +1,4 @@
-"""The model of the released option files: one network, one pixel loss, mixup, clipping, EMA."""
+"""The model that the released option files name: one network, a pixel loss, mixup, clipping and EMA."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kbnet_plugin.arrays.tiling import plan
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
 
 from . import dist
-from .base_model import Mended, bare, read_weights
+from .base_model import BaseModelFixes, read_weights, unwrap
 from .metrics import to_image
 from .options import Options
 
@@ -40,15 +40,16 @@ logger = logging.getLogger("basicsr")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 MANY_SKIPPED = 20
-"""After so many batches without a finite loss in a row, skipping does not help."""
+"""Batches in a row without a finite loss after which training stops in spite of ``on_nan: skip``."""
 
 GRAD_CLIP = 0.01
-"""Norm that ``use_grad_clip: true`` clips to, unless ``grad_clip`` says otherwise."""
+"""Norm that ``use_grad_clip: true`` clips to, unless ``grad_clip`` is set."""
 
-_OVERLAP = 32  # pixels of neighbouring tiles in validation
+_HALO = 32
+"""Pixels of context around a tile in validation, unless ``val.tile_overlap`` is set."""
 
 
-class ImageCleanModel(Mended, BaseModel):
+class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicSR is untyped
     """Supervised restoration; `basicsr_ext.schema` describes the keys."""
 
     net_g_ema: nn.Module | None = None
@@ -73,7 +74,7 @@ class ImageCleanModel(Mended, BaseModel):
             self.load_network(net, weights, path.get("strict_load_g", True), key)
 
     def init_training_settings(self) -> None:
-        """Loss, EMA, optimizer and schedulers."""
+        """Set up loss, EMA, optimizer and schedulers."""
         train = self.opt["train"]
         self.net_g.train()
         self.ema_decay = float(train.get("ema_decay") or 0)
@@ -85,8 +86,8 @@ class ImageCleanModel(Mended, BaseModel):
         if train.get("activation_checkpointing"):
             _checkpoint_blocks(self.net_g)
         if train.get("compile"):
-            # Crops come in few sizes, those of the stages; one graph for any size is slower. On a GPU,
-            # starting kernels one by one takes longer than they run: a recorded step took 20 ms, not 46.
+            # There are few crop sizes, those of the stages; one graph for any size is slower. On a GPU,
+            # launching kernels one by one takes longer than they run: a recorded step took 20 ms, not 46.
             recorded = "reduce-overhead" if self.device.type == "cuda" else None
             self.net_g.compile(dynamic=False, mode=recorded)
         self.net_g = self.model_to_device(self.net_g)
@@ -103,7 +104,7 @@ class ImageCleanModel(Mended, BaseModel):
         self.accumulate = int(train.get("accumulate") or 1)
         self.dtype = PRECISIONS[train.get("precision") or "fp32"]
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise BadInput("train.precision: this GPU cannot compute in bf16; use fp16 or fp32")
+            raise BadInput("train.precision: this GPU does not support bf16; use fp16 or fp32")
         # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.skip = train.get("on_nan") == "skip"
@@ -124,7 +125,7 @@ class ImageCleanModel(Mended, BaseModel):
         self.setup_schedulers()
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """Take a batch; in training, mix it."""
+        """Move a batch to the device; in training, apply mixup."""
         self.images = data.get("lq_path") or data.get("gt_path") or []
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.layout)
         self.gt = data["gt"].to(self.device, non_blocking=True) if "gt" in data else None
@@ -132,66 +133,66 @@ class ImageCleanModel(Mended, BaseModel):
             self._mix(float(self.mixup.get("mixup_beta", 1.2)), bool(self.mixup.get("use_identity")))
 
     def _mix(self, beta: float, identity: bool) -> None:
-        """Blend each image with another (Zhang et al., arXiv 1710.09412), with `identity` half the time."""
+        """Blend each image with another (Zhang et al., arXiv 1710.09412); with `identity`, half the time."""
         assert self.gt is not None
         if identity and random.random() < 0.5:
             return
-        share = float(np.random.beta(beta, beta))
+        weight = float(np.random.beta(beta, beta))
         other = torch.randperm(len(self.lq)).to(self.device)
-        self.lq = share * self.lq + (1 - share) * self.lq[other]
-        self.gt = share * self.gt + (1 - share) * self.gt[other]
+        self.lq = weight * self.lq + (1 - weight) * self.lq[other]
+        self.gt = weight * self.gt + (1 - weight) * self.gt[other]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step. A network that returns several images, as multi-stage ones do, is trained on all.
+        """Make one step; if the network returns several images, as multi-stage ones do, train on all.
 
         Raises
         ------
         NotFiniteError
-            If the loss or the gradient is NaN or infinite in any process; the weights are as before the step.
+            If the loss or the gradient is NaN or infinite in any process; the weights are unchanged then.
         """
         assert self.gt is not None
         self.optimizer_g.zero_grad(set_to_none=True)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         log: dict[str, Tensor] = {}
         for number, (lq, gt) in enumerate(parts, 1):
-            # DDP need not exchange the gradients before the last part.
-            alone = number < len(parts) and isinstance(self.net_g, DistributedDataParallel)
-            with self.net_g.no_sync() if alone else nullcontext():
+            # DDP need not exchange gradients before the last part.
+            local = number < len(parts) and isinstance(self.net_g, DistributedDataParallel)
+            with self.net_g.no_sync() if local else nullcontext():
                 with self.autocast():
                     output = self.net_g(lq)
                 outputs = [o.float() for o in (output if isinstance(output, (list, tuple)) else [output])]
                 values = {k: sum(loss(o, gt) for o in outputs) for k, loss in self.losses.items()}
-                share = len(lq) / len(self.lq)
-                self.scaler.scale(sum(values.values()) * share).backward()
+                weight = len(lq) / len(self.lq)
+                self.scaler.scale(sum(values.values()) * weight).backward()
             for key, value in values.items():
-                log[key] = log.get(key, 0) + value.detach() * share
+                log[key] = log.get(key, 0) + value.detach() * weight
         self.log_dict = self.reduce_loss_dict(log)
         self.scaler.unscale_(self.optimizer_g)
         limit = math.inf if self.grad_clip is None else self.grad_clip
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        # fp16 overflows now and then, which is what the scaler is for; the loss itself must stay finite.
-        mine = not math.isfinite(sum(float(v) for v in log.values()))
-        theirs = not self.scaler.is_enabled() and not math.isfinite(float(norm))
-        if dist.any_rank(mine or theirs):
-            self._not_finite(mine or theirs, current_iter)
+        # In fp16 the gradient overflows now and then, which the scaler handles; the loss must be finite.
+        bad = not math.isfinite(sum(float(v) for v in log.values()))
+        bad |= not self.scaler.is_enabled() and not math.isfinite(float(norm))
+        if dist.any_rank(bad):
+            self._not_finite(bad, current_iter)
             return
         self.skipped = 0
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         if self.net_g_ema is not None:
-            # Shorter memory at first: with 0.999 alone the start would weigh a sixth after 1,800 steps.
+            # A shorter average at first: with 0.999 alone, the start would count a sixth after 1,800 steps.
             self.model_ema(min(self.ema_decay, current_iter / (10 + current_iter)))
 
     def autocast(self) -> Any:
-        """Context of the asked precision."""
+        """Return the autocast context of ``train.precision``."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def _not_finite(self, mine: bool, current_iter: int) -> None:
+    def _not_finite(self, here: bool, current_iter: int) -> None:
         self.optimizer_g.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.skipped += 1
-        batch = f"images {', '.join(self.images)}" if mine else "images of another process"
+        batch = f"images {', '.join(self.images)}" if here else "images of another process"
         if self.skip and self.skipped < MANY_SKIPPED:
             logger.warning("iter %d: the loss is not finite; batch skipped (%s)", current_iter, batch)
             return
@@ -199,22 +200,21 @@ class ImageCleanModel(Mended, BaseModel):
 
     @torch.no_grad()
     def test(self) -> None:
-        """Restore `lq` with the averaged weights if there are any."""
-        net = bare(self.net_g) if self.net_g_ema is None else self.net_g_ema
+        """Restore `lq`, with the averaged weights if there are any."""
+        net = unwrap(self.net_g) if self.net_g_ema is None else self.net_g_ema
         training = net.training
         net.eval()
         try:
-            # Pictures come in many sizes, each of which would be compiled anew.
+            # Images come in many sizes, and compiling for each takes long.
             with torch.compiler.set_stance("force_eager"):
                 self.output = self._restore(net, self.lq)
         finally:
             net.train(training)
 
     def _restore(self, net: nn.Module, image: Tensor) -> Tensor:
-        """Restore (B, C, H, W), in overlapping tiles where it is larger than ``val.tile``."""
+        """Restore (B, C, H, W), in overlapping tiles if it is larger than ``val.tile``."""
         val, scale = self.opt["val"], int(self.opt.get("scale") or 1)
         window = int(val.get("window_size") or 1)
-        size = (image.shape[-2], image.shape[-1])
 
         def run(part: Tensor) -> Tensor:
             rows, columns = part.shape[-2:]
@@ -222,22 +222,12 @@ class ImageCleanModel(Mended, BaseModel):
             output = output[-1] if isinstance(output, (list, tuple)) else output
             return output[..., : rows * scale, : columns * scale].float()
 
-        if not val.get("tile") or max(size) <= val["tile"]:
-            return run(image)
-        result = None
-        for tile in plan(size, tile=val["tile"], halo=val.get("tile_overlap", _OVERLAP)):
-            output = run(image[(..., *tile.source)])
-            if result is None:
-                result = output.new_zeros(*output.shape[:-2], size[0] * scale, size[1] * scale)
-            crop, target = ([_times(s, scale) for s in at] for at in (tile.crop, tile.target))
-            result[(..., *target)] = output[(..., *crop)]
-        assert result is not None
-        return result
+        return run_tiled(run, image, val.get("tile"), val.get("tile_overlap", _HALO), scale=scale)
 
     def validation(
         self, dataloader: DataLoader[Any], current_iter: int | str, tb_logger: Any, save_img: bool = False
     ) -> dict[str, float]:
-        """Mean of every metric over a dataset, whose images the processes share out."""
+        """Compute the mean of every metric over a dataset; each process takes some of its images."""
         dataset = dataloader.dataset
         name = dataset.opt["name"]  # type: ignore[attr-defined]
         metrics = self.opt["val"].get("metrics") or {}
@@ -277,7 +267,7 @@ class ImageCleanModel(Mended, BaseModel):
         return results
 
     def _sample(self, name: str, path: str) -> None:
-        """Keep input, output and target side by side, each validation over the last."""
+        """Save input, output and target side by side, in place of the last validation's."""
         shown = [self.lq[:, :3], self.output, *([] if self.gt is None else [self.gt])]
         size = self.output.shape[-2:]
         shown = [i if i.shape[-2:] == size else F.interpolate(i, size) for i in shown]
@@ -314,10 +304,10 @@ class ImageCleanModel(Mended, BaseModel):
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{name}/{metric}", value, current_iter)
         self.results = {**getattr(self, "results", {}), name: results}
-        logger.info("%s, %d image(s): %s", name, images, ", ".join(text) or "no metrics asked for")
+        logger.info("%s, %d image(s): %s", name, images, ", ".join(text) or "no metrics set")
 
     def _protocol(self, metric: str) -> str:
-        """What a PSNR or SSIM was taken of, as figures of different protocols cannot be compared."""
+        """Describe how a metric was measured, as values of different protocols cannot be compared."""
         val = self.opt["val"]
         options = val["metrics"][metric]
         if "lpips" in options["type"]:
@@ -327,7 +317,7 @@ class ImageCleanModel(Mended, BaseModel):
         return f" [{channels}, {'uint8' if val.get('use_image', True) else 'float'}{border}]"
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Weights first, then the state: a state on the disk has its weights beside it."""
+        """Save the weights, then the state, so that every state on disk has its weights."""
         if self.net_g_ema is None:
             self.save_network(self.net_g, "net_g", current_iter)
         else:
@@ -340,16 +330,12 @@ class NotFiniteError(Exception):
 
 
 def _checkpoint_blocks(net: nn.Module) -> None:
-    """Keep only the blocks' inputs for the backward pass, and compute the rest again."""
+    """Keep only the blocks' inputs for the backward pass, and recompute the rest."""
     blocks = [m for m in net.modules() if isinstance(m, (KBBlock_s, KBBlock_l))]
     if not blocks:
-        raise BadInput(f"train.activation_checkpointing: {type(net).__name__} has no blocks that are known")
+        raise BadInput(f"train.activation_checkpointing: {type(net).__name__} has no KBNet blocks")
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def _times(span: slice, scale: int) -> slice:
-    return slice(span.start * scale, span.stop * scale)
 
 
 def _has_ema(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Option files: read safely, override from the command line, fill in what may be left out."""
+"""Read option files safely, apply overrides from the command line, fill in defaults."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Options = dict[str, Any]
 PHASES = ("train", "val", "test")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a key may stand once."""
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML is untyped
+    """Safe YAML in which 1e-4 is a number and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"duplicate key {key.value!r}", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -43,7 +43,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML without objects; raises `yaml.YAMLError`."""
+    """Parse YAML without Python objects; raises `yaml.YAMLError`."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -54,11 +54,11 @@ def read_options(path: str | Path, force: Sequence[str] = ()) -> Options:
     except OSError as error:
         raise BadInput(f"cannot read the option file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not a text file; -opt wants an option file in YAML") from error
+        raise BadInput(f"{path} is not a text file; -opt requires an option file in YAML") from error
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: {_where(error)}") from error
     if not isinstance(options, dict):
-        raise BadInput(f"{path} holds no options; -opt wants a YAML mapping as in options/*.yml")
+        raise BadInput(f"{path} contains no options; -opt requires a YAML mapping as in options/*.yml")
     for entry in force:
         _override(options, entry)
     return options
@@ -92,15 +92,15 @@ def _override(options: Options, entry: str) -> None:
 def prepare_options(options: Options, source: str | Path, *, train: bool) -> Options:
     """Check the options against the schema, fill in defaults and make the paths absolute.
 
-    The working directory is the root of relative paths, as BasicSR's users expect.
+    Relative paths start at the working directory, as BasicSR's users expect.
     """
-    as_given = json.loads(json.dumps(options, default=str))  # what a training state can hold
+    as_given = json.loads(json.dumps(options, default=str))  # plain values, for training states
     options = schema.check(options, source)
     options["as_given"] = as_given
     if train and options["train"] is None:
         raise BadInput(f"{source}: the key 'train' is missing")
     if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", options["name"]):
-        raise BadInput(f"{source}: name {options['name']!r} must be usable as a folder name")
+        raise BadInput(f"{source}: name {options['name']!r} must be a valid folder name")
     options["is_train"] = train
     options["root_path"] = os.getcwd()
     options["manual_seed"] = options["manual_seed"] or 0
@@ -113,10 +113,10 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
 
 
 def count(section: Options, key: str, where: str) -> int:
-    """A whole number from 1; BasicSR's files write many of them as floats (``!!float 4e3``)."""
+    """Read a whole number of at least 1; BasicSR's files write many as floats (``!!float 4e3``)."""
     value = section.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
-        raise BadInput(f"{where}.{key} must be a whole number from 1, not {value!r}")
+        raise BadInput(f"{where}.{key} must be a whole number of at least 1, not {value!r}")
     return int(value)
 
 
@@ -125,11 +125,11 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
     for label, dataset in options["datasets"].items():
         phase = str(label).split("_")[0]
         if phase not in PHASES:
-            raise BadInput(f"{source}: datasets.{label} is neither train, val* nor test*")
+            raise BadInput(f"{source}: datasets.{label} is not named train, val* or test*")
         if dataset is None:
             continue  # switched off, e.g. by --force_yml datasets:val=null
-        wanted = phase != "test" if options["is_train"] else phase != "train"
-        if wanted:
+        used = phase != "test" if options["is_train"] else phase != "train"
+        if used:
             dataset.update(phase=phase, scale=options["scale"])
             dataset.setdefault("name", label)
             dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
@@ -142,12 +142,12 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
     if options["is_train"] and "train" not in kept:
         raise BadInput(f"{source}: datasets.train is missing")
     if not kept:
-        raise BadInput(f"{source}: datasets has neither a val nor a test set to test on")
+        raise BadInput(f"{source}: datasets has no val or test set to test on")
     for label, dataset in kept.items():
         for key, value in dataset.items():
             if not (key.startswith("dataroot") or key == "meta_info_file"):
                 continue
-            if value is None or str(value).lower() == "none":  # as the released files write it
+            if value is None or str(value).lower() == "none":  # as in the released files
                 dataset[key] = None
             else:
                 dataset[key] = _existing(str(value), f"{source}: datasets.{label}.{key}", source)
@@ -158,7 +158,7 @@ def _existing(value: str, where: str, source: str | Path) -> str:
     if "://" in value:
         raise BadInput(
             f"{where}: {value} is the authors' private storage, which nobody else can read; "
-            "give a folder (io_backend: {type: disk}) or an lmdb"
+            "set it to a folder (io_backend: {type: disk}) or an lmdb"
         )
     path = os.path.expanduser(os.path.expandvars(value))
     if unset := re.search(r"\$\{?(\w+)", path):
@@ -170,13 +170,13 @@ def _existing(value: str, where: str, source: str | Path) -> str:
     if not os.path.exists(path):
         raise BadInput(
             f"{where}: {path} does not exist; "
-            f"the head of {source} says where to get the data and how to lay it out"
+            f"the comments in {source} say where to get the data and how to arrange it"
         )
     return path
 
 
 def _inside_package(path: str, where: str) -> str:
-    """Folder ``skimage/data`` of an installed package, found without importing the package."""
+    """Find a folder such as ``skimage/data`` of an installed package without importing the package."""
     name, _, rest = path.partition("/")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:

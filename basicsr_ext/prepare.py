@@ -1,10 +1,12 @@
-"""Cut datasets into crops: the same window of every picture of a pair, written once, checked at the end."""
+"""Cut datasets into crops: the same windows of all pictures of a pair, checked at the end."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,34 +18,34 @@ from kbnet_plugin.files import atomic_path
 from .files import SUFFIXES, image_files, pair_up
 
 Pairs = dict[str, dict[str, str]]
-"""Path by role, by the name that the crops get."""
+"""Path by role, by the name of the pair, which the crops' names begin with."""
 
 
 def prepare(task: str, source: str, target: str, *, crop: int, step: int | None, lmdb: bool) -> str:
-    """Cut a dataset; what is there already is kept, so an interrupted run goes on.
+    """Cut a dataset into crops; existing crops are kept, so that an interrupted run resumes.
 
     Parameters
     ----------
     task : str
         One of `basicsr_ext.tasks.TASKS`.
     source, target : str
-        The dataset, and the folder that gets ``<role>_crops`` and, with `lmdb`, ``<role>_crops.lmdb``; for
-        SIDD in its folders train and val.
+        The dataset, and the folder for ``<role>_crops`` and, with `lmdb`, ``<role>_crops.lmdb``; for SIDD, in
+        its subfolders train and val.
     crop, step : int
-        Side of a crop and distance between two, in pixels; the last ones touch the edge, and a picture
-        smaller than a crop is taken whole.
+        Side of a crop and distance between two, in pixels; the last crops touch the edge, and a picture
+        smaller than a crop is kept whole.
     lmdb : bool
-        Also build databases.
+        Also build lmdb databases.
 
     Returns
     -------
     str
-        What there is now, in one line.
+        A summary in one line.
 
     Raises
     ------
     BadInput
-        If pictures are missing, damaged or of different size, or the disk is full.
+        If pictures are missing, damaged or of different size, or `target` cannot be written.
     """
     step = step or max(crop * 3 // 4, 1)
     if crop < 1 or not 1 <= step <= crop:
@@ -52,13 +54,13 @@ def prepare(task: str, source: str, target: str, *, crop: int, step: int | None,
         raise BadInput(f"{source} is not a folder")
     pairs = {"sidd": _sidd, "gaussian": _gaussian, "derain": _derain, "defocus": _defocus}[task](source)
     roles = list(next(iter(pairs.values())))
-    part = "train" if task == "sidd" else "."  # its validation blocks go beside
+    part = "train" if task == "sidd" else "."  # its validation blocks go to val
     folders = {role: Path(target, part, f"{role}_crops") for role in roles}
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
-            jobs = pool.map(lambda item: _cut(*item, folders, crop, step), pairs.items())
+            jobs = pool.map(lambda name: _cut(name, pairs[name], folders, crop, step), pairs)
             names = [name for cut in _bar(jobs, len(pairs), "cutting") for name in cut]
         blocks = _sidd_blocks(Path(source), Path(target)) if task == "sidd" else 0
         _verify(folders, names)
@@ -67,14 +69,14 @@ def prepare(task: str, source: str, target: str, *, crop: int, step: int | None,
                 _database(folder, names)
     except OSError as error:
         raise BadInput(f"cannot write to {target}: {error.strerror or one_line(error)}") from error
-    whole = (
+    summary = (
         f"{len(names):,} crops of {len(pairs):,} pictures in {', '.join(str(f) for f in folders.values())}"
     )
-    return f"{whole}{f'; {blocks:,} validation blocks' if blocks else ''}: all can be read, sizes agree"
+    return f"{summary}{f'; {blocks:,} validation blocks' if blocks else ''}: all are readable, sizes match"
 
 
-def _bar(things, total: int, text: str):  # type: ignore[no-untyped-def]
-    return tqdm(things, text, total, unit="picture", disable=None)
+def _bar(items: Iterable[Any], total: int, text: str) -> Iterable[Any]:
+    return tqdm(items, text, total, unit="picture", disable=None)
 
 
 def _gaussian(source: str) -> Pairs:
@@ -97,7 +99,7 @@ def _defocus(source: str) -> Pairs:
 def _paired(folders: dict[str, str]) -> Pairs:
     for folder in folders.values():
         if not os.path.isdir(folder):
-            raise BadInput(f"{folder} is not there; see kbnet prepare --help for the layout")
+            raise BadInput(f"{folder} does not exist; see kbnet prepare --help for the layout")
     lead, root = next(iter(folders.items()))
     return {
         _flat(os.path.splitext(os.path.relpath(entry[lead], root))[0]): entry for entry in pair_up(folders)
@@ -112,14 +114,14 @@ def _sidd(source: str) -> Pairs:
                 continue
             noisy = name.replace("GT_SRGB", "NOISY_SRGB")
             if noisy not in names:
-                raise BadInput(f"{os.path.join(parent, name)} has no {noisy} beside it")
+                raise BadInput(f"{os.path.join(parent, name)} has no {noisy} next to it")
             stem = os.path.splitext(name.replace("_GT_SRGB", ""))[0]
             key = f"{os.path.basename(parent).split('_')[0]}_{stem}"
             if key in pairs:
                 key = _flat(os.path.relpath(os.path.join(parent, stem), source))
             pairs[key] = {"target": os.path.join(parent, name), "input": os.path.join(parent, noisy)}
     if not pairs:
-        raise BadInput(f"{source} holds no *_GT_SRGB_*.PNG; unpack SIDD_Medium_Srgb there")
+        raise BadInput(f"{source} contains no *_GT_SRGB_*.PNG; unpack SIDD_Medium_Srgb there")
     return dict(sorted(pairs.items()))
 
 
@@ -128,7 +130,7 @@ def _flat(key: str) -> str:
 
 
 def _cut(name: str, paths: dict[str, str], folders: dict[str, Path], crop: int, step: int) -> list[str]:
-    """Write the missing crops of a pair; names of all."""
+    """Write the missing crops of a pair; returns the names of all its crops."""
     marker = {role: folders[role] / f".{name}.{crop}.{step}" for role in paths}
     if all(m.is_file() for m in marker.values()):
         names = next(iter(marker.values())).read_text(encoding="utf-8").split("\n")
@@ -154,9 +156,9 @@ def _cut(name: str, paths: dict[str, str], folders: dict[str, Path], crop: int, 
     names = [f"{name}_s{number:03d}" for number in range(1, len(corners) + 1)]
     for role, image in images.items():
         for crop_name, (y, x) in zip(names, corners, strict=True):
-            path = folders[role] / f"{crop_name}.png"
-            if not path.is_file():
-                _write(path, image[y : y + crop, x : x + crop])
+            target = folders[role] / f"{crop_name}.png"
+            if not target.is_file():
+                _write(target, image[y : y + crop, x : x + crop])
         marker[role].write_text("\n".join(names), encoding="utf-8")
     return names
 
@@ -187,7 +189,7 @@ def _sidd_blocks(source: Path, target: Path) -> int:
         try:
             blocks = loadmat(file)[f"Validation{kind}BlocksSrgb"]
         except (KeyError, ValueError, NotImplementedError) as error:
-            raise BadInput(f"{file} does not hold SIDD's validation blocks: {one_line(error)}") from error
+            raise BadInput(f"{file} does not contain SIDD's validation blocks: {one_line(error)}") from error
         folder = target / "val" / f"{role}_crops"
         folder.mkdir(parents=True, exist_ok=True)
         flat = blocks.reshape(-1, *blocks.shape[2:])
@@ -209,7 +211,7 @@ def _verify(folders: dict[str, Path], names: list[str]) -> None:
             image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
             if image is None:
                 path.unlink()
-                raise BadInput(f"{path} was damaged and is removed; run the command again")
+                raise BadInput(f"{path} was damaged and has been removed; run the command again")
             found[path] = image.shape[:2]
         if len(set(found.values())) > 1:
             raise BadInput(
@@ -222,28 +224,29 @@ def _verify(folders: dict[str, Path], names: list[str]) -> None:
 
 
 def _database(folder: Path, names: list[str]) -> None:
-    """Build ``<folder>.lmdb`` as BasicSR lays it out, under another name until it is whole."""
+    """Build ``<folder>.lmdb`` in BasicSR's layout, under a temporary name until it is complete."""
     import shutil
 
     import lmdb
 
-    target, making = folder.with_name(f"{folder.name}.lmdb"), folder.with_name(f".{folder.name}.lmdb")
+    target, unfinished = folder.with_name(f"{folder.name}.lmdb"), folder.with_name(f".{folder.name}.lmdb")
     listing = target / "meta_info.txt"
     if listing.is_file() and len(listing.read_text(encoding="utf-8").splitlines()) == len(names):
         return
-    shutil.rmtree(making, ignore_errors=True)
-    room = sum((folder / f"{name}.png").stat().st_size for name in names)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    size = sum((folder / f"{name}.png").stat().st_size for name in names)
     lines = []
-    with lmdb.open(str(making), map_size=room * 2 + 2**24) as environment:
+    with lmdb.open(str(unfinished), map_size=size * 2 + 2**24) as environment:
         with environment.begin(write=True) as transaction:
             for name in _bar(sorted(names), len(names), f"{target.name}"):
                 content = (folder / f"{name}.png").read_bytes()
                 image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+                assert image is not None  # `_verify` has decoded it
                 channels = 1 if image.ndim == 2 else image.shape[2]
                 lines.append(f"{name}.png ({image.shape[0]},{image.shape[1]},{channels}) 1\n")
                 transaction.put(name.encode(), content)
         if environment.stat()["entries"] != len(names):
-            raise BadInput(f"{making} lacks entries; run the command again")
-    (making / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
+            raise BadInput(f"{unfinished} lacks entries; run the command again")
+    (unfinished / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
-    making.rename(target)
+    unfinished.rename(target)

@@ -1,4 +1,4 @@
-"""Puts everything of ours, and of other packages, where BasicSR looks for names."""
+"""Registers our classes, and those of other packages, where BasicSR looks up names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 with warnings.catch_warnings():
-    # BasicSR and its dependencies use names that are about to go; the user can do nothing about it.
+    # BasicSR and its dependencies use deprecated names, which users cannot change.
     warnings.simplefilter("ignore")
     try:
         import basicsr
@@ -18,16 +18,14 @@ with warnings.catch_warnings():
         from kbnet_plugin.errors import BadInput, one_line
 
         raise BadInput(
-            f"BasicSR >= 1.4.2 is needed: pip install 'kbnet[train]' ({one_line(error)})"
+            f"BasicSR >= 1.4.2 is required: pip install 'kbnet[train]' ({one_line(error)})"
         ) from error
 
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, nearest, one_line
 
-from . import datasets as data
-from . import losses, metrics, model
-from . import selfsup_datasets as noisy
-from .base_model import ALIASES, Mended, scheduler_classes
+from . import datasets, losses, metrics, model, selfsup_datasets
+from .base_model import ALIASES, BaseModelFixes, scheduler_classes
 from .files import use_shared_lmdb
 from .options import Options
 from .schema import OURS_ONLY
@@ -40,12 +38,12 @@ GROUP = "basicsr.plugins"
 OURS: dict[str, tuple[Any, ...]] = {
     "ARCH_REGISTRY": (KBNet_s, KBNet_l),
     "DATASET_REGISTRY": (
-        data.Dataset_PairedImage,
-        data.Dataset_GaussianDenoising,
-        data.Dataset_PoissonGaussianDenoising,
-        data.Dataset_DefocusDeblur_DualPixel_16bit,
-        noisy.Dataset_BlindSpot,
-        noisy.Dataset_PlanePairs,
+        datasets.Dataset_PairedImage,
+        datasets.Dataset_GaussianDenoising,
+        datasets.Dataset_PoissonGaussianDenoising,
+        datasets.Dataset_DefocusDeblur_DualPixel_16bit,
+        selfsup_datasets.Dataset_BlindSpot,
+        selfsup_datasets.Dataset_PlanePairs,
     ),
     "MODEL_REGISTRY": (model.ImageCleanModel,),
     "LOSS_REGISTRY": (losses.PSNRLoss, losses.FrequencyLoss, losses.BlindSpotLoss),
@@ -58,34 +56,36 @@ OURS: dict[str, tuple[Any, ...]] = {
 
 
 def register() -> None:
-    """Register ours, then import the plugins of other packages. May be called again."""
+    """Register our classes, then import the plugins of other packages; may be called again."""
     use_shared_lmdb()
     for name, objects in OURS.items():
         registry = getattr(registries, name)
-        for thing in objects:
-            taken = registry._obj_map.get(thing.__name__)
+        for item in objects:
+            taken = registry._obj_map.get(item.__name__)
             if taken is None:
-                registry.register(thing)
-            elif taken is not thing:
+                registry.register(item)
+            elif taken is not item:
                 logger.warning(
-                    "%s is already registered by %s; that one stays", thing.__name__, taken.__module__
+                    "%s is already registered by %s, which is kept", item.__name__, taken.__module__
                 )
     for plugin in entry_points(group=GROUP):
         try:
             plugin.load()
         except Exception as error:
-            logger.warning("the BasicSR plugin %s (%s) fails: %s", plugin.name, plugin.value, one_line(error))
+            logger.warning(
+                "the BasicSR plugin %s (%s) failed to load: %s", plugin.name, plugin.value, one_line(error)
+            )
 
 
 def check_names(options: Options, source: object) -> None:
-    """Raise `BadInput` with the nearest known name when the options ask for a type that nobody registered."""
+    """Raise `BadInput`, with the nearest known name, if a type in the options is not registered."""
     _known("MODEL_REGISTRY", options, "model_type", f"{source}: model_type")
     mine = issubclass(registries.MODEL_REGISTRY.get(options["model_type"]), model.ImageCleanModel)
     for section, keys in ({} if mine else OURS_ONLY).items():
         given = [k for k, v in (options["as_given"].get(section) or {}).items() if k in keys and v]
         if given:
             raise BadInput(
-                f"{source}: {section}.{given[0]}: {options['model_type']} would ignore it; take it out, "
+                f"{source}: {section}.{given[0]}: {options['model_type']} would ignore it; remove it, "
                 "or use model_type: ImageCleanModel"
             )
     for key, network in options.items():
@@ -100,12 +100,12 @@ def check_names(options: Options, source: object) -> None:
         _known("METRIC_REGISTRY", metric, "type", f"{source}: val.metrics.{key}.type")
     for metric in ((options.get("val") or {}).get("metrics") or {}).values():
         if metric["type"] == "calculate_lpips":
-            metrics.lpips_network(metric.get("net", "alex"), metric.get("weights"))  # there at all?
+            metrics.lpips_network(metric.get("net", "alex"), metric.get("weights"))  # fail before training
     if options["is_train"] and (scheduler := options["train"].get("scheduler")):
         known = {*scheduler_classes(), *ALIASES}
         if scheduler.get("type") not in known:
-            what = f"{source}: train.scheduler.type: nothing known as"
-            raise BadInput(f"{what} {scheduler.get('type')!r}{nearest(scheduler.get('type'), known)}")
+            name = scheduler.get("type")
+            raise BadInput(f"{source}: train.scheduler.type: unknown name {name!r}{nearest(name, known)}")
 
 
 def _known(registry: str, section: Options, key: str, where: str) -> None:
@@ -113,15 +113,15 @@ def _known(registry: str, section: Options, key: str, where: str) -> None:
     if name in known:
         return
     if f"{name}_basicsr" not in known:
-        raise BadInput(f"{where}: nothing known as {name!r}{nearest(name, known)}")
-    section[key] = f"{name}_basicsr"  # where BasicSR would find it too, but not without printing about it
+        raise BadInput(f"{where}: unknown name {name!r}{nearest(name, known)}")
+    section[key] = f"{name}_basicsr"  # BasicSR would find it too, but print a line
 
 
 def build_model(options: Options) -> Any:
-    """The model of the options; a class of BasicSR's or a plugin's is mended on the way (see `base`)."""
+    """Build the model of the options; classes of BasicSR and of plugins get `BaseModelFixes` mixed in."""
     cls = registries.MODEL_REGISTRY.get(options["model_type"])
-    if not issubclass(cls, Mended):
-        cls = type(cls.__name__, (Mended, cls), {})
+    if not issubclass(cls, BaseModelFixes):
+        cls = type(cls.__name__, (BaseModelFixes, cls), {})
     try:
         return cls(deepcopy(options))
     except (TypeError, ValueError) as error:
@@ -133,5 +133,5 @@ def build_model(options: Options) -> Any:
 
 
 def version() -> str:
-    """BasicSR's version and folder, for the log."""
+    """Return BasicSR's version and folder for the log."""
     return f"BasicSR {basicsr.__version__} ({basicsr.__path__[0]})"

@@ -1,7 +1,7 @@
-"""Which image goes into which batch, at which crop size and with which random numbers.
+"""Choose the images of each batch, their crop size and their random numbers.
 
 Every sample of a run has a number. Its image, crop, flips and noise follow from that number and the seed
-alone, so neither the count of workers nor an interruption changes them, and no epoch repeats another.
+alone: neither the number of workers nor an interruption changes them, and no epoch repeats another.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .options import Options, count
 
 
 class Ticket(NamedTuple):
-    """What a dataset must deliver: the image, the crop size (None: the dataset's own), and the seed."""
+    """A request for one sample: index of the image, crop size (None: the dataset's own), seed."""
 
-    index: int
+    image: int
     crop: int | None
     seed: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Progressive training: batch per process and crop size for each stretch of iterations."""
+    """Progressive training: batch per process and crop size for each range of iterations."""
 
     ends: tuple[int, ...]
     batches: tuple[int, ...]
@@ -50,19 +50,21 @@ class Stages:
             crop = count(dataset, "gt_size", where) if dataset.get("gt_size") is not None else None
             return cls((1,), (accumulate * count(dataset, "batch_size_per_gpu", where),), (crop,))
         if missing := [key for key in keys if key not in given]:
-            raise BadInput(f"{where}: {given[0]} needs {' and '.join(missing)} beside it, equally long")
+            raise BadInput(f"{where}: {given[0]} requires {' and '.join(missing)}, of the same length")
         columns = []
         for key in keys:
             values = dataset[key] if isinstance(dataset[key], list) else [dataset[key]]
             columns.append([count({key: value}, key, where) for value in values])
         if len({len(column) for column in columns}) != 1:
             lengths = ", ".join(f"{key} {len(column)}" for key, column in zip(keys, columns, strict=True))
-            raise BadInput(f"{where}: {', '.join(keys)} must be equally long, one value a stage: {lengths}")
+            raise BadInput(
+                f"{where}: {', '.join(keys)} must have the same length, one value per stage: {lengths}"
+            )
         iters, batches, crops = columns
         return cls(tuple(running_sum(iters)), tuple(b * accumulate for b in batches), tuple(crops))
 
     def at(self, iteration: int) -> tuple[int, int | None]:
-        """Batch and crop of an iteration, counted from 1; after the last end the last stage goes on."""
+        """Return batch and crop of an iteration, counted from 1; the last stage has no end."""
         stage = min(bisect_left(self.ends, iteration), len(self.ends) - 1)
         return self.batches[stage], self.crops[stage]
 
@@ -70,7 +72,7 @@ class Stages:
 class StageBatchSampler(Sampler[list[Ticket]]):
     """Batches of tickets for the iterations ``start + 1 .. total``, for one of `world` processes.
 
-    The images come in a stream of shuffled passes that a batch may straddle: no image is dropped, and a
+    The images come in a stream of shuffled passes, and a batch may span two: no image is dropped, and a
     dataset smaller than the batch is repeated.
     """
 
@@ -113,7 +115,7 @@ class StageBatchSampler(Sampler[list[Ticket]]):
 
 
 def seed_everything(*key: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators from whole numbers."""
+    """Seed Python's, NumPy's and torch's global generators from integers."""
     first, second = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
     random.seed(first)
     np.random.seed(second % 2**32)
@@ -121,10 +123,9 @@ def seed_everything(*key: int) -> None:
 
 
 class Reproducible(Dataset[Any]):
-    """Runs any BasicSR dataset by ticket: its global random numbers are seeded per sample.
+    """Reads any BasicSR dataset by ticket, with the global generators seeded for each sample.
 
-    What goes wrong is returned as a `Failure`, because an exception that crosses a worker's border becomes a
-    page of traceback.
+    An error is returned as a `Failure`, because an exception from a worker becomes a page of traceback.
     """
 
     def __init__(self, dataset: Any, label: str) -> None:
@@ -143,13 +144,13 @@ class Reproducible(Dataset[Any]):
             np.random.seed(second % 2**32)
             torch.default_generator.manual_seed(first)
             if ticket.crop is not None:
-                self.dataset.opt["gt_size"] = ticket.crop  # where BasicSR's datasets look
-            return self.dataset[ticket.index]
+                self.dataset.opt["gt_size"] = ticket.crop  # where BasicSR's datasets read it
+            return self.dataset[ticket.image]
         except BadInput as error:
             return Failure(f"{self.label}: {one_line(error)}")
         except Exception as error:
             return Failure(
-                f"{self.label}: {self._name(ticket.index)}: {type(error).__name__}: {one_line(error)}"
+                f"{self.label}: {self._name(ticket.image)}: {type(error).__name__}: {one_line(error)}"
             )
         finally:
             if states is not None:
@@ -164,11 +165,11 @@ class Reproducible(Dataset[Any]):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that could not be made, and why."""
+    """Why a sample could not be read."""
 
     message: str
 
 
 def collate(samples: list[Any]) -> Any:
-    """Stack samples, or hand the first failure on."""
+    """Stack samples, or return the first failure."""
     return next((s for s in samples if isinstance(s, Failure)), None) or default_collate(samples)

@@ -1,4 +1,4 @@
-"""Learning rates."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,8 +18,8 @@ class CosineAnnealingRestartCyclicLR(LRScheduler):
     """Cosine cycles, each with its own length, weight and floor.
 
     In cycle i, t steps after its start, lr = eta_i + w_i * (base - eta_i) / 2 * (1 + cos(pi * t / period_i));
-    a cycle whose floor is the base rate is constant. After the last cycle the last value holds. The rate
-    depends on the step alone, so a run may be resumed with other periods.
+    a cycle whose floor is the base rate is constant. After the last cycle the rate stays the same. It depends
+    on the step alone, so a run may resume with other periods.
 
     Parameters
     ----------
@@ -45,15 +46,15 @@ class CosineAnnealingRestartCyclicLR(LRScheduler):
     ) -> None:
         if not len(periods) == len(restart_weights) == len(eta_mins):
             raise BadInput(
-                "scheduler: periods, restart_weights and eta_mins must be equally long, "
+                "scheduler: periods, restart_weights and eta_mins must have the same length, "
                 f"not {len(periods)}, {len(restart_weights)} and {len(eta_mins)}"
             )
         self.periods, self.restart_weights, self.eta_mins = periods, restart_weights, eta_mins
         self.ends = list(accumulate(periods))
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
-        """Rate of each parameter group at the current step."""
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of each parameter group at the current step."""
         step = min(self.last_epoch, self.ends[-1])
         cycle = bisect_left(self.ends, step)
         start = self.ends[cycle] - self.periods[cycle]

@@ -1,6 +1,6 @@
-"""Every key of an option file: its type, its default, what it does.
+"""Every key of an option file: its type, default and meaning.
 
-A section that belongs to somebody else's class (its ``type`` is not ours) keeps whatever keys it has.
+A section for another package's class (its ``type`` is not ours) may have any keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _from(least: int) -> Any:
                 return number
         except (ValueError, OverflowError):
             pass
-        raise ValueError(f"must be a whole number from {least}")
+        raise ValueError(f"must be a whole number of at least {least}")
 
     return check
 
@@ -45,7 +45,7 @@ Size = Annotated[int, BeforeValidator(_from(0)), Field(ge=0)]
 Integer = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, (int, float)) else v)]
 
 
@@ -76,23 +76,23 @@ class Typed(BaseModel):
 
 
 class Backend(Typed):
-    type: Literal["disk", "lmdb", "memcached", "petrel"] = _key("disk", "where the files are")
+    type: Literal["disk", "lmdb", "memcached", "petrel"] = _key("disk", "storage of the images")
 
 
 class Metric(Section):
-    type: str = _key(..., "calculate_psnr or calculate_ssim, or the same with _clamped")
-    crop_border: Size = _key(0, "pixels left out at every edge")
-    test_y_channel: bool = _key(False, "compare luma (BT.601) only, as is usual for deraining")
-    input_order: Literal["HWC"] = _key("HWC", "as BasicSR's option files have it")
-    better: Literal["higher", "lower"] = _key("higher", "which way is better")
+    type: str = _key(..., "calculate_psnr or calculate_ssim, or either with _clamped")
+    crop_border: Size = _key(0, "pixels to leave out at each edge")
+    test_y_channel: bool = _key(False, "compare luma (BT.601) only, as usual for deraining")
+    input_order: Literal["HWC"] = _key("HWC", "the only order; BasicSR's option files contain the key")
+    better: Literal["higher", "lower"] = _key("higher", "which values are better")
 
 
 class Lpips(Section):
     type: Literal["calculate_lpips"] = _key(..., "learned perceptual distance")
-    net: Literal["alex", "vgg", "squeeze"] = _key("alex", "the trained network that it compares in")
-    weights: str | None = _key(None, "that network's ImageNet weights; null: torch hub's folder, no download")
-    crop_border: Size = _key(0, "pixels left out at every edge")
-    better: Literal["lower"] = _key("lower", "which way is better")
+    net: Literal["alex", "vgg", "squeeze"] = _key("alex", "network whose features are compared")
+    weights: str | None = _key(None, "its ImageNet weights; null: those in torch hub's folder (no download)")
+    crop_border: Size = _key(0, "pixels to leave out at each edge")
+    better: Literal["lower"] = _key("lower", "which values are better")
 
 
 METRICS: dict[str, type[BaseModel]] = {
@@ -102,111 +102,111 @@ METRICS: dict[str, type[BaseModel]] = {
 
 
 class _Crops(Section):
-    name: Text | None = _key(None, "how the log calls it; null: its key under datasets")
-    type: str = _key(..., "class")
-    io_backend: Backend = _key(Backend(), "disk or lmdb")
-    in_ch: Literal[1, 3] = _key(3, "channels to read: 1 gray, 3 colour")
+    name: Text | None = _key(None, "name in the log; null: the key under datasets")
+    type: str = _key(..., "name of the class")
+    io_backend: Backend = _key(Backend(), "storage: disk or lmdb")
+    in_ch: Literal[1, 3] = _key(3, "channels to read: 1 (gray) or 3 (colour)")
     cache_images: bool = _key(False, "keep decoded images in memory")
-    geometric_augs: bool | None = _key(None, "train on a random one of the 8 flips and turns")
-    use_hflip: bool = _key(False, "stock BasicSR's name for half of geometric_augs; does the same")
-    use_rot: bool = _key(False, "the other half")
-    gt_size: Count | None = _key(None, "side of the training crop, pixels")
+    geometric_augs: bool | None = _key(None, "flip and rotate at random in training (8 ways)")
+    use_hflip: bool = _key(False, "BasicSR's key for flips; same as geometric_augs")
+    use_rot: bool = _key(False, "BasicSR's key for rotations; same as geometric_augs")
+    gt_size: Count | None = _key(None, "side of the training crop in pixels")
     batch_size_per_gpu: Count | None = _key(None, "images per step and process")
-    gt_sizes: Counts | None = _key(None, "progressive training: crop of each stage")
-    mini_batch_sizes: Counts | None = _key(None, "batch per process of each stage")
-    iters: Counts | None = _key(None, "iterations of each stage; the last goes on")
-    num_worker_per_gpu: Size = _key(0, "processes that load data; they live for the whole run")
-    use_shuffle: bool = _key(True, "another order every epoch")
+    gt_sizes: Counts | None = _key(None, "progressive training: crop size of each stage")
+    mini_batch_sizes: Counts | None = _key(None, "batch size per process of each stage")
+    iters: Counts | None = _key(None, "iterations of each stage; the last has no end")
+    num_worker_per_gpu: Size = _key(0, "worker processes that load data, kept for the whole run")
+    use_shuffle: bool = _key(True, "shuffle the images in every epoch")
     mean: list[float] | None = _key(None, "not supported")
     std: list[float] | None = _key(None, "not supported")
-    dataset_enlarge_ratio: Number | Literal["auto"] | None = _key(None, "without effect: epochs run on")
-    prefetch_mode: Literal["cpu", "cuda"] | None = _key(None, "without effect: the workers prefetch")
-    num_prefetch_queue: Count | None = _key(None, "without effect")
-    pin_memory: bool | None = _key(None, "without effect: done with CUDA")
-    persistent_workers: bool | None = _key(None, "without effect: they always are")
+    dataset_enlarge_ratio: Number | Literal["auto"] | None = _key(None, "no effect: no pause between epochs")
+    prefetch_mode: Literal["cpu", "cuda"] | None = _key(None, "no effect: the workers prefetch")
+    num_prefetch_queue: Count | None = _key(None, "no effect")
+    pin_memory: bool | None = _key(None, "no effect: always on with CUDA")
+    persistent_workers: bool | None = _key(None, "no effect: always on")
 
 
 class _Dataset(_Crops):
     dataroot_gt: str | None = _key(None, "clean images: a folder, *.lmdb, or package:PACKAGE/FOLDER")
-    dataroot_lq: str | None = _key(None, "degraded images, where they are not made from the clean ones")
-    meta_info_file: str | None = _key(None, "text file that lists the names to use")
-    files: list[str] | None = _key(None, "the names to use")
-    filename_tmpl: str = _key("{}", "name of a degraded image for the name of a clean one")
-    pad_small: bool = _key(False, "reflect images smaller than the crop, instead of refusing them")
-    reduce: Count = _key(1, "reduce large clean images by a random whole factor up to this before cropping")
+    dataroot_lq: str | None = _key(None, "degraded images, unless made from the clean ones")
+    meta_info_file: str | None = _key(None, "text file with the names to use, one per line")
+    files: list[str] | None = _key(None, "names to use")
+    filename_tmpl: str = _key("{}", "name of the degraded image, given that of the clean one")
+    pad_small: bool = _key(False, "pad images smaller than the crop by reflection, instead of refusing them")
+    reduce: Count = _key(1, "before cropping, reduce large clean images by a random whole factor up to this")
 
 
 class Paired(_Dataset):
-    type: Literal["Dataset_PairedImage"] = _key(..., "degraded images beside clean ones")
+    type: Literal["Dataset_PairedImage"] = _key(..., "pairs of degraded and clean images")
 
 
 class Gaussian(_Dataset):
-    type: Literal["Dataset_GaussianDenoising"] = _key(..., "clean images; white noise is added")
+    type: Literal["Dataset_GaussianDenoising"] = _key(..., "clean images with white noise added")
     sigma_type: Literal["constant", "random", "choice"] = _key("constant", "how training noise is drawn")
-    sigma_range: Numbers | None = _key(None, "its standard deviation in 0..255: one, two bounds, or a choice")
-    sigma_test: Annotated[float, Field(ge=0)] | None = _key(None, "that of validation and test")
+    sigma_range: Numbers | None = _key(None, "its standard deviation (0..255): one, two bounds, or a list")
+    sigma_test: Annotated[float, Field(ge=0)] | None = _key(None, "standard deviation in validation and test")
 
 
 class PoissonGaussian(_Dataset):
-    type: Literal["Dataset_PoissonGaussianDenoising"] = _key(..., "clean images; sensor noise is added")
-    domain: Literal["camera", "microscope"] = _key("camera", "camera: in linear light of sRGB; or directly")
-    gain_range: Numbers | None = _key(None, "variance per intensity (0..1): one, or two bounds (log-uniform)")
-    read_noise_range: Numbers | None = _key(None, "standard deviation at zero (0..1): one, or two bounds")
-    fluorescence: Share = _key(0.0, "share of training crops made dark with sparse bright structures")
+    type: Literal["Dataset_PoissonGaussianDenoising"] = _key(..., "clean images with sensor noise added")
+    domain: Literal["camera", "microscope"] = _key("camera", "camera: in linear light; microscope: directly")
+    gain_range: Numbers | None = _key(None, "variance per unit of intensity (0..1): one, or two bounds")
+    read_noise_range: Numbers | None = _key(None, "standard deviation in the dark (0..1): one, or two bounds")
+    fluorescence: Fraction = _key(0.0, "fraction of training crops made dark with sparse bright structures")
     gain_test: Annotated[float, Field(ge=0)] | None = _key(None, "gain in validation and test")
     read_noise_test: Annotated[float, Field(ge=0)] | None = _key(None, "read noise in validation and test")
 
 
 class DualPixel(_Dataset):
-    type: Literal["Dataset_DefocusDeblur_DualPixel_16bit"] = _key(..., "left and right view, clean image")
+    type: Literal["Dataset_DefocusDeblur_DualPixel_16bit"] = _key(..., "left and right views, clean images")
     dataroot_lqL: str | None = _key(None, "left views")  # noqa: N815 - the released files' names
     dataroot_lqR: str | None = _key(None, "right views")  # noqa: N815
 
 
 class _Noisy(_Crops):
-    dataroot_lq: str = _key(..., "noisy stack or picture (.npy, TIFF, OME-Zarr, PNG), or a folder")
-    in_ch: Literal[1, 3] = _key(1, "channels that the network sees together: 1, or 3 colours")
-    axes: str | None = _key(None, "a letter of T Z C S Y X for every axis; null: as file or shape say")
-    range: list[Number] | None = _key(None, "the two values that become 0 and 1; null: found from the pixels")
+    dataroot_lq: str = _key(..., "noisy stack or picture (.npy, TIFF, OME-Zarr, PNG), or a folder of them")
+    in_ch: Literal[1, 3] = _key(1, "channels per sample: 1, or 3 for colour")
+    axes: str | None = _key(None, "a letter of T Z C S Y X for each axis; null: from the file or its shape")
+    range: list[Number] | None = _key(None, "the two values that become 0 and 1; null: from the pixels")
 
 
 class BlindSpot(_Noisy):
-    type: Literal["Dataset_BlindSpot"] = _key(..., "noisy pictures; a few pixels are hidden (Noise2Void)")
+    type: Literal["Dataset_BlindSpot"] = _key(..., "noisy planes with a few pixels masked (Noise2Void)")
     masked_pixel_percentage: Annotated[float, Field(gt=0, le=100)] | None = _key(
-        None, "how many pixels are masked, in percent; null: 10"
+        None, "percentage of pixels to mask; null: 10"
     )
-    strategy: Literal["median", "uniform"] | None = _key(None, "what replaces them; null: median")
+    strategy: Literal["median", "uniform"] | None = _key(None, "how masked pixels are replaced; null: median")
 
 
 class PlanePairs(_Noisy):
-    type: Literal["Dataset_PlanePairs"] = _key(..., "noisy planes that show the same twice (Noise2Noise)")
-    dataroot_gt: str | None = _key(None, "a second recording, plane for plane; null: planes that follow")
-    pair_axis: Literal["T", "Z", "C"] | None = _key(None, "axis along which they follow; null: T, or else Z")
+    type: Literal["Dataset_PlanePairs"] = _key(..., "pairs of noisy planes of the same scene (Noise2Noise)")
+    dataroot_gt: str | None = _key(None, "a second recording, plane for plane; null: pair successive planes")
+    pair_axis: Literal["T", "Z", "C"] | None = _key(None, "axis along which to pair planes; null: T, else Z")
 
 
 class KBNetS(Section):
     type: Literal["KBNet_s"] = _key(..., "the small network")
-    img_channel: Count = _key(3, "channels of the image")
+    img_channel: Count = _key(3, "image channels")
     width: Count = _key(64, "channels at full resolution, a multiple of 4")
     middle_blk_num: Size = _key(12, "blocks at the lowest resolution")
-    enc_blk_nums: list[Size] = _key([2, 2, 4, 8], "blocks of each level on the way down")
-    dec_blk_nums: list[Size] = _key([2, 2, 2, 2], "blocks of each level on the way up")
-    basicblock: str = _key("KBBlock_s", "kind of block")
+    enc_blk_nums: list[Size] = _key([2, 2, 4, 8], "blocks of each encoder level")
+    dec_blk_nums: list[Size] = _key([2, 2, 2, 2], "blocks of each decoder level")
+    basicblock: str = _key("KBBlock_s", "type of block")
     lightweight: bool = _key(False, "depthwise 3 x 3 instead of grouped 5 x 5 convolutions")
-    ffn_scale: Positive = _key(2, "widening of the feed-forward part")
+    ffn_scale: Positive = _key(2, "expansion of the feed-forward layers")
 
 
 class KBNetL(Section):
     type: Literal["KBNet_l"] = _key(..., "the large network")
-    inp_channels: Count = _key(3, "channels that come in; 6 for dual-pixel")
-    out_channels: Count = _key(3, "channels that go out")
+    inp_channels: Count = _key(3, "input channels; 6 for dual-pixel")
+    out_channels: Count = _key(3, "output channels")
     dim: Count = _key(48, "channels at full resolution")
     num_blocks: list[Size] = _key([4, 6, 6, 8], "blocks of each level")
-    num_refinement_blocks: Size = _key(4, "blocks at the end")
+    num_refinement_blocks: Size = _key(4, "final blocks at full resolution")
     heads: list[Count] = _key([1, 2, 4, 8], "attention heads of each level")
-    ffn_expansion_factor: Positive = _key(1.5, "widening of the feed-forward part")
-    bias: bool = _key(False, "convolutions with a bias")
-    blockname: str = _key("KBBlock_l", "kind of block")
+    ffn_expansion_factor: Positive = _key(1.5, "expansion of the feed-forward layers")
+    bias: bool = _key(False, "use biases in convolutions")
+    blockname: str = _key("KBBlock_l", "type of block")
 
 
 BY_TYPE: dict[str, dict[str, type[BaseModel]]] = {
@@ -215,92 +215,92 @@ BY_TYPE: dict[str, dict[str, type[BaseModel]]] = {
     "network": {"KBNet_s": KBNetS, "KBNet_l": KBNetL},
     "metric": METRICS,
 }  # fmt: skip
-"""Our classes, and the few others whose keys are checked because they swallow unknown ones."""
+"""Our classes, and those metrics of BasicSR that would silently accept unknown keys."""
 
 
 class Mixing(Section):
-    mixup: bool = _key(False, "blend each image with another one of the batch")
-    mixup_beta: Positive = _key(1.2, "both parameters of the share's beta distribution")
-    use_identity: bool = _key(False, "leave half of the batches as they are")
+    mixup: bool = _key(False, "blend each image with another one in the batch")
+    mixup_beta: Positive = _key(1.2, "both parameters of the beta distribution of the blending weight")
+    use_identity: bool = _key(False, "leave half of the batches unchanged")
 
 
 class Path(Section):
     pretrain_network_g: str | None = _key(None, "weights to start from, or to test")
-    param_key_g: str | None = _key(None, "their key in the file (params, params_ema, ...); null finds it")
-    strict_load_g: bool = _key(True, "false: take only the tensors that fit")
-    resume_state: str | None = _key(None, "training state to go on from; --auto_resume finds the last")
-    experiments_root: str | None = _key(None, "null: ./experiments")
-    results_root: str | None = _key(None, "null: ./results")
-    ignore_resume_networks: str | list[str] | None = _key(None, "without effect here")
+    param_key_g: str | None = _key(None, "their key in the file (params, params_ema, ...); null: find it")
+    strict_load_g: bool = _key(True, "false: load only the tensors that fit")
+    resume_state: str | None = _key(None, "training state to resume from; --auto_resume finds the last")
+    experiments_root: str | None = _key(None, "folder of all experiments; null: ./experiments")
+    results_root: str | None = _key(None, "folder of all test results; null: ./results")
+    ignore_resume_networks: str | list[str] | None = _key(None, "no effect")
 
 
 class Train(Section):
-    total_iter: Count = _key(..., "steps; exactly so many are made")
-    optim_g: Typed | None = _key(None, "optimizer: AdamW, Adam or torch's others; lr and arguments")
-    scheduler: Typed | None = _key(None, "learning rate: CosineAnnealingRestartCyclicLR, BasicSR's, torch's")
-    warmup_iter: Integer = _key(-1, "steps over which the rate rises from 0; -1: none")
+    total_iter: Count = _key(..., "number of steps")
+    optim_g: Typed | None = _key(None, "optimizer: AdamW or another of torch's, with lr and other arguments")
+    scheduler: Typed | None = _key(None, "schedule: CosineAnnealingRestartCyclicLR, or BasicSR's or torch's")
+    warmup_iter: Integer = _key(-1, "steps over which the learning rate rises from 0; -1: none")
     pixel_opt: Typed | None = _key(None, "loss: L1Loss, CharbonnierLoss, PSNRLoss, FrequencyLoss, ...")
-    frequency_opt: Typed | None = _key(None, "a second loss that is added, e.g. FrequencyLoss")
-    ema_decay: Share = _key(0.0, "averaging of the weights, shorter at first; used in validation; 0: off")
+    frequency_opt: Typed | None = _key(None, "second loss to add, e.g. FrequencyLoss")
+    ema_decay: Fraction = _key(0.0, "decay of averaged weights (lower at first), used in validation; 0: off")
     use_grad_clip: bool | None = _key(None, "clip the gradient's norm")
-    grad_clip: Positive | None = _key(None, "to this; null: 0.01 with use_grad_clip, else not at all")
+    grad_clip: Positive | None = _key(None, "norm to clip to; null: 0.01 with use_grad_clip, else none")
     mixing_augs: Mixing | None = _key(None, "mixup")
-    accumulate: Count = _key(1, "batches per step: their gradients are averaged; multiplies the batch")
-    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "of the arithmetic (autocast)")
-    compile: bool = _key(False, "torch.compile the network")
+    accumulate: Count = _key(1, "batches per step, with averaged gradients; multiplies the batch size")
+    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "precision of the arithmetic (autocast)")
+    compile: bool = _key(False, "compile the network with torch.compile")
     channels_last: bool = _key(False, "memory format; often faster with convolutions on GPUs")
-    activation_checkpointing: bool = _key(False, "compute blocks twice instead of keeping their activations")
-    on_nan: Literal["stop", "skip"] = _key("stop", "when the loss is not finite: end, or leave the batch out")
+    activation_checkpointing: bool = _key(False, "recompute activations of blocks to save memory")
+    on_nan: Literal["stop", "skip"] = _key("stop", "when the loss is not finite: stop, or skip the batch")
 
 
 class Val(Section):
     val_freq: Count = _key(5000, "iterations between validations")
-    metrics: dict[str, Any] | None = _key(None, "by any name: type and arguments")
-    use_image: bool = _key(True, "metrics on rounded 8-bit images; false: on floats; clamped in either case")
-    tile: Count | None = _key(None, "restore larger images in tiles of this side; null: whole")
-    tile_overlap: Size = _key(32, "width of the context around a tile's result")
-    window_size: Count | None = _key(None, "reflect images to a multiple of it")
-    samples: Size = _key(2, "pictures 'input | output | target' kept of the first images of every set")
-    save_img: bool = _key(False, "save every restored image of every validation")
-    suffix: str | None = _key(None, "end of the names of saved images; null: the experiment's name")
-    pbar: bool | None = _key(None, "without effect: there is one on a terminal")
-    rgb2bgr: bool | None = _key(None, "without effect: pictures are always saved in the right order")
-    max_minibatch: Count | None = _key(None, "without effect, as in the code it was released with; see tile")
+    metrics: dict[str, Any] | None = _key(None, "metrics under any name: type and arguments")
+    use_image: bool = _key(True, "metrics on 8-bit images; false: on floats; clamped in either case")
+    tile: Count | None = _key(None, "restore larger images in tiles of this size; null: no tiles")
+    tile_overlap: Size = _key(32, "pixels of context around each tile")
+    window_size: Count | None = _key(None, "pad images by reflection to a multiple of this")
+    samples: Size = _key(2, "images of each set to save as 'input | output | target'")
+    save_img: bool = _key(False, "save all restored images")
+    suffix: str | None = _key(None, "suffix of saved images' names; null: the experiment's name")
+    pbar: bool | None = _key(None, "no effect: terminals always show a progress bar")
+    rgb2bgr: bool | None = _key(None, "no effect: images are always saved in the right channel order")
+    max_minibatch: Count | None = _key(None, "no effect, as in the released code; see tile")
 
 
 class Wandb(Section):
     project: str | None = _key(None, "project; null: off")
-    resume_id: str | None = _key(None, "run to go on with")
+    resume_id: str | None = _key(None, "ID of the run to resume")
 
 
 class Logger(Section):
-    print_freq: Count = _key(100, "iterations between lines of the log")
+    print_freq: Count = _key(100, "iterations between log lines")
     save_checkpoint_freq: Count = _key(5000, "iterations between checkpoints")
-    keep_checkpoints: Count | None = _key(5, "older ones are removed, except the best; null: keep all")
-    use_tb_logger: bool = _key(False, "write for TensorBoard")
+    keep_checkpoints: Count | None = _key(5, "checkpoints to keep, besides the best; null: all")
+    use_tb_logger: bool = _key(False, "write TensorBoard logs")
     wandb: Wandb | None = _key(None, "mirror TensorBoard to Weights & Biases")
 
 
 class Distributed(Section):
-    backend: str | None = _key(None, "without effect: NCCL with CUDA, gloo without")
-    port: Integer | None = _key(None, "without effect: torchrun's --master_port")
+    backend: str | None = _key(None, "no effect: NCCL with CUDA, else gloo")
+    port: Integer | None = _key(None, "no effect: set torchrun's --master_port")
 
 
 class OptionFile(Section):
-    name: Text = _key(..., "of the experiment and its folder")
-    model_type: str = _key(..., f"{MODEL}, or BasicSR's or a plugin's, whose own keys are then free")
+    name: Text = _key(..., "name of the experiment and its folder")
+    model_type: str = _key(..., f"{MODEL}, or a model of BasicSR or a plugin, with any keys of its own")
     scale: Count = _key(1, "how many times larger the network's output is than its input")
     num_gpu: Literal["auto"] | Size = _key("auto", "0: CPU; otherwise one process uses one GPU")
-    manual_seed: Integer | None = _key(0, "of everything random")
-    deterministic: bool = _key(False, "only algorithms that repeat bit for bit (GPU: slower)")
+    manual_seed: Integer | None = _key(0, "seed of all random numbers")
+    deterministic: bool = _key(False, "only algorithms that repeat bit for bit; slower on GPUs")
     find_unused_parameters: bool = _key(False, "for networks that do not use all weights in each step")
     network_g: dict[str, Any] = _key(..., "the network: type and arguments")
-    datasets: dict[str, Any] = _key(..., "train, val*, test*: a type and its keys each; null: off")
+    datasets: dict[str, Any] = _key(..., "train, val*, test*: type and keys of each; null: off")
     path: Path | None = _key(None, "weights and folders")
     train: Train | None = _key(None, "training")
     val: Val | None = _key(None, "validation and test")
     logger: Logger = _key(Logger(), "log and checkpoints")
-    dist_params: Distributed | None = _key(None, "of stock BasicSR")
+    dist_params: Distributed | None = _key(None, "BasicSR's key; no effect")
 
 
 OURS_ONLY = {
@@ -321,7 +321,8 @@ def check(options: Mapping[str, Any], source: object) -> dict[str, Any]:
     Raises
     ------
     BadInput
-        For an unknown key, a wrong type or a missing key; it names file, key and the nearest known key.
+        If a key is unknown or missing, or a value has the wrong type; the message names the file, the key and
+        the nearest known key.
     """
     given = dict(options)
     networks = {k: given.pop(k) for k in list(given) if str(k).startswith("network_") and k != "network_g"}
@@ -330,7 +331,7 @@ def check(options: Mapping[str, Any], source: object) -> dict[str, Any]:
     if given.setdefault("path", {}) is None:
         given["path"] = {}
     if isinstance(given["path"], dict):
-        given["path"] = dict(given["path"])  # networks besides g have their keys too
+        given["path"] = dict(given["path"])  # other networks have such keys too
         for key in [k for k in given["path"] if _PER_NETWORK.fullmatch(str(k)) and not str(k).endswith("_g")]:
             own[key] = given["path"].pop(key)
     checked = _validate(OptionFile, given, source, (), free=free)
@@ -350,7 +351,7 @@ def _by_type(kind: str, section: Any, source: object, where: tuple[Any, ...]) ->
         raise BadInput(f"{source}: {_dotted(where)} must be a section of keys and values, not {section!r}")
     cls = BY_TYPE[kind].get(str(section.get("type")), Typed)
     checked = _validate(cls, section, source, where)
-    # Null is as good as left out; arguments of classes stay as few as they were given.
+    # Only datasets get defaults, except null; arguments of other classes stay as given.
     return {k: v for k, v in checked.items() if k in section or (kind == "dataset" and v is not None)}
 
 
@@ -361,8 +362,8 @@ def _validate(
         return cls.model_validate(dict(data)).model_dump()
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    surplus = [p["loc"] for p in problems if p["type"] == "extra_forbidden"]
-    # A misspelt key is also a missing one: the first says more.
+    unknown = [p["loc"] for p in problems if p["type"] == "extra_forbidden"]
+    # A misspelt required key is also missing; report the misspelling.
     for problem in sorted(problems, key=lambda p: p["type"] != "extra_forbidden"):
         if problem["type"] == "extra_forbidden":
             if free and _foreign(problem["loc"]):
@@ -373,16 +374,19 @@ def _validate(
         place = _real(problem["loc"], data)
         if problem["type"] == "missing":
             *outer, key = problem["loc"]
-            near = nearest(key, [s[-1] for s in surplus if list(s[:-1]) == outer]) if surplus else ""
+            near = nearest(key, [u[-1] for u in unknown if list(u[:-1]) == outer]) if unknown else ""
             inside = f"{_dotted((*where, *outer))}: " if where or outer else ""
             raise BadInput(f"{source}: {inside}the key {key!r} is missing{near if 'did you' in near else ''}")
-        said = " or ".join(dict.fromkeys(_said(p) for p in problems if _real(p["loc"], data) == place))
-        raise BadInput(f"{source}: {_dotted((*where, *place))} must be {said}, not {_at(data, place)!r}")
-    # Only keys of somebody else's model were unknown: check the rest, then put them back.
-    known_data = _without(data, surplus)
+        expected = " or ".join(
+            dict.fromkeys(_expected(p) for p in problems if _real(p["loc"], data) == place)
+        )
+        raise BadInput(f"{source}: {_dotted((*where, *place))} must be {expected}, not {_at(data, place)!r}")
+    # The unknown keys are another model's: check the rest, then put them back.
+    known_data = _without(data, unknown)
     checked = _validate(cls, known_data, source, where)
-    for *outer, key in surplus:
-        inner, origin = checked, data
+    for *outer, key in unknown:
+        inner: Any = checked
+        origin: Any = data
         for part in outer:
             inner, origin = inner[part], origin[part]
         inner[key] = origin[key]
@@ -390,13 +394,13 @@ def _validate(
 
 
 def _foreign(loc: tuple[Any, ...]) -> bool:
-    """Whether a model may have keys of its own there."""
+    """Return whether other models may have their own keys here."""
     return len(loc) == 1 or loc[0] in ("train", "val", "path", "dist_params")
 
 
-def _without(data: Mapping[str, Any], surplus: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+def _without(data: Mapping[str, Any], unknown: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
     copy = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
-    for *outer, key in surplus:
+    for *outer, key in unknown:
         at = copy
         for part in outer:
             at[part] = dict(at[part])
@@ -414,7 +418,7 @@ def _class_at(cls: type[BaseModel], loc: Iterable[Any]) -> type[BaseModel]:
 
 
 def _real(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
-    """The part of an error's place that is in the data; the rest names alternatives of a type."""
+    """Return the part of an error's location that the data has; the rest names alternatives of a type."""
     for depth, part in enumerate(loc):
         try:
             data = data[part]
@@ -429,7 +433,7 @@ def _at(data: Any, place: tuple[Any, ...]) -> Any:
     return data
 
 
-def _said(problem: Any) -> str:
+def _expected(problem: Any) -> str:
     if problem["type"] in ("model_type", "dict_type"):
         return "a section of keys and values"
     text = re.sub(r"^(Value error, )?(Input should be|must be)\s*", "", problem["msg"])
@@ -444,35 +448,35 @@ def _dotted(where: Iterable[Any]) -> str:
 
 
 def notes(options: Mapping[str, Any]) -> list[str]:
-    """What the file asks for that is without effect here, or read differently than written."""
-    said = []
+    """List settings that have no effect, or are read differently than written."""
+    found = []
     val = options.get("val") or {}
     if val.get("max_minibatch"):
-        said.append("val.max_minibatch has no effect (nor where it was released); val.tile saves memory")
+        found.append("val.max_minibatch has no effect, as in the released code; val.tile saves memory")
     if val.get("rgb2bgr") is False:
-        said.append("val.rgb2bgr has no effect: pictures are always saved in the right order of channels")
+        found.append("val.rgb2bgr has no effect: images are always saved in the right channel order")
     for label, dataset in options["datasets"].items():
         if dataset is None or dataset.get("type") not in BY_TYPE["dataset"]:
             continue
         where = f"datasets.{label}"
         if dataset.get("prefetch_mode"):
-            said.append(f"{where}.prefetch_mode has no effect: the workers prefetch")
+            found.append(f"{where}.prefetch_mode has no effect: the workers prefetch")
         if dataset.get("dataset_enlarge_ratio") not in (None, 1):
-            said.append(f"{where}.dataset_enlarge_ratio has no effect: epochs run on without a pause")
+            found.append(f"{where}.dataset_enlarge_ratio has no effect: there is no pause between epochs")
         if dataset.get("sigma_type") == "random" and len(dataset.get("sigma_range") or []) == 1:
             bound = dataset["sigma_range"][0]
-            said.append(f"{where}: sigma_type random with one number is read as 0..{bound:g}")
+            found.append(f"{where}: sigma_type random with one number is read as 0..{bound:g}")
         if dataset["io_backend"]["type"] == "petrel":
-            said.append(f"{where}.io_backend petrel was the authors' private storage: read from disk or lmdb")
+            found.append(f"{where}.io_backend petrel was the authors' private storage: using disk or lmdb")
         if dataset.get("mini_batch_sizes") and dataset.get("batch_size_per_gpu"):
-            said.append(f"{where}.batch_size_per_gpu gives way to mini_batch_sizes")
+            found.append(f"{where}.batch_size_per_gpu has no effect: mini_batch_sizes replaces it")
     if options.get("dist_params"):
-        said.append("dist_params has no effect: torchrun chooses the port, the device the backend")
-    return said
+        found.append("dist_params has no effect: torchrun sets the port, the device determines the backend")
+    return found
 
 
 def describe() -> str:
-    """The schema as text: sections, keys, defaults, meaning."""
+    """Return the schema as text: sections, keys, defaults and descriptions."""
     lines: list[str] = []
 
     def section(title: str, cls: type[BaseModel]) -> None:
@@ -485,12 +489,13 @@ def describe() -> str:
                 default = "..." if isinstance(field.default, Logger) else json.dumps(plain)
             lines.append(f"  {name + ':':26}{default:14}  # {field.description}")
 
-    for name, cls in (("options", OptionFile), ("path", Path), ("train", Train)):
-        section(name, cls)
+    section("options", OptionFile)
+    section("path", Path)
+    section("train", Train)
     section("train.mixing_augs", Mixing)
     section("val", Val)
-    for name, cls in (("calculate_psnr", Metric), ("calculate_lpips", Lpips)):
-        section(f"val.metrics.*, type {name}", cls)
+    section("val.metrics.*, type calculate_psnr", Metric)
+    section("val.metrics.*, type calculate_lpips", Lpips)
     section("logger", Logger)
     for kind, title in (("network", "network_g"), ("dataset", "datasets.*")):
         for name, cls in BY_TYPE[kind].items():
@@ -499,7 +504,7 @@ def describe() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of an option file, for editors: exact for our model, datasets and networks, else free."""
+    """Build a JSON schema of option files for editors: strict for our classes, open for all others."""
     strict = OptionFile.model_json_schema(ref_template="#/$defs/{model}")
     definitions = strict.pop("$defs")
 
@@ -539,5 +544,5 @@ def json_schema() -> dict[str, Any]:
 
 
 def json_text() -> str:
-    """`json_schema` as it ships in options.schema.json."""
+    """Return `json_schema` as text, as in options.schema.json."""
     return json.dumps(json_schema(), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""Datasets without truth: noisy stacks and pictures, of which some pixels or planes teach the others."""
+"""Datasets without ground truth: noisy stacks and pictures for Noise2Void and Noise2Noise."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from kbnet_plugin.arrays.intensity import Range, check_rule
+from kbnet_plugin.arrays.intensity import Range
 from kbnet_plugin.errors import BadInput
 from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, fill_missing, mask
 from kbnet_plugin.selfsup.planes import Planes
 
-from .datasets import Sample
+from .datasets import Sample, sample_generator
 from .options import Options
 
 
 class NoisyDataset(Dataset[Sample]):
-    """Planes of noisy stacks: cropped, turned, scaled to 0..1 by one fixed rule.
+    """Planes of noisy stacks: cropped, flipped and rotated, scaled to 0..1 with one fixed range.
 
     Parameters
     ----------
     opt : dict
         dataroot_lq : stack, picture, or folder of them; see `Planes`.
-        axes : of every file.
-        in_ch : channels that the network sees together, 1 (default) or 3.
+        axes : axes of every file.
+        in_ch : channels per sample, 1 (default) or 3.
         range : the two values that become 0 and 1; by default `Planes.range`.
         gt_size : side of the training crop.
-        geometric_augs : train on a random one of the 8 turns and flips.
+        geometric_augs : flip and rotate at random (8 ways).
         cache_images : read everything into memory first.
-        phase : only 'train'; there is no truth to validate against.
+        phase : only 'train', as there is no ground truth to validate against.
 
     Raises
     ------
@@ -42,12 +42,11 @@ class NoisyDataset(Dataset[Sample]):
 
     def __init__(self, opt: Options) -> None:
         if opt["phase"] != "train":
-            raise BadInput(f"{opt['type']} is for training: there is no truth; take it out, or use truth")
+            raise BadInput(f"{opt['type']} has no ground truth and is for training only; use another type")
         self.opt = opt
-        self.turn = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
+        self.augment = bool(opt.get("geometric_augs", opt.get("use_hflip") or opt.get("use_rot")))
         self.planes = self._open(opt["dataroot_lq"])
-        rule = opt.get("range")
-        low, high = check_rule(tuple(rule)) if rule else self.planes.range()
+        low, high = self.planes.range(opt.get("range") or None)
         self.scale = Range(low, high - low)
         crop = max(opt.get("gt_sizes") or [opt.get("gt_size") or 0])
         for number in range(len(self.planes)):
@@ -75,26 +74,26 @@ class NoisyDataset(Dataset[Sample]):
         top, left = (np.random.randint(n - side + 1) for n in self.planes.size(number))
         return slice(top, top + side), slice(left, left + side)
 
-    def _turned(self, *pictures: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Pictures (H, W, C) all turned and flipped alike, in 0..1, NaN where they are not finite."""
-        turns, flip = (np.random.randint(4), np.random.randint(2)) if self.turn else (0, 0)
-        made = []
+    def _augmented(self, *pictures: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Flip and rotate pictures (H, W, C) alike, scaled to 0..1, with NaN for infinite values."""
+        turns, flip = (np.random.randint(4), np.random.randint(2)) if self.augment else (0, 0)
+        result = []
         for picture in pictures:
             turned = np.rot90(picture[:, ::-1] if flip else picture, turns)
             scaled = self.scale.apply(np.ascontiguousarray(turned))
-            made.append(np.where(np.isfinite(scaled), scaled, np.float32(np.nan)))
-        return made
+            result.append(np.where(np.isfinite(scaled), scaled, np.float32(np.nan)))
+        return result
 
 
 class Dataset_BlindSpot(NoisyDataset):
-    """Noisy planes in which a few pixels are hidden (Noise2Void); 'gt' has their values, and NaN elsewhere.
+    """Noisy planes with a few pixels masked (Noise2Void); 'gt' contains their values, and NaN elsewhere.
 
     Parameters
     ----------
     opt : dict
         Keys of `NoisyDataset`, and
-        masked_pixel_percentage : how many pixels are masked, in percent.
-        strategy : what replaces them, 'median' or 'uniform'; see
+        masked_pixel_percentage : percentage of pixels to mask.
+        strategy : how they are replaced, 'median' or 'uniform'; see
             `kbnet_plugin.selfsup.masking.replacements`.
     """
 
@@ -102,23 +101,23 @@ class Dataset_BlindSpot(NoisyDataset):
         return len(self.planes)
 
     def __getitem__(self, index: int) -> Sample:
-        (noisy,) = self._turned(self.planes.read(index, self._window(index)))
+        (noisy,) = self._augmented(self.planes.read(index, self._window(index)))
         percentage = self.opt.get("masked_pixel_percentage") or MASKED_PIXEL_PERCENTAGE
         strategy = self.opt.get("strategy") or STRATEGY
-        seen, wanted = mask(noisy, _generator(), percentage, strategy)
-        return _sample(seen, wanted, self.planes.name(index))
+        masked, target = mask(noisy, sample_generator(), percentage, strategy)
+        return _sample(masked, target, self.planes.name(index))
 
 
 class Dataset_PlanePairs(NoisyDataset):
-    """Pairs of noisy planes that show the same (Noise2Noise); each teaches the other.
+    """Pairs of noisy planes of the same scene (Noise2Noise); either one may be the target.
 
     Parameters
     ----------
     opt : dict
         Keys of `NoisyDataset`, and
-        dataroot_gt : a second recording of the same, plane for plane; by default planes that follow each
-            other pair up.
-        pair_axis : along which; by default T, or else Z.
+        dataroot_gt : a second recording of the scene, plane for plane; by default, successive planes are
+            paired.
+        pair_axis : axis along which planes are paired; by default T, else Z.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -130,7 +129,7 @@ class Dataset_PlanePairs(NoisyDataset):
             if own != other:
                 raise BadInput(
                     f"the pairs do not match: {second} has {len(other)} plane(s), {opt['dataroot_lq']} has "
-                    f"{len(own)}, or they differ in size; both must show the same, plane for plane"
+                    f"{len(own)}, or they differ in size; both must show the same scene, plane for plane"
                 )
             self.pairs = [(n, n) for n in range(len(own))]
         else:
@@ -142,17 +141,12 @@ class Dataset_PlanePairs(NoisyDataset):
     def __getitem__(self, index: int) -> Sample:
         first, second = self.pairs[index]
         window = self._window(first)
-        both = self._turned(self.planes.read(first, window), self.others.read(second, window))
+        both = self._augmented(self.planes.read(first, window), self.others.read(second, window))
         if np.random.randint(2):
             both.reverse()
-        return _sample(fill_missing(both[0], _generator()), both[1], self.planes.name(first))
+        return _sample(fill_missing(both[0], sample_generator()), both[1], self.planes.name(first))
 
 
-def _generator() -> np.random.Generator:
-    """Seeded from the global generator, which the sampler seeds for every sample."""
-    return np.random.default_rng(np.random.randint(2**63, size=4, dtype=np.int64))
-
-
-def _sample(seen: NDArray[np.float32], wanted: NDArray[np.float32], name: str) -> Sample:
-    lq, gt = (torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in (seen, wanted))
+def _sample(noisy: NDArray[np.float32], target: NDArray[np.float32], name: str) -> Sample:
+    lq, gt = (torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in (noisy, target))
     return {"lq": lq, "gt": gt, "lq_path": name, "gt_path": name}

@@ -1,13 +1,12 @@
-"""What `prepare` knows how to cut."""
+"""Datasets that `prepare` can cut into crops."""
 
 from __future__ import annotations
 
 TASKS = {
-    "sidd": "SIDD-Medium (sRGB): pairs *_GT_SRGB_*.PNG and *_NOISY_SRGB_*.PNG anywhere below SRC, and the "
-    "blocks of ValidationGtBlocksSrgb.mat and ValidationNoisyBlocksSrgb.mat if they are there",
+    "sidd": "SIDD-Medium (sRGB): pairs *_GT_SRGB_*.PNG and *_NOISY_SRGB_*.PNG anywhere below SRC; also the "
+    "blocks in ValidationGtBlocksSrgb.mat and ValidationNoisyBlocksSrgb.mat, if present",
     "gaussian": "clean pictures anywhere below SRC",
-    "derain": "SRC/input and SRC/target with the same names, as Rain13K comes",
-    "defocus": "SRC/inputC (or source) and SRC/target; SRC/inputL and SRC/inputR too where they are, "
-    "as DPDD comes",
+    "derain": "SRC/input and SRC/target with matching file names, as in Rain13K",
+    "defocus": "SRC/inputC (or source) and SRC/target; also SRC/inputL and SRC/inputR if present, as in DPDD",
 }
-"""Task, and how its data is laid out."""
+"""Task, and the expected layout of its data."""

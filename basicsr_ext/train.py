@@ -1,7 +1,7 @@
 """The training loop behind ``basicsr train``.
 
 It replaces BasicSR's ``train_pipeline``, which ends before total_iter, cannot resume or run distributed on
-CPU, and repeats the same crops every epoch; registries, folder layout and option files stay.
+CPU, and repeats the same crops every epoch. Registries, folder layout and option files are BasicSR's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from tqdm import tqdm
 
 from kbnet_plugin.errors import BadInput, one_line
 
-from . import costs as report
-from . import dist, logs
-from .base_model import bare
+from . import costs, dist, logs
+from .base_model import unwrap
 from .experiment import link, open_experiment, prune, resume_state
 from .history import History
 from .model import NotFiniteError
@@ -37,25 +36,26 @@ from .sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, c
 
 logger = logging.getLogger("basicsr")
 
-WARM = 5
-"""Steps after which their time says something about the rest."""
+WARM_UP = 5
+"""Steps after which their speed is representative."""
 
 
 def train(options: Options, option_file: str, *, auto_resume: bool, parent: int | None = None) -> int:
-    """Run an experiment to its end, or to that of the process `parent` that started it.
+    """Run an experiment to its end, or until its parent process, if given, has ended.
 
     Returns
     -------
     int
-        0, or 128 + the signal that ended it after a save.
+        0, or 128 + the number of the signal that stopped it, after saving.
 
     Raises
     ------
     BadInput
-        If the options, the data or the weights cannot work; nothing has been written then.
+        If the options, the data or the weights are invalid, in which case nothing has been written, or if
+        training fails.
     """
     rank, world, seed = options["rank"], options["world_size"], options["manual_seed"]
-    # A first step that is skipped (see on_nan, and fp16) leaves the order that torch warns about.
+    # torch warns if the first step is skipped, as on_nan and fp16 may do.
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
     choose_device(options)
     accumulate = options["train"]["accumulate"]
@@ -69,7 +69,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     start = int(state["iter"]) if state is not None else 0
     total = options["train"]["total_iter"]
     activations = _check_network(model, train_set, stages)
-    dist.wait()  # all have read what opening the experiment may move away
+    dist.wait()  # all have read what open_experiment may move away
     if rank == 0:
         open_experiment(options, option_file, keep=state is not None)
     dist.wait()
@@ -79,8 +79,8 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     for note in options["notes"]:
         logger.info("note: %s", note)
     logger.info("%s, torch %s, %s, %d process(es)", version(), torch.__version__, model.device, world)
-    report.network(model, stages, activations)
-    report.plan(model, stages, world, accumulate)
+    costs.log_network(model, stages, activations)
+    costs.log_batch(model, stages, world, accumulate)
     logger.info("%d training images, iterations %s..%s", len(train_set), f"{start:,}", f"{total:,}")
     dataset = options["datasets"]["train"]
     sampler = StageBatchSampler(
@@ -104,7 +104,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     )
     run = _Run(options, model, val_sets, stages, len(train_set), start)
     try:
-        with _signals() as received, run.mishaps(received):
+        with _signals() as received, run.one_line_errors(received):
             for batch in loader:
                 if isinstance(batch, Failure):
                     raise BadInput(batch.message)
@@ -121,7 +121,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
 
 
 class _Run:
-    """One experiment under way."""
+    """A running experiment."""
 
     def __init__(
         self, options: Options, model: Any, val_sets: list[Any], stages: Stages, images: int, start: int
@@ -147,17 +147,17 @@ class _Run:
             self.history = History(Path(options["path"]["experiments_root"]), start)
 
     def step(self, batch: Any) -> None:
-        """One iteration and what is due after it."""
+        """Make one iteration, then log, save and validate as due."""
         self.iteration += 1
         i, model, every = self.iteration, self.model, self.options["logger"]
-        # Mixup and dropout draw from the global generators: seeded per step, a resumed run draws the same.
+        # Mixup and dropout use the global generators: seeded per step, a resumed run draws the same numbers.
         seed_everything(self.options["manual_seed"], i, self.rank)
         model.update_learning_rate(i, warmup_iter=int(self.options["train"].get("warmup_iter") or -1))
         model.feed_data(batch)
         model.optimize_parameters(i)
         model.samples += self.stages.at(i)[0] * self.world
         self.bar.update()
-        if i == self.start + WARM:
+        if i == self.start + WARM_UP:
             self._print(record=False)
         elif i % every["print_freq"] == 0 or i in (self.start + 1, self.total):
             self._print()
@@ -171,10 +171,10 @@ class _Run:
         if i > self.clock_at:
             self.speed = (i - self.clock_at) / max(now - self.clock, 1e-9)
             self.images_per_second = (self.model.samples - self.seen) / max(now - self.clock, 1e-9)
-        if i > self.start + 1:  # the first step also starts the workers; it says nothing about the rest
+        if i > self.start + 1:  # the first step also starts the workers
             left = f"{1 / max(self.speed, 1e-9):.3g} s/it, {self.images_per_second:.3g} images/s, "
             left += f"ETA {_duration((self.total - i) / max(self.speed, 1e-9))}, "
-            left += report.memory(self.model.device)
+            left += costs.peak_memory(self.model.device)
         else:
             left = "first step"
         self.clock, self.clock_at, self.seen = now, i, self.model.samples
@@ -186,7 +186,7 @@ class _Run:
         )
         shown = {k: f"{v:.3e}" for k, v in log.items()} | {"lr": f"{rate:.2e}"}
         if i > self.start + 1:
-            shown |= {"img/s": f"{self.images_per_second:.3g}", "mem": report.memory(self.model.device)}
+            shown |= {"img/s": f"{self.images_per_second:.3g}", "mem": costs.peak_memory(self.model.device)}
         self.bar.set_postfix(shown, refresh=False)
         if self.history and record:
             self.history.add(i, {**log, "lr": rate})
@@ -205,8 +205,9 @@ class _Run:
                 self.history.plot()
 
     def _best(self) -> int | None:
-        """Iteration of the best value so far: of the first metric of the first set."""
-        first = next(iter(getattr(self.model, "best_metric_results", {}).values()), {})
+        """Return the iteration with the best value so far of the first metric on the first set."""
+        found: dict[str, Any] = getattr(self.model, "best_metric_results", {})
+        first: dict[str, Any] = next(iter(found.values()), {})
         return next((entry.get("iter") for entry in first.values()), None)
 
     def _validate(self) -> None:
@@ -222,24 +223,25 @@ class _Run:
         self.validated = self.iteration
         best = torch.tensor([self._best() == self.iteration if self.rank == 0 else False])
         if dist.any_rank(bool(best)):
-            self.saved = None  # again, if need be: the state now knows the best
+            self.saved = None  # save again: the state now contains the best result
             self._save()
             if self.rank == 0:
                 link(Path(self.options["path"]["models"]), self.iteration, "best")
         if self.history:
             self.history.plot()
-        self.clock, self.clock_at = time.monotonic(), self.iteration  # validation is no training time
+        # Validation does not count as training time.
+        self.clock, self.clock_at = time.monotonic(), self.iteration
         self.seen = self.model.samples
 
     @contextmanager
-    def mishaps(self, received: list[int]) -> Iterator[None]:
-        """Say in one line what ended the training, what is kept and what may help."""
+    def one_line_errors(self, received: list[int]) -> Iterator[None]:
+        """Turn errors into one line: what stopped training, what is saved, and what may help."""
         try:
             yield
         except NotFiniteError as error:
             raise BadInput(
-                f"{one_line(error)}; {self._kept()}; look at these images, lower train.optim_g.lr, "
-                "use train.precision: fp32, or leave such batches out with train.on_nan: skip"
+                f"{one_line(error)}; {self._kept()}; check these images, lower train.optim_g.lr, "
+                "use train.precision: fp32, or skip such batches with train.on_nan: skip"
             ) from error
         except (RuntimeError, MemoryError) as error:
             if (message := self._explain(error, bool(received))) is None:
@@ -247,38 +249,38 @@ class _Run:
             raise BadInput(message) from error
 
     def _explain(self, error: BaseException, stopping: bool) -> str | None:
-        said = one_line(error)
-        # DDP finds a process gone in the backward pass, the loop where it agrees with the others.
-        if self.world > 1 and (isinstance(error, dist.Lost) or re.search(r"gloo|NCCL|[Cc]onnection", said)):
+        text = one_line(error)
+        # A lost process shows up in DDP's backward pass or in our own exchanges.
+        lost = isinstance(error, dist.PeerLostError) or re.search(r"gloo|NCCL|[Cc]onnection", text)
+        if self.world > 1 and lost:
             if stopping:
-                return f"ended at iter {self.iteration:,}; {self._kept()}"
+                return f"stopped at iter {self.iteration:,}; {self._kept()}"
             return (
-                f"another process of the job has ended at iter {self.iteration:,}, its own message says why; "
-                f"{self._kept()} ({said})"
+                f"another process of the job stopped at iter {self.iteration:,}; its own message says why; "
+                f"{self._kept()} ({text})"
             )
-        if "DataLoader worker" in said:
+        if "DataLoader worker" in text:
             return (
-                f"a data worker has ended ({said}); memory may be short: lower "
+                f"a data worker died ({text}), perhaps for lack of memory; lower "
                 f"datasets.train.num_worker_per_gpu; {self._kept()}"
             )
-        # By its module: importing torch._dynamo to name its errors takes seconds.
+        # By module name: importing torch._dynamo for its error classes takes seconds.
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return (
-                f"train.compile: {said.split(' Set TORCHDYNAMO')[0]}; on a CPU it takes a C++ compiler "
+                f"train.compile: {text.split(' Set TORCHDYNAMO')[0]}; on a CPU it requires a C++ compiler "
                 f"(g++): install one, or set train.compile: false; {self._kept()}"
             )
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in said
-        if short:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             i = max(self.iteration, 1)
             batch, crop = self.stages.at(i)
             staged = self.options["datasets"]["train"].get("mini_batch_sizes")
             keys = ("mini_batch_sizes", "gt_sizes") if staged else ("batch_size_per_gpu", "gt_size")
-            asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", said)
-            size = f", {asked[1]} more were asked for" if asked else ""
+            requested = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
+            more = f", which requested {requested[1]} more" if requested else ""
             return (
                 f"out of memory on {self.model.device} at iter {i:,}, a step of {batch} images "
-                f"with a crop of {crop}{size}; lower datasets.train.{keys[0]} (raise train.accumulate "
-                f"as much) or {keys[1]}, set train.activation_checkpointing: true "
+                f"with a crop of {crop}{more}; lower datasets.train.{keys[0]} (and raise train.accumulate "
+                f"in proportion) or {keys[1]}, set train.activation_checkpointing: true "
                 f"or train.precision: bf16; {self._kept()}"
             )
         return None
@@ -286,14 +288,14 @@ class _Run:
     def _kept(self) -> str:
         if self.saved is None:
             return "no checkpoint has been saved yet"
-        return f"the checkpoint of iter {self.saved:,} is kept, --auto_resume goes on from there"
+        return f"the checkpoint of iter {self.saved:,} is kept; --auto_resume continues from there"
 
     def finish(self, *, interrupted: bool = False) -> None:
-        """Save; at the regular end validate too and name the last weights ``net_*_latest.pth``."""
+        """Save; unless interrupted, also validate and link the last weights as ``net_*_latest.pth``."""
         self._save()
         if interrupted:
             logger.info(
-                "interrupted: saved at iter %s; --auto_resume goes on from there", f"{self.iteration:,}"
+                "interrupted: saved at iter %s; --auto_resume continues from there", f"{self.iteration:,}"
             )
         else:
             self._validate()
@@ -306,33 +308,30 @@ class _Run:
 
 
 def choose_device(options: Options) -> None:
-    """One process drives one device; more GPUs are for torchrun."""
+    """Choose the one device of this process; for more GPUs, torchrun starts more processes."""
     if options["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(options["deterministic"])
     torch.backends.cudnn.benchmark = not options["deterministic"]
-    asked = options.get("num_gpu", "auto")
+    setting = options.get("num_gpu", "auto")
     available = torch.cuda.device_count()
-    wanted = 1 if asked == "auto" else asked
-    options["num_gpu"] = min(1, available, wanted)
-    if asked != "auto" and wanted > available:
-        logger.warning("num_gpu is %d but there are %d; running on %s", wanted, available, _device(options))
-    elif wanted > 1 and not options["dist"]:
-        logger.warning("num_gpu is %d: one process uses one GPU; start with torchrun to use more", wanted)
-
-
-def _device(options: Options) -> str:
-    return "the GPU" if options["num_gpu"] else "the CPU"
+    requested = 1 if setting == "auto" else setting
+    options["num_gpu"] = min(1, available, requested)
+    if setting != "auto" and requested > available:
+        used = "the GPU" if options["num_gpu"] else "the CPU"
+        logger.warning("num_gpu is %d but %d are available; running on %s", requested, available, used)
+    elif requested > 1 and not options["dist"]:
+        logger.warning("num_gpu is %d: one process uses one GPU; start with torchrun to use more", requested)
 
 
 def make_dataset(label: str, options: Options) -> Any:
-    """Build a dataset; whatever it objects to becomes one line."""
+    """Build a dataset; its errors become one line."""
     try:
         return build_dataset(options)
     except BadInput as error:
         raise BadInput(f"datasets.{label}: {one_line(error)}") from error
     except (AssertionError, OSError, KeyError, TypeError, ValueError) as error:
-        what = "the key is missing:" if isinstance(error, KeyError) else f"{type(error).__name__}:"
+        what = "missing key:" if isinstance(error, KeyError) else f"{type(error).__name__}:"
         raise BadInput(f"datasets.{label} ({options['type']}): {what} {one_line(error)}") from error
 
 
@@ -341,22 +340,22 @@ def _datasets(options: Options) -> tuple[Reproducible, list[Any]]:
     for label, dataset in options["datasets"].items():
         built = make_dataset(label, dataset)
         if len(built) == 0:
-            raise BadInput(f"datasets.{label} holds no images")
+            raise BadInput(f"datasets.{label} contains no images")
         if dataset["phase"] == "train":
             train_set = Reproducible(built, f"datasets.{label}")
         else:
             val_sets.append(DataLoader(built))
-    assert train_set is not None  # prepare_options sees to it
+    assert train_set is not None  # prepare_options has checked it
     return train_set, val_sets
 
 
 def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float | None:
-    """Send one crop through, so that a misfit of network and data shows before anything is written.
+    """Run the network on one crop, to find a mismatch with the data before anything is written.
 
     Returns
     -------
     float or None
-        Bytes that a training step keeps per pixel of input, where the model tells.
+        Bytes that a training step keeps per input pixel, if they can be counted.
     """
     sample = train_set[Ticket(0, stages.at(1)[1], (0, 0))]
     if isinstance(sample, Failure):
@@ -368,7 +367,7 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
         or sample["lq"].ndim != 3
     ):
         return None
-    network = bare(model.net_g)
+    network = unwrap(model.net_g)
     name = type(network).__name__
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -381,7 +380,7 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
 
     mixed = model.autocast() if hasattr(model, "autocast") else nullcontext()
     try:
-        # Not through __call__: that would compile for a batch that never comes.
+        # Not through __call__, which would compile for a batch size that is never used.
         with mixed, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             output = network.forward(sample["lq"][None].to(model.device))
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -392,13 +391,13 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
     except (RuntimeError, ValueError, TypeError) as error:
         channels = sample["lq"].shape[0]
         raise BadInput(
-            f"network_g ({name}) cannot take the {channels}-channel images of {train_set.label}: "
+            f"network_g ({name}) cannot process the {channels}-channel images of {train_set.label}: "
             f"{one_line(error)}"
         ) from error
     output = output[-1] if isinstance(output, (list, tuple)) else output
     if "gt" in sample and output.shape[1:] != sample["gt"].shape:
         raise BadInput(
-            f"network_g ({name}) makes {tuple(output.shape[1:])} of {tuple(sample['lq'].shape)}, "
+            f"network_g ({name}) turns {tuple(sample['lq'].shape)} into {tuple(output.shape[1:])}, "
             f"but the targets of {train_set.label} are {tuple(sample['gt'].shape)} (channels, height, width)"
         )
     return sum(kept.values()) / sample["lq"][0].numel()
@@ -406,17 +405,17 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step ends and is saved; a second one stops at once."""
+    """Collect SIGINT and SIGTERM, so that a step can finish and be saved; a second one stops at once."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        logger.warning("stopping after this step (again: at once, without saving)")
+        logger.warning("stopping after this step; a second signal stops at once, without saving")
 
     previous = {}
-    with suppress(ValueError):  # not in the main thread: leave the signals to whoever has them
+    with suppress(ValueError):  # not the main thread, which alone may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
     try:
@@ -427,9 +426,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _quiet_worker(_: int) -> None:
-    """The main process decides about signals to the group, and workers end with it; OpenCV's threads would
-    fight over the cores.
-    """
+    """Leave signals to the main process, and keep OpenCV's threads from competing for cores."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)

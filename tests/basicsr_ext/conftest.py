@@ -82,7 +82,7 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread."""
+    """Such small networks gain nothing from more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

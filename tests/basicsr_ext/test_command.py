@@ -1,4 +1,4 @@
-"""The command as a process: torchrun, strange folders."""
+"""The command as a process: torchrun, signals, unusual folders."""
 
 from __future__ import annotations
 
@@ -124,6 +124,6 @@ def test_help_shows_examples(capsys):
     assert "basicsr train -opt options/kbnet_quickstart.yml" in capsys.readouterr().out
 
 
-def test_the_launcher_of_old_is_tolerated(pairs, options, write):
+def test_arguments_of_the_old_launcher_are_accepted(pairs, options, write):
     assert main(["train", "-opt", write(options), "--local-rank", "0"]) == 0
     assert main(["test", "-opt", write(options), "--local_rank=0"]) == 0

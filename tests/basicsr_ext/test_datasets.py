@@ -1,4 +1,4 @@
-"""What the datasets deliver."""
+"""The samples of the datasets."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_training_noise_has_the_asked_strength(tmp_path, picture, kind, given, l
 @pytest.mark.parametrize(
     ("kind", "given"), [("constant", [1, 2]), ("random", [40, 10]), ("blind", 25), ("random", None)]
 )
-def test_a_noise_that_makes_no_sense_is_refused(pairs, kind, given):
+def test_invalid_noise_is_refused(pairs, kind, given):
     with pytest.raises(BadInput, match="sigma"):
         gaussian(pairs / "gt", sigma_type=kind, sigma_range=given)
 
@@ -225,16 +225,16 @@ def test_a_stock_dataset_becomes_reproducible_too(pairs):
     assert not torch.equal(samples[0], samples[1])
 
 
-def test_every_pass_holds_every_image_once_over_all_ranks():
+def test_every_pass_contains_every_image_once_over_all_ranks():
     stages = Stages((5,), (3,), (None,))
     ranks = [list(StageBatchSampler(6, stages, 8, rank=r, world=2)) for r in (0, 1)]
-    stream = [t.index for pair in zip(*ranks, strict=True) for batch in pair for t in batch]
+    stream = [t.image for pair in zip(*ranks, strict=True) for batch in pair for t in batch]
     passes = [stream[i : i + 6] for i in range(0, 48, 6)]
     assert all(sorted(p) == list(range(6)) for p in passes)
     assert len({tuple(p) for p in passes}) > 1
 
 
-def test_a_sampler_that_starts_late_goes_on_where_the_other_was():
+def test_a_sampler_that_starts_late_continues_the_same_stream():
     stages = Stages((2, 4), (3, 1), (8, 9))
     whole = list(StageBatchSampler(5, stages, 9))
     assert list(StageBatchSampler(5, stages, 9, start=3, samples=7)) == whole[3:]
@@ -254,7 +254,7 @@ def test_a_failed_sample_names_the_file_instead_of_a_traceback(pairs):
     assert str(pairs / "lq" / "1.png") in failure.message
 
 
-def test_large_images_are_also_seen_reduced_and_small_ones_never(tmp_path):
+def test_large_images_are_sometimes_reduced_and_small_ones_never(tmp_path):
     """A chessboard of single pixels becomes gray when reduced, whatever the factor."""
     board = np.indices((400, 400)).sum(0) % 2 * 255
     for name, side in (("large", 400), ("small", 60)):
@@ -276,5 +276,5 @@ def test_large_images_are_also_seen_reduced_and_small_ones_never(tmp_path):
 
 
 def test_pairs_are_not_reduced(pairs):
-    with pytest.raises(BadInput, match="reduce is for clean images alone"):
+    with pytest.raises(BadInput, match="reduce is for clean images only"):
         paired(pairs, phase="train", reduce=2)

@@ -1,4 +1,4 @@
-"""What the loop can do, and what it says when something breaks under it."""
+"""The features of the training loop, and its messages when something breaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def close(first, second, tolerance):
 
 @pytest.fixture
 def train(pairs, options, write, capsys):
-    """Train under a name with some options changed; returns what was said."""
+    """Train under a name with some options changed; returns the output."""
 
     def _train(name, *force, expected=0, **changes):
         for section, values in changes.items():
@@ -69,7 +69,7 @@ def test_accumulation_is_the_larger_batch(train, options):
 
 
 @pytest.mark.parametrize("change", [{"activation_checkpointing": True}, {"channels_last": True}])
-def test_what_saves_memory_or_time_does_not_change_the_result(train, change):
+def test_saving_memory_or_time_does_not_change_the_result(train, change):
     train("plain")
     train("changed", train=change)
     assert close(weights("plain"), weights("changed"), 1e-5)
@@ -95,7 +95,7 @@ def test_compilation_keeps_the_names_of_the_weights(train, monkeypatch):
     assert not any("_orig_mod" in name for name in weights("compiled"))
 
 
-def test_deterministic_mode_is_on_while_asked_for(train):
+def test_deterministic_mode_is_on_only_when_set(train):
     train("repeatable", "deterministic=true")
     assert torch.are_deterministic_algorithms_enabled()
     train("free")
@@ -132,13 +132,13 @@ def test_the_best_and_the_last_checkpoints_are_kept(train, monkeypatch):
     }
 
 
-def test_the_cost_is_told_before_the_first_step(train):
+def test_the_cost_is_logged_before_the_first_step(train):
     said = train("tiny")
     count = sum(t.numel() for t in weights().values())
     before = said.split("iter 1/4")[0]
     assert f"KBNet_s: {count:,} parameters" in before
-    assert re.search(r"GMACs at 16 x 16 with kernel basis attention \([\d.e-]+ as papers count", before)
-    assert re.search(r"a step of the largest stage keeps about [\d.]+ [MG]B", before)
+    assert re.search(r"GMACs at 16 x 16 with kernel basis attention \([\d.e-]+ as counted in papers", before)
+    assert re.search(r"a step of the largest stage needs about [\d.]+ [MG]B", before)
     assert "effective batch 2, learning rate 1.000e-03" in before
 
 
@@ -152,7 +152,7 @@ def test_the_history_is_kept_as_a_table_and_a_plot(train, options, write):
     plot = ElementTree.parse(folder / "history.svg").getroot()
     shown = {t.text for t in plot.iter() if t.tag.endswith("text")}
     assert {"l_pix", "lr", "val psnr"} <= shown
-    # A resumed run goes on with it, without what the lost stretch had written.
+    # A resumed run continues it, without the rows of lost iterations.
     (folder / "training_states" / "4.state").unlink()
     assert main(["train", "-opt", write(options), "--auto_resume"]) == 0
     with (folder / "history.csv").open() as file:
@@ -176,7 +176,7 @@ def test_the_protocol_of_a_metric_is_named(train):
 
 
 def test_tiles_of_an_image_are_put_together_where_they_belong(train, options, write, capsys, monkeypatch):
-    # Its reach is 2 pixels, so that tiles cannot differ from the whole.
+    # Its receptive field is 2 pixels around, so tiles cannot differ from the whole.
     options["network_g"] = {"type": "SRVGGNetCompact", "num_feat": 4, "num_conv": 0, "upscale": 1}
     option_file = write(options)
     assert main(["train", "-opt", option_file]) == 0
@@ -224,7 +224,7 @@ def test_a_loss_that_is_nan_stops_names_the_images_and_keeps_the_last_checkpoint
     assert all(t.isfinite().all() for t in weights(label=2).values())
 
 
-def test_a_loss_that_is_nan_is_skipped_when_asked(train, monkeypatch):
+def test_a_loss_that_is_nan_is_skipped_on_request(train, monkeypatch):
     nan_at(monkeypatch, 3)
     said = train("tiny", train={"on_nan": "skip"})
     assert re.search(r"iter 3: the loss is not finite; batch skipped \(images data/lq", said)
@@ -267,7 +267,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, options, write
     assert main(["train", "-opt", write(options), "--auto_resume"]) == 0
     out = capsys.readouterr().out
     assert path.name in out
-    assert "trying the one before" in out
+    assert "trying the previous one" in out
     assert re.search(r"resuming from .*2\.state", out)
     assert same(weights(), expected)
 
@@ -280,8 +280,8 @@ def test_options_that_changed_since_the_checkpoint_are_listed(train, options, wr
     assert main(["train", "-opt", write(options), "--auto_resume"]) == 0
     out = capsys.readouterr().out
     assert "train.total_iter 4 -> 5" in out
-    assert "train.optim_g.weight_decay 0.1 new" in out
-    assert "train.use_grad_clip True taken out" in out
+    assert "train.optim_g.weight_decay added (0.1)" in out
+    assert "train.use_grad_clip removed (was True)" in out
 
 
 def test_what_did_not_change_is_not_listed():
@@ -328,12 +328,12 @@ def test_a_killed_worker_ends_the_run_in_one_line(pairs, options, write, capfd, 
     monkeypatch.setattr(ImageCleanModel, "optimize_parameters", killing)
     assert main(["train", "-opt", write(options)]) == 2
     said = capfd.readouterr().err
-    assert "a data worker has ended" in said
+    assert "a data worker died" in said
     assert "num_worker_per_gpu" in said
     assert said.count("\n") == 1
 
 
-def test_out_of_memory_says_what_was_asked_and_what_to_lower(train, options, monkeypatch):
+def test_out_of_memory_says_what_was_requested_and_what_to_lower(train, options, monkeypatch):
     options["datasets"]["train"].update(mini_batch_sizes=[2, 3], iters=[2, 2], gt_sizes=[8, 16])
 
     step = ImageCleanModel.optimize_parameters
@@ -345,13 +345,13 @@ def test_out_of_memory_says_what_was_asked_and_what_to_lower(train, options, mon
 
     monkeypatch.setattr(ImageCleanModel, "optimize_parameters", full)
     last = train("tiny", expected=2).splitlines()[-1]
-    assert "a step of 3 images with a crop of 16, 2.50 GiB more were asked for" in last
+    assert "a step of 3 images with a crop of 16, which requested 2.50 GiB more" in last
     for key in ("mini_batch_sizes", "gt_sizes", "accumulate", "activation_checkpointing", "bf16"):
         assert key in last
 
 
 def test_the_end_of_one_rank_ends_the_job_with_the_reason(pairs, options, write):
-    """Rank 1's images break while rank 0 trains: neither may wait for the other."""
+    """Rank 1 is killed while rank 0 trains, which must not wait for it."""
     options["train"]["total_iter"] = 10**6
     script = Path("dies.py")
     script.write_text(
@@ -381,5 +381,5 @@ def test_the_end_of_one_rank_ends_the_job_with_the_reason(pairs, options, write)
     ranks[1].communicate(timeout=100)
     assert ranks[1].returncode == -signal.SIGKILL
     assert ranks[0].returncode == 2, said
-    assert "another process of the job has ended" in said
+    assert "another process of the job stopped" in said
     assert "Traceback" not in said

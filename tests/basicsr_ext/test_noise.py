@@ -1,4 +1,4 @@
-"""Sensor noise, the frequency loss, LPIPS: parts that stand alone."""
+"""Sensor noise, the frequency loss, LPIPS: independent parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_variance_is_gain_times_signal_plus_read_noise_squared(sensor, value
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / 120_000**0.5
 
 
-def test_camera_noise_arises_in_linear_light(sensor):
+def test_camera_noise_is_added_in_linear_light(sensor):
     sample = sensor(0.5, domain="camera", gain_test=0.001, read_noise_test=0.0)[0]
     linear = ((sample["lq"].double() + 0.055) / 1.055) ** 2.4
     signal = ((128 / 255 + 0.055) / 1.055) ** 2.4
@@ -48,7 +48,7 @@ def test_camera_noise_arises_in_linear_light(sensor):
     assert 0 <= float(sample["lq"].min()) <= float(sample["lq"].max()) <= 1
 
 
-def test_a_camera_without_noise_gives_the_picture_back(sensor):
+def test_a_camera_without_noise_returns_the_picture(sensor):
     sample = sensor(0.3, gain_test=0, read_noise_test=0)[0]
     assert torch.allclose(sample["lq"], sample["gt"], atol=1e-6)
 
@@ -69,12 +69,12 @@ def test_training_draws_another_level_for_every_sample_from_its_ticket(sensor):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"gain_range": [0.1, 0.01], "read_noise_range": 0}, "bounds must rise"),
+        ({"gain_range": [0.1, 0.01], "read_noise_range": 0}, "bounds must increase"),
         ({"gain_range": [0, 0.01], "read_noise_range": 0}, "above 0"),
         ({"read_noise_range": [0.1]}, "gain_range is missing"),
     ],
 )
-def test_ranges_that_cannot_work(sensor, options, said):
+def test_invalid_ranges(sensor, options, said):
     with pytest.raises(BadInput, match=said):
         sensor(phase="train", **options)
 
@@ -106,7 +106,7 @@ def test_the_frequency_loss_is_the_mean_absolute_difference_of_the_spectra():
     assert float(FrequencyLoss()(first, first)) == 0
 
 
-def test_lpips_is_never_taken_from_random_weights(tmp_path, monkeypatch):
+def test_lpips_never_uses_random_weights(tmp_path, monkeypatch):
     pytest.importorskip("lpips")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     lpips_network.cache_clear()
@@ -114,11 +114,11 @@ def test_lpips_is_never_taken_from_random_weights(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"there is no .*alexnet-owt"):
         calculate_lpips(image, image)
     (tmp_path / "broken.pth").write_bytes(b"PK")
-    with pytest.raises(BadInput, match="holds no weights of alex"):
+    with pytest.raises(BadInput, match="contains no weights of alex"):
         calculate_lpips(image, image, weights=str(tmp_path / "broken.pth"))
 
 
-def test_lpips_takes_the_weights_that_are_named(tmp_path):
+def test_lpips_uses_the_given_weights(tmp_path):
     pytest.importorskip("lpips")
     from torchvision.models import alexnet
 
@@ -140,7 +140,7 @@ def test_a_run_with_lpips_but_without_its_weights_does_not_start(pairs, options,
     lpips_network.cache_clear()
     options["val"]["metrics"]["lpips"] = {"type": "calculate_lpips"}
     assert main(["train", "-opt", write(options)]) == 2
-    assert "take the metric out" in capsys.readouterr().err
+    assert "remove the metric" in capsys.readouterr().err
 
 
 def test_fluorescence_darkens_the_truth_and_the_noise_follows_it(sensor, tmp_path):

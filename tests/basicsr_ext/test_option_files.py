@@ -1,4 +1,4 @@
-"""The option files in options/, and files as Restormer and KBNet released them."""
+"""The option files in options/, and files like those that Restormer and KBNet released."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES |= {f"denoise-{n}" for n in ("color-start", "color", "gray", "micro")}
 NAMES |= {f"kbnet_gaussian_{c}_{s}" for c in ("color", "gray") for s in (15, 25, 50)}
 
 
-def test_there_is_one_for_each_experiment():
+def test_every_experiment_has_one():
     assert {f.stem for f in FILES} == NAMES
 
 
@@ -57,11 +57,13 @@ def test_without_its_data_it_says_where_to_get_it(path, monkeypatch, tmp_path, c
     monkeypatch.chdir(tmp_path)
     assert main(["train", "-opt", str(path)]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(rf"basicsr: .*datasets/.* does not exist; the head of {path} says where .*\n", said)
+    assert re.fullmatch(
+        rf"basicsr: .*datasets/.* does not exist; the comments in {path} say where .*\n", said
+    )
     assert not list(tmp_path.iterdir())
 
 
-def test_sidd_trains_and_tests_in_shrunken_form(monkeypatch, tmp_path, make_pairs, capsys):
+def test_sidd_trains_and_tests_at_small_size(monkeypatch, tmp_path, make_pairs, capsys):
     monkeypatch.chdir(tmp_path)
     for part in ("train", "val"):
         make_pairs(tmp_path / part)
@@ -81,7 +83,7 @@ def test_sidd_trains_and_tests_in_shrunken_form(monkeypatch, tmp_path, make_pair
 
 
 RELEASED = """
-# Keys and values as in the released Gaussian file; its noise has one number for a range.
+# Keys and values of the released Gaussian file, whose noise range is one number.
 name: GaussianColor
 model_type: ImageCleanModel
 scale: 1

@@ -15,7 +15,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import registry as registries
 
 from basicsr_ext import registry
-from basicsr_ext.base_model import Mended
+from basicsr_ext.base_model import BaseModelFixes
 from basicsr_ext.metrics import to_image
 from basicsr_ext.model import ImageCleanModel
 from basicsr_ext.schedulers import CosineAnnealingRestartCyclicLR
@@ -33,7 +33,7 @@ def rates(steps, **keys):
     return values
 
 
-def test_the_released_schedule_is_constant_then_a_cosine_and_holds_its_last_value():
+def test_the_released_schedule_is_constant_then_a_cosine_and_keeps_its_last_value():
     values = rates(310, periods=[92, 208], restart_weights=[1, 1], eta_mins=[3e-4, 1e-6])
     assert values[:93] == pytest.approx([3e-4] * 93)
     assert values[92 + 104] == pytest.approx((3e-4 + 1e-6) / 2)
@@ -47,7 +47,7 @@ def test_restart_weights_scale_their_cycle():
 
 
 def test_unequal_schedules_are_refused():
-    with pytest.raises(BadInput, match="equally long"):
+    with pytest.raises(BadInput, match="same length"):
         rates(1, periods=[4, 4], restart_weights=[1], eta_mins=[0, 0])
 
 
@@ -81,7 +81,7 @@ def test_clamped_metrics_equal_the_stock_ones_on_clamped_images(name):
     assert calculate_metric({"img": noisy, "img2": clean}, stock) != pytest.approx(expected)
 
 
-def test_images_come_clamped_in_bgr_and_rounded_on_demand():
+def test_images_are_clamped_in_bgr_and_rounded_on_demand():
     tensor = torch.tensor([-1.0, 0.501, 2.0]).view(1, 3, 1, 1)
     assert to_image(tensor, rounded=True).tolist() == [[[255, 128, 0]]]
     assert to_image(tensor, rounded=False)[0, 0] == pytest.approx([255, 0.501 * 255, 0])
@@ -138,7 +138,7 @@ def test_a_plugin_joins_through_its_entry_point_and_a_failing_one_is_named(tmp_p
     monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in plugins if p.group == group])
     registry.register()
     assert "TheirNet" in registries.ARCH_REGISTRY
-    assert "broken (no_such_module) fails" in caplog.text
+    assert "broken (no_such_module) failed to load" in caplog.text
     del registries.ARCH_REGISTRY._obj_map["TheirNet"]
 
 
@@ -158,8 +158,8 @@ def test_importing_the_package_is_light_and_makes_basicsr_importable():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_averaged_weights_come_with_what_batch_norms_have_seen():
-    model = Mended()
+def test_averaged_weights_come_with_the_batch_norm_statistics():
+    model = BaseModelFixes()
     model.net_g = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     model.net_g_ema = deepcopy(model.net_g).eval().requires_grad_(False)
     before = model.net_g[0].weight.detach().clone()

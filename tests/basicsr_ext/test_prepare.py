@@ -42,7 +42,7 @@ def test_crops_cover_the_pictures_in_both_roles_alike(rain, tmp_path, capsys):
             assert np.array_equal(crop, image[y : y + 32, x : x + 32])
 
 
-def test_an_interrupted_run_goes_on_and_damage_is_found(rain, tmp_path, capsys):
+def test_an_interrupted_run_resumes_and_damage_is_found(rain, tmp_path, capsys):
     out = tmp_path / "out"
     assert small("derain", rain, out) == 0
     kept, lost = out / "target_crops/0_s002.png", out / "input_crops/0_s003.png"
@@ -54,12 +54,12 @@ def test_an_interrupted_run_goes_on_and_damage_is_found(rain, tmp_path, capsys):
     lost.write_bytes(content[:100])
     capsys.readouterr()
     assert small("derain", rain, out) == 2
-    assert "0_s003.png was damaged and is removed; run the command again" in capsys.readouterr().err
+    assert "0_s003.png was damaged and has been removed; run the command again" in capsys.readouterr().err
     assert small("derain", rain, out) == 0
     assert lost.read_bytes() == content
 
 
-def test_the_databases_train(rain, tmp_path):
+def test_the_databases_can_be_trained_on(rain, tmp_path):
     out = tmp_path / "out"
     assert small("derain", rain, out, "--lmdb") == 0
     assert not list(out.glob(".*.lmdb"))
@@ -96,7 +96,7 @@ def test_sidd_is_found_in_its_scenes_with_the_validation_blocks(tmp_path, pictur
     assert np.array_equal(read(tmp_path / "out/val/input_crops/0002.png"), blocks[0, 1])
 
 
-def test_16_bits_and_the_three_views_of_dual_pixels_stay(tmp_path, picture):
+def test_16_bits_and_the_three_views_of_dual_pixels_are_kept(tmp_path, picture):
     for role in ("inputL", "inputR", "target"):
         (tmp_path / "dpdd" / role).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "dpdd" / role / "a.png"), picture(32, 32, dtype=np.uint16))
@@ -116,13 +116,13 @@ def test_clean_pictures_keep_their_folders_in_the_name(tmp_path, picture):
     ("arguments", "said"),
     [
         (("derain", "no"), "no is not a folder"),
-        (("derain", "."), "target is not there"),
+        (("derain", "."), "target does not exist"),
         (("defocus", "."), "none of the folders"),
         (("sidd", "."), "no *_GT_SRGB_*.PNG"),
-        (("gaussian", "."), "holds no images"),
+        (("gaussian", "."), "contains no images"),
     ],
 )
-def test_a_folder_that_is_laid_out_otherwise(tmp_path, monkeypatch, capsys, arguments, said):
+def test_a_folder_with_another_layout(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert small(*arguments, "out") == 2
     line = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Option files with the keys and values that KBNet's authors released, given nothing but data."""
+"""Option files with the keys and values that KBNet's authors released, given only data."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ def given_data(options):
     return options
 
 
-def test_its_private_storage_is_the_first_thing_that_is_told(pairs, write, capsys, task):
+def test_its_private_storage_is_the_first_error(pairs, write, capsys, task):
     assert main(["train", "-opt", write(released(task))]) == 2
     said = capsys.readouterr().err
     assert "datasets.train.dataroot_gt: s3://private/gt is the authors' private storage" in said
 
 
-def test_given_data_it_parses_and_asks_for_the_weights_that_it_starts_from(pairs, write, capsys, task):
+def test_given_data_it_requires_its_pretrained_weights(pairs, write, capsys, task):
     options = given_data(released(task))
     options["datasets"]["train"]["pad_small"] = True
     options["network_g"] |= (
@@ -127,7 +127,7 @@ def test_given_data_it_parses_and_asks_for_the_weights_that_it_starts_from(pairs
     assert f"pretrained_models/{task}.pth does not exist" in capsys.readouterr().err
 
 
-def test_shrunken_it_trains_and_its_mistakes_are_told(pairs, write, capsys, task):
+def test_at_small_size_it_trains_and_its_mistakes_are_listed(pairs, write, capsys, task):
     options = given_data(deepcopy(released(task)))
     options["path"]["pretrain_network_g"] = None
     options["logger"]["use_tb_logger"] = False

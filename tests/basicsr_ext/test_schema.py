@@ -1,4 +1,4 @@
-"""The schema of option files, as people and editors see it."""
+"""The schema of option files, for people and editors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_editors_find_the_json_schema():
         assert (path.parent / line.split("=", 1)[1]).resolve().is_file()
 
 
-def test_the_json_schema_takes_ours_and_finds_mistakes(options):
+def test_the_json_schema_accepts_our_files_and_finds_mistakes(options):
     jsonschema = pytest.importorskip("jsonschema")
     checker = jsonschema.Draft7Validator(schema.json_schema())
     for path in (ROOT / "options").glob("*.yml"):
@@ -58,7 +58,7 @@ def test_the_command_lists_every_key_with_its_default(command, capsys):
     assert 'precision:                "fp32"' in out
 
 
-def test_every_key_has_a_text():
+def test_every_key_has_a_description():
     for cls in (schema.OptionFile, schema.Train, schema.Val, schema.Logger, schema.Path, schema.Mixing):
         assert all(field.description for field in cls.model_fields.values())
 
@@ -78,7 +78,7 @@ def test_checking_twice_changes_nothing(options):
     assert check(once, "file") == once
 
 
-def test_classes_of_others_keep_their_keys(options):
+def test_classes_of_other_packages_keep_their_keys(options):
     options["network_g"] = {"type": "SomebodysNet", "secret": [1, {"a": 2}]}
     options["network_d"] = {"type": "Critic", "depth": 3}
     options["model_type"] = "SomebodysModel"
@@ -95,7 +95,7 @@ def test_classes_of_others_keep_their_keys(options):
     assert checked["path"]["pretrain_network_d"] == "d.pth"
 
 
-def test_what_has_no_effect_is_told(options):
+def test_settings_without_effect_are_listed(options):
     options["val"]["max_minibatch"] = 8
     options["datasets"]["train"] |= {"prefetch_mode": "cuda", "dataset_enlarge_ratio": 5}
     options["datasets"]["val"]["io_backend"] = {"type": "petrel"}

@@ -1,4 +1,4 @@
-"""Datasets without truth, and the loss that looks only where something is asked for."""
+"""Datasets without ground truth, and their loss."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from kbnet_plugin.errors import BadInput
 
 @pytest.fixture
 def stack(tmp_path):
-    """Three planes of ramps, which tell where a crop lies, and the option keys for them."""
+    """Three planes of ramps, which show where a crop comes from, and the option keys for them."""
     planes = np.arange(3 * 24 * 20).reshape(3, 24, 20).astype(np.uint16)
     np.save(tmp_path / "a.npy", planes)
     return planes, {"phase": "train", "type": "x", "dataroot_lq": str(tmp_path / "a.npy"), "gt_size": 8,
                     "axes": "ZYX", "range": [0, 1000]}  # fmt: skip
 
 
-def test_the_target_is_the_noisy_plane_where_it_is_hidden_and_nan_elsewhere(stack):
+def test_the_target_is_the_noisy_plane_at_masked_pixels_and_nan_elsewhere(stack):
     planes, keys = stack
     dataset = Dataset_BlindSpot(keys | {"masked_pixel_percentage": 10, "strategy": "uniform"})
     assert len(dataset) == 3
     sample = Reproducible(dataset, "train")[Ticket(1, None, (0, 0))]
-    hidden = ~torch.isnan(sample["gt"])
+    masked = ~torch.isnan(sample["gt"])
     assert sample["lq"].shape == (1, 8, 8)
-    assert hidden.sum() == 9
-    values = np.rint(sample["gt"][hidden].numpy() * 1000)
+    assert masked.sum() == 9
+    values = np.rint(sample["gt"][masked].numpy() * 1000)
     assert np.isin(values, planes[1]).all()
-    assert (sample["lq"] != sample["gt"])[hidden].any()
+    assert (sample["lq"] != sample["gt"])[masked].any()
     assert np.isin(np.rint(sample["lq"].numpy() * 1000), planes[1]).all()
 
 
-def test_kept_in_memory_or_not_a_ticket_gives_the_same_sample(stack):
+def test_a_ticket_gives_the_same_sample_with_and_without_the_cache(stack):
     _, keys = stack
     one, other = (
         Reproducible(Dataset_BlindSpot(keys | {"cache_images": keep, "geometric_augs": True}), "train")
@@ -73,7 +73,7 @@ def test_a_second_recording_pairs_plane_for_plane(stack, tmp_path):
         Dataset_PlanePairs(keys | {"dataroot_gt": str(tmp_path / "b.npy")})
 
 
-def test_what_is_not_finite_is_neither_shown_nor_asked_for(stack, tmp_path):
+def test_infinite_values_are_neither_inputs_nor_targets(stack, tmp_path):
     planes, keys = stack
     holed = planes.astype(np.float32)
     holed[:, ::3, ::2] = np.inf
@@ -89,12 +89,12 @@ def test_what_is_not_finite_is_neither_shown_nor_asked_for(stack, tmp_path):
     [
         ({"gt_size": 21}, "is 20x24 .* smaller than the crop of 21"),
         ({"gt_size": None}, "gt_size is missing"),
-        ({"phase": "val"}, "no truth"),
+        ({"phase": "val"}, "no ground truth"),
         ({"range": [2, 1]}, "lower to a higher"),
         ({"axes": "QYX"}, "'Q'"),
     ],
 )
-def test_what_cannot_work_is_said(stack, keys, said):
+def test_invalid_options_are_refused(stack, keys, said):
     with pytest.raises(ValueError, match=said):
         Dataset_BlindSpot(stack[1] | keys)
 
@@ -110,7 +110,7 @@ def test_an_option_file_trains_on_a_noisy_stack(stack, options, write, pairs, ca
     assert "l_pix" in capsys.readouterr().out
 
 
-def test_the_loss_has_a_norm_that_it_knows():
+def test_the_loss_refuses_an_unknown_norm():
     assert BlindSpotLoss(2.0, "l1")(torch.tensor([3.0]), torch.tensor([1.0])) == 4
     with pytest.raises(ValueError, match="l2 or l1"):
         BlindSpotLoss(norm="l3")

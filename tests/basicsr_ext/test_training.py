@@ -136,7 +136,7 @@ def test_a_restart_keeps_the_old_experiment_and_says_so(pairs, options, write, c
     options["train"]["total_iter"] = 1
     for _ in range(2):
         assert main(["train", "-opt", write(options)]) == 0
-    assert "--auto_resume would have gone on" in capsys.readouterr().out
+    assert "--auto_resume would have continued it" in capsys.readouterr().out
     assert len(list(Path("experiments").glob("tiny_archived_*/models/net_g_1.pth"))) == 1
 
 
@@ -184,7 +184,7 @@ def test_gray_pairs_train_a_gray_network(pairs, make_pairs, options, write):
     assert main(["train", "-opt", write(options)]) == 0
 
 
-def test_other_optimizers_losses_and_schedulers_come_by_their_torch_names(pairs, options, write):
+def test_other_optimizers_losses_and_schedulers_have_their_torch_names(pairs, options, write):
     options["train"].update(
         optim_g={"type": "RMSprop", "lr": 1e-4},
         scheduler={"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 10},
@@ -193,7 +193,7 @@ def test_other_optimizers_losses_and_schedulers_come_by_their_torch_names(pairs,
     assert main(["train", "-opt", write(options)]) == 0
 
 
-def test_pretrained_weights_are_used_and_their_layout_is_found(pairs, options, write, capsys):
+def test_pretrained_weights_of_any_layout_are_used(pairs, options, write, capsys):
     options["train"]["total_iter"] = 1
     options["train"]["optim_g"]["lr"] = 0.0
     options["train"]["scheduler"] = {"type": "ConstantLR", "factor": 1}
@@ -245,7 +245,7 @@ def test_metrics_see_clamped_images(pairs, options, write, capsys, monkeypatch):
     assert float(ours) == pytest.approx(np.mean(values), abs=1e-3)
 
 
-def test_pictures_are_saved_when_asked(pairs, options, write):
+def test_pictures_are_saved_on_request(pairs, options, write):
     options["val"]["save_img"] = True
     option_file = write(options)
     assert main(["train", "-opt", option_file]) == 0
