@@ -1,1 +1,1 @@
-"""How good and how costly: scripts that people run."""
+"""Quality and cost, measured: scripts that people run."""

@@ -1,4 +1,4 @@
-"""How far every backend of kernel basis attention is from the equation in float64, over a table of shapes."""
+"""Measure the error of every backend of kernel basis attention against the equation in float64."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.harness import measure
 from kbnet_plugin import ops
 from kbnet_plugin.ops import reference
+from kbnet_plugin.ops.backend import Arguments
 
-SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
+SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (2, 64, 4, 3, 32, 128, 128),
     (1, 72, 2, 3, 32, 37, 41),
     (3, 24, 8, 5, 64, 9, 7),
@@ -29,7 +30,7 @@ RESULTS = ("output", "d x", "d coefficients", "d weight", "d bias")
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[Tensor]:
-    """x, coefficients, weight, bias and the output's gradient, alike on every device."""
+    """Create x, coefficients, weight, bias and the output's gradient, the same on every device."""
     batch, channels, per_group, kernel, bases, height, width = shape
     g = torch.Generator().manual_seed(0)
     shapes = (
@@ -43,19 +44,17 @@ def tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[Ten
 
 
 def errors(backend: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[float] | None:
-    """Largest difference over largest value of every result, or None where the backend does not run."""
+    """Return the largest difference over the largest value of each result; None if the backend cannot run."""
     module = importlib.import_module(f"kbnet_plugin.ops.{backend}")
     *inputs, grad = tensors(shape, dtype, device)
     sizes = (shape[1] // shape[2], shape[3])
-    if module.unsupported(*inputs, *sizes) is not None:
+    given = Arguments(*inputs, *sizes)
+    if module.unsupported(given) is not None:
         return None
     needs = (True, True, True, True)
-    found = [module.forward(*inputs, *sizes), *module.backward(grad, *inputs, *sizes, needs)]
-    exact = [t.cpu().double() for t in inputs]
-    expected = [
-        reference.forward(*exact, *sizes),
-        *reference.backward(grad.cpu().double(), *exact, *sizes, needs),
-    ]
+    found = [module.forward(given), *module.backward(grad, given, needs)]
+    exact = Arguments(*(t.cpu().double() for t in inputs), *sizes)
+    expected = [reference.forward(exact), *reference.backward(grad.cpu().double(), exact, needs)]
     return [
         ((f.cpu().double() - e).abs().max() / e.abs().max()).item()
         for f, e in zip(found, expected, strict=True)
@@ -63,15 +62,18 @@ def errors(backend: str, shape: tuple[int, ...], dtype: torch.dtype, device: str
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python benchmarks/accuracy.py\n"
         "  python benchmarks/accuracy.py --device cuda --backends triton --json accuracy.json",
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--backends", nargs="+", choices=ops.BACKENDS, default=list(ops.BACKENDS))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--backends", nargs="+", choices=ops.BACKENDS, default=list(ops.BACKENDS), help="default: all"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     args = parser.parse_args(argv)
 
     rows, content, right = [], [], True
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                 measure.show(f"{backend} {kind} {shape}")
                 found = errors(backend, shape, dtype, args.device)
                 if found is not None:
-                    # NaN must not hide behind max(), which keeps its first argument.
+                    # max() would hide NaN, because it keeps its first argument.
                     worst = [w if e <= w else e for w, e in zip(worst, found, strict=True)]
                     count += 1
             if not count:
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         measure.write_json(args.json, provenance=measure.provenance(args.device), accuracy=content)
     if not rows:
-        print(f"none of {', '.join(args.backends)} runs on {args.device}", file=sys.stderr)
+        print(f"none of {', '.join(args.backends)} can run on {args.device}", file=sys.stderr)
     return 0 if rows and right else 1
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every figure that needs a CUDA GPU, in one call of under ten minutes, from a source tree alone:
+# Measure everything that needs a CUDA GPU, in under ten minutes, from a source tree:
 #   benchmarks/gpu_check.sh [DIRECTORY FOR THE JSON, default gpu_check]
-# What is missing (spandrel, spandrel_extra_arches, pytest) is left out and said. Exits 1 if a part failed.
+# What requires a missing package (spandrel, spandrel_extra_arches, pytest) is reported and left out.
+# Exit status: 1 if a part failed, 2 without a GPU.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-gpu_check}
@@ -19,7 +20,7 @@ part() { # NAME SECONDS COMMAND...
 
 if ! "$python" -c 'import torch, triton; torch.zeros(1, device="cuda")
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)' 2>/dev/null; then
-    echo "gpu_check.sh: needs a CUDA GPU, torch and triton" >&2
+    echo "gpu_check.sh: requires a CUDA GPU, torch and triton" >&2
     exit 2
 fi
 

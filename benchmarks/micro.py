@@ -1,4 +1,4 @@
-"""Fluorescence (W2S, one frame beside the mean of 400): a model, and the usual filters at their best."""
+"""Compare a model on fluorescence (W2S, one frame against the mean of 400) with filters at their best."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import measure
+from benchmarks.harness import measure, protocols, w2s
 from kbnet_plugin import Restorer
 from kbnet_plugin.errors import one_line
 
-FOLDER = Path("micro") / "W2S"
 Picture = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one method at one setting: PSNR in dB, change of the mean in %, slope of output against truth."""
+    """PSNR in dB, change of the mean in %, and slope of output against truth, of a method at one setting."""
 
     psnr: float
     change: float
@@ -33,35 +31,15 @@ class Score:
 
 
 def pairs(data: Path, limit: int | None, crop: int | None) -> Iterator[tuple[Picture, Picture]]:
-    """Noisy pictures in 0..1 and their truth.
-
-    Every file was stretched to 0..255 on its own, so the truth is ``s * avg400 + o`` with s and o that fit
-    the noisy frame best.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the pictures are not there.
-    """
-    files = sorted((data / FOLDER / "avg1").glob("*.png"))
-    if not files:
-        raise FileNotFoundError(
-            f"{data / FOLDER / 'avg1'}: no pictures; --data names the folder that holds {FOLDER}"
-        )
+    """Yield noisy pictures in 0..1 and their truth, fitted by `w2s.fitted`; errors as of `w2s.frames`."""
+    files = w2s.frames(data)
     for file in files[:: -(-len(files) // limit) if limit else 1]:
-        clean = file.parent.parent / "avg400" / file.name.replace("input_avg1", "target_avg400")
-        noisy, mean = (_read(path, crop) for path in (file, clean))
-        yield noisy, fitted(mean, noisy)
+        noisy, mean = (_unit(picture, crop) for picture in w2s.read(file))
+        yield noisy, w2s.fitted(mean, noisy)
 
 
-def fitted(mean: Picture, noisy: Picture) -> Picture:
-    """``s * mean + o`` nearest to `noisy` in least squares."""
-    s, o = np.polyfit(mean.ravel().astype(np.float64), noisy.ravel().astype(np.float64), 1)
-    return (s * mean + o).astype(np.float32)
-
-
-def _read(path: Path, crop: int | None) -> Picture:
-    picture = np.asarray(Image.open(path).convert("L"), np.float32) / 255
+def _unit(picture: np.ndarray[Any, Any], crop: int | None) -> Picture:
+    picture = picture.astype(np.float32) / 255
     if crop:
         top, left = ((n - crop) // 2 if n > crop else 0 for n in picture.shape)
         picture = picture[top : top + crop, left : left + crop]
@@ -69,16 +47,14 @@ def _read(path: Path, crop: int | None) -> Picture:
 
 
 def score(output: Picture, noisy: Picture, truth: Picture) -> Score:
-    """How near an output is to the truth; neither is clipped."""
+    """Compare an output with the truth; neither is clipped."""
     o, t = output.astype(np.float64).ravel(), truth.astype(np.float64).ravel()
-    psnr = -10 * np.log10(np.square(o - t).mean())
-    return Score(
-        float(psnr), float(100 * (o.mean() / noisy.mean(dtype=np.float64) - 1)), float(np.polyfit(t, o, 1)[0])
-    )
+    change = float(100 * (o.mean() / noisy.mean(dtype=np.float64) - 1))
+    return Score(protocols.psnr(output, truth), change, float(np.polyfit(t, o, 1)[0]))
 
 
 def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], Picture]]]:
-    """By name, what to do at every setting."""
+    """Return by method and setting what to do with a picture."""
     from scipy.ndimage import gaussian_filter
     from skimage.restoration import denoise_nl_means, denoise_wavelet, estimate_sigma
 
@@ -107,22 +83,27 @@ def methods(model: str, device: str) -> dict[str, dict[str, Callable[[Picture], 
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  KBNET_DATA=/path/to/data python benchmarks/micro.py\n"
         "  python benchmarks/micro.py --data /path/to/data --pairs 6 --crop 128",
     )
-    parser.add_argument("--data", type=Path, help="folder that holds micro/W2S; default: KBNET_DATA")
-    parser.add_argument("--model", default="denoise-micro", help="a name or a checkpoint, of one channel")
-    parser.add_argument("--pairs", type=int, help="so many at most, evenly taken; default all")
-    parser.add_argument("--crop", type=int, help="central square of so many pixels; default all")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--data", type=Path, help="folder that contains micro/W2S (default: KBNET_DATA)")
+    parser.add_argument(
+        "--model",
+        default="denoise-micro",
+        help="name or checkpoint of a model with one channel (default: %(default)s)",
+    )
+    parser.add_argument("--pairs", type=int, help="use at most this many, evenly spaced (default: all)")
+    parser.add_argument("--crop", type=int, help="use a central square of this side (default: everything)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     args = parser.parse_args(argv)
     data = args.data or os.environ.get("KBNET_DATA")
     if not data:
-        print("micro: no data: set KBNET_DATA, or give --data", file=sys.stderr)
+        print("micro: no data: set KBNET_DATA or use --data", file=sys.stderr)
         return 2
     try:
         every = methods(args.model, args.device)
@@ -144,8 +125,8 @@ def main(argv: list[str] | None = None) -> int:
             | {"largest_change_percent": worst, "slope": slope}
         )
     count = len(next(iter(scores[args.model].values())))
-    print(f"{count} pairs of W2S; PSNR in dB of 0..1, neither clipped nor rounded\n")
-    header = ["method", "best setting", "PSNR", "mean intensity, %", "at worst, %", "slope against truth"]
+    print(f"{count} pairs of W2S; PSNR in dB for a range of 0..1, neither clipped nor rounded\n")
+    header = ["method", "best setting", "PSNR", "change of mean, %", "at worst, %", "slope against truth"]
     print(measure.table(header, rows))
     if args.json:
         measure.write_json(args.json, provenance=measure.provenance(), pairs=count, micro=content)
@@ -155,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(
     every: dict[str, dict[str, Callable[[Picture], Picture]]], images: list[tuple[Picture, Picture]]
 ) -> dict[str, dict[str, list[Score]]]:
-    """Scores of every method, setting and pair."""
+    """Score every method and setting on every pair."""
     scores: dict[str, dict[str, list[Score]]] = {
         name: {s: [] for s in settings} for name, settings in every.items()
     }

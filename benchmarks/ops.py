@@ -1,4 +1,4 @@
-"""How long kernel basis attention takes: every backend beside the released form, interleaved in one run."""
+"""Time kernel basis attention: every backend beside the released form, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import measure
 from kbnet_plugin.ops import kernel_basis_attention, native
+from kbnet_plugin.ops.backend import Arguments
 
 SHAPES = [
     (64, 256),
@@ -43,7 +44,7 @@ class Candidate:
 
 
 def candidates(device: str) -> dict[str, Candidate]:
-    # The same formulation as the released one in our words stands in where the independent copy is missing.
+    # Without spandrel's copy of the released code, `reference` has the same formulation.
     found = {"released": Candidate("released" if importlib.util.find_spec("spandrel") else "reference")}
     if device.startswith("cuda"):
         found["released bf16"] = Candidate(found["released"].backend, BF16)
@@ -83,14 +84,14 @@ MEMORY_TARGETS = {"forward": 32, "forward + backward": 96}  # MiB at MEMORY_SHAP
 
 
 def absent(candidate: Candidate, device: str) -> str | None:
-    """Why the candidate cannot run here, or None."""
+    """Return why the candidate cannot run here, or None."""
     if candidate.isa and native.available_isas() and candidate.isa not in native.available_isas():
         return f"this processor or build has no {candidate.isa}"
     if candidate.backend == "released":
         return None
     backend = importlib.import_module(f"kbnet_plugin.ops.{candidate.backend}")
     tensors, groups = inputs(candidate, 1, 8, 4, device)
-    reason: str | None = backend.unsupported(*tensors, groups, KERNEL)
+    reason: str | None = backend.unsupported(Arguments(*tensors, groups, KERNEL))
     return reason
 
 
@@ -113,7 +114,7 @@ def inputs(
 def prepare(
     candidate: Candidate, part: str, batch: int, channels: int, size: int, device: str
 ) -> Callable[[], None]:
-    """A call of the operator on random tensors, with the gradients of all four if `part` says so."""
+    """Return a call of the operator on random tensors; with all four gradients unless `part` is "forward"."""
     tensors, groups = inputs(candidate, batch, channels, size, device)
     backward = part != "forward"
     grad = tensors[0].flip(0).clone(memory_format=torch.preserve_format) if backward else None
@@ -141,7 +142,7 @@ def prepare(
 
 
 def enough_memory(batch: int, channels: int, size: int) -> bool:
-    """Does the released formulation fit? It holds four tensors of the size of the kernels."""
+    """Return whether the released form fits into memory; it needs four tensors of the kernels' size."""
     need = 4 * batch * channels * PER_GROUP * KERNEL**2 * size**2 * 4
     return need < 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -156,7 +157,7 @@ def run(names: dict[str, Candidate], args: argparse.Namespace) -> Timings:
     for part in PARTS:
         for batch in args.batch:
             if batch > 1 and part == "forward" and args.device == "cpu":
-                continue  # forward, images do not share anything that a batch could save
+                continue  # in the forward pass a batch saves nothing
             for channels, size in QUICK if args.quick else SHAPES:
                 if args.device == "cpu" and not enough_memory(batch, channels, size):
                     print(
@@ -187,7 +188,7 @@ def print_timings(timings: Timings, names: dict[str, Candidate], missing: dict[s
 def acceptance(
     timings: Timings, memory: dict[str, dict[str, int]], missing: dict[str, str], device: str
 ) -> list[dict[str, Any]]:
-    """Each target beside what was measured at the worst shape."""
+    """Compare each target with the measurement at the worst shape."""
     lines: list[dict[str, Any]] = []
     for name, part, batches, target in TARGETS["cuda" if device.startswith("cuda") else "cpu"]:
         for batch in batches:
@@ -221,6 +222,7 @@ def acceptance(
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -229,20 +231,28 @@ def main(argv: list[str] | None = None) -> int:
         "  python benchmarks/ops.py --only amx tiled --batch 1\n"
         "  python benchmarks/ops.py --device cuda --json ops.json",
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="torch threads on the CPU (default: torch's own)")
     parser.add_argument(
-        "--repeats", type=int, default=7, help="timed rounds (default 7; a third for batches)"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="B", help="default 1 8")
-    parser.add_argument("--quick", action="store_true", help="the two smaller shapes, three rounds, batch 1")
-    parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="candidates whose name holds one of the words, and released"
+        "--repeats",
+        type=int,
+        default=7,
+        help="timed rounds, a third as many for batches (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-memory", action="store_true", help="skip the fresh processes that measure memory"
+        "--batch", type=int, nargs="+", default=[1, 8], metavar="B", help="batch sizes (default: 1 8)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--quick", action="store_true", help="only the two smaller shapes, three rounds, batch 1"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only candidates whose name contains one of these words, and released",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     parser.add_argument("--peak", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.quick:
@@ -253,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     every = candidates(args.device)
     if args.peak:
         part, name = args.peak
-        prepare(every[name], part, 1, 8, 8, args.device)()  # what is loaded once is not the call's
+        prepare(every[name], part, 1, 8, 8, args.device)()  # excludes what is loaded only once
         call = prepare(every[name], part, 1, *MEMORY_SHAPE, args.device)
         print(json.dumps(measure.peak_extra_memory(call, args.device)))
         return 0
@@ -264,7 +274,10 @@ def main(argv: list[str] | None = None) -> int:
     missing = {n: reason for n, c in every.items() if (reason := absent(c, args.device))}
     names = {n: c for n, c in every.items() if n not in missing}
     if names["released"].backend == "reference":
-        print("spandrel is not installed: 'released' is our plain-torch form of it", file=sys.stderr)
+        print(
+            "spandrel is not installed: 'released' is the plain-torch form of this package",
+            file=sys.stderr,
+        )
 
     timings = run(names, args)
     print_timings(timings, names, missing)
@@ -281,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\npeak extra memory, result included, C {MEMORY_SHAPE[0]} at {MEMORY_SHAPE[1]}^2, batch 1\n")
         print(measure.table(["candidate", *PARTS], rows))
     lines = acceptance(timings, memory, missing, args.device)
-    print("\ntargets, at the worst of the shapes above\n")
+    print("\ntargets, at the worst of these shapes\n")
     keys = ["what", "target", "measured"]
     print(
         measure.table([*keys, "met"], [[*(r[k] for k in keys), "yes" if r["met"] else "no"] for r in lines])

@@ -1,72 +1,84 @@
-"""The paper's tables, published and measured, with what it costs; one report."""
+"""Measure the cells of the paper's tables and report them beside the published numbers and the cost."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import secrets
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.harness.folders import need_folder, writable
+from kbnet_plugin.errors import BadInput, one_line
+
 EXAMPLES = """examples:
-  python benchmarks/run_all.py --list       what is there, what is missing and where it is had
-  python benchmarks/run_all.py              all that can be measured; as --quick where there is no data
+  python benchmarks/run_all.py --list       what is there, what is missing and where to get it
+  python benchmarks/run_all.py              everything that can be measured; without data, the same as --quick
   python benchmarks/run_all.py --data DATA --weights WEIGHTS --jobs 2
   python benchmarks/run_all.py --only gaussian_gray/DnCNN --only complexity
   python benchmarks/run_all.py --only gaussian_color --model net_g_latest.pth
   torchrun --nproc_per_node=8 benchmarks/run_all.py --data DATA --out /shared/folder
 
-What was measured is kept in --out and never measured twice: an interrupted run goes on with the same command,
-and several machines may work in one folder. Exit status: 0 good, 1 something failed, 2 bad input, 130
-interrupted."""
+Results are kept in --out and never measured twice: the same command resumes an interrupted run, and several
+machines can share the folder. Exit status: 0 success, 1 something failed, 2 bad input, 130 interrupted."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES
     )
     folder = parser.add_argument_group("folders")
-    folder.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
-    folder.add_argument("--data", type=Path, help="test sets, in test/<name> (default: KBNET_DATA)")
-    folder.add_argument("--weights", type=Path, help="checkpoints (default: KBNET_WEIGHTS); also DATA/peers")
-    folder.add_argument("--tables", type=Path, help="YAML files of your own instead of benchmarks/specs")
+    folder.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/benchmarks"),
+        help="results and report (default: %(default)s)",
+    )
+    folder.add_argument("--data", type=Path, help="folder with test/<name> (default: KBNET_DATA)")
+    folder.add_argument(
+        "--weights", type=Path, help="folder of checkpoints, beside DATA/peers (default: KBNET_WEIGHTS)"
+    )
+    folder.add_argument(
+        "--tables", type=Path, help="folder of your own YAML files, instead of benchmarks/specs"
+    )
     folder.add_argument(
         "--compare",
         type=Path,
         metavar="FOLDER",
-        help="what benchmarks/compare.py made (default: OUT/compare)",
+        help="folder of benchmarks/compare.py (default: OUT/compare)",
     )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--list", action="store_true", help="say what is there and what is missing, and end")
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--list", action="store_true", help="list what is there and what is missing, then exit")
     what.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="TABLE[/ROW[/COLUMN]]",
-        help="may be given several times",
+        help="measure only this; repeatable",
     )
     what.add_argument(
-        "--quick", action="store_true", help="cost, short timings and shipped models alone: 3 minutes"
+        "--quick", action="store_true", help="only costs, short timings and shipped models: about 3 minutes"
     )
     what.add_argument(
-        "--model", action="append", default=[], type=Path, metavar="FILE", help="a row for these weights too"
+        "--model",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="add a row for these weights; repeatable",
     )
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("how to run")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    how.add_argument("--jobs", type=int, default=1, help="processes on this machine (default: 1)")
+    how.add_argument("--jobs", type=int, default=1, help="processes on this machine (default: %(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.jobs < 1:
-        parser.error(f"--jobs must be 1 at least, not {args.jobs}")
+        parser.error(f"--jobs must be at least 1, not {args.jobs}")
     for name in ("data", "weights"):
         if getattr(args, name) is None and (given := os.environ.get(f"KBNET_{name.upper()}")):
             setattr(args, name, Path(given))
@@ -76,44 +88,44 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
-    # torch takes seconds to load, which a misspelt option need not wait for.
-    from kbnet_plugin.errors import BadInput, one_line
-
     try:
         return _run(args, sys.argv[1:] if argv is None else argv)
     except BadInput as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrun_all.py: interrupted; the same command goes on where it was", file=sys.stderr)
+        print("\nrun_all.py: interrupted; the same command resumes it", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # `head` has read enough; without this, Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"run_all.py: {one_line(error)}", file=sys.stderr)
         return 2
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    # torch takes seconds to load, and a misspelt option should not wait for it.
     import torch
 
-    from benchmarks.harness import illustrate
+    from benchmarks.harness import illustrate, studies
     from benchmarks.harness import tables as specifications
+    from benchmarks.harness.processes import helpers, rank_and_device
     from benchmarks.harness.store import Store
     from benchmarks.harness.suite import Planner, measured
     from benchmarks.harness.tables import Suite
 
     started = time.time()
     for name in ("data", "weights"):
-        _need_folder(f"--{name}", getattr(args, name))
+        need_folder(f"--{name}", getattr(args, name))
     suite = Suite(args.tables or specifications.FOLDER)
     only = suite.select(args.only)
-    rank, device = _place(args.device, args.worker)
+    rank, device = rank_and_device(args.device, args.worker)
     torch.backends.cudnn.allow_tf32 = False
     planner = Planner(suite, args.data, args.weights, device)
     if args.list:
         return _list(suite, planner)
-    store = Store(_writable(args.out) / "cells")
+    store = Store(writable(args.out) / "cells")
     quick = args.quick or not (args.data or args.weights or args.only or args.model)
     chosen = []
     plan: dict[Any, Any] = {}
@@ -132,7 +144,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         )
     jobs = list({cell[0].key: cell[0] for cell in plan.values() if isinstance(cell, tuple)}.values())
 
-    with _helpers(args.jobs if rank == 0 and args.worker is None else 1, argv):
+    with helpers(__file__, argv, args.jobs if rank == 0 and args.worker is None else 1):
         failures = run(jobs, store, device, rank, started)
     if rank:
         return 1 if failures else 0
@@ -140,11 +152,9 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
     found = [_table(table, rows, cells) for table, rows in chosen]
     pictures = illustrate.draw(chosen, found, plan, planner, store)
     if (trainings := args.compare or args.out / "compare").joinpath("plan.json").is_file():
-        from benchmarks import compare
-
-        compared = compare.tables(trainings)
+        compared = studies.tables(trainings)
         found += compared
-        pictures += illustrate.trained(compared, compare.series(trainings))
+        pictures += illustrate.trained(compared, studies.series(trainings))
     page = _report(found, pictures, args.out, quick)
     _say(found)
     reasons: dict[str, list[str]] = {}
@@ -159,12 +169,12 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def run(jobs: Sequence[Any], store: Any, device: str, rank: int, since: float) -> dict[str, str]:
-    """Do what is not done and nobody else is doing, until all of it is done; returns failures by key."""
+    """Do all jobs that no other process does, and wait for the others; return the failures by key."""
+    from benchmarks.harness.progress import Progress
     from benchmarks.harness.suite import do
-    from kbnet_plugin.errors import one_line
 
     failures: dict[str, str] = {}
-    # Timings come last and on one process: whatever else ran meanwhile would be in them.
+    # Timings come last and in one process, because anything else that runs would distort them.
     pending = [j for j in jobs if not j.alone] + [j for j in jobs if j.alone and rank == 0]
     with Progress(pending) as progress:
         while pending:
@@ -203,124 +213,13 @@ def run(jobs: Sequence[Any], store: Any, device: str, rank: int, since: float) -
     return failures
 
 
-class Progress:
-    """A bar on a terminal, else a line now and then; either with the time that is left."""
-
-    def __init__(self, jobs: Sequence[Any]) -> None:
-        self._total = sum(j.units for j in jobs)
-        self._done = self._made = 0
-        self._inside = 0
-        self._began = self._said = time.monotonic()
-        self._bar: Any = None
-        self._label = ""
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, unit="step", smoothing=0.05, leave=False, dynamic_ncols=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def skip(self, job: Any) -> None:
-        """What was done before, or elsewhere."""
-        self._add(job.units)
-
-    def start(self, job: Any) -> None:
-        self._inside, self._label = 0, job.label
-        if self._bar is not None:
-            self._bar.set_description(job.label[:60])
-
-    def tick(self, count: int) -> None:
-        self._inside += count
-        self._made += count
-        self._add(count)
-        if self._bar is None and time.monotonic() - self._said > 30:
-            self._line(self._label)
-
-    def end(self, job: Any, outcome: str) -> None:
-        self._add(job.units - self._inside)
-        self._made += job.units - self._inside
-        self._line(f"{job.label}: {outcome}")
-
-    def _add(self, count: int) -> None:
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def _line(self, text: str) -> None:
-        self._said = time.monotonic()
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-            return
-        left = ""
-        if self._made and self._done < self._total:
-            seconds = (self._said - self._began) / self._made * (self._total - self._done)
-            left = f", {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
-        print(f"[{self._done}/{self._total}{left}] {text}", file=sys.stderr, flush=True)
-
-
 def _few(values: Mapping[str, float]) -> str:
     shown = [f"{name} {value:.4g}" for name, value in values.items() if value]
     return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
 
 
-def _place(device: str, worker: str | None) -> tuple[int, str]:
-    """Which of several processes this is, and its device."""
-    import torch
-
-    rank = int(os.environ.get("RANK", worker or 0))
-    if device != "auto":
-        from kbnet_plugin.inference.device import find_device
-
-        try:
-            return rank, str(find_device(device))
-        except ValueError as error:
-            _refuse(f"--device: {error}")
-    if not torch.cuda.is_available():
-        return rank, "cpu"
-    local = int(os.environ.get("LOCAL_RANK", worker or 0))
-    index = local % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return rank, f"cuda:{index}"
-
-
-@contextlib.contextmanager
-def _helpers(jobs: int, argv: list[str]) -> Iterator[None]:
-    """Further processes of the same command for as long as the block runs."""
-    import torch
-
-    threads = max(1, torch.get_num_threads() // jobs)
-    if jobs > 1:
-        torch.set_num_threads(threads)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, *argv, "--worker", str(i)], env=environment, stdout=subprocess.DEVNULL
-        )
-        for i in range(1, jobs)
-    ]
-    try:
-        yield
-        for process in running:
-            process.wait()
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        for process in running:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:  # deep in a convolution, or told to ignore interrupts
-                process.kill()
-                process.wait()
-
-
 def _models(table: Any, files: Sequence[Path]) -> list[Any]:
-    """A row for each file in tables of quality."""
+    """Return a row for each file, in tables of quality."""
     from benchmarks.harness.networks import load
     from benchmarks.harness.tables import Measure, Row
 
@@ -328,9 +227,9 @@ def _models(table: Any, files: Sequence[Path]) -> list[Any]:
     for file in files:
         if not any(c.metric for c in table.columns):
             continue
-        load(file)  # told at once what it is not
+        load(file)  # refuses a wrong file before anything is measured
         how = Measure(weights=str(file.resolve()))
-        rows.append(Row(name=file.stem, note="given by --model", ours=True, measure=how))
+        rows.append(Row(name=file.stem, note="from --model", ours=True, measure=how))
     return rows
 
 
@@ -365,15 +264,13 @@ def _report(found: Sequence[Any], pictures: Sequence[Any], folder: Path, quick: 
         "version": f"kbnet {__version__}",
         "last measured": max(dates, default="never"),
         "cells measured": len(dates),
-        "kind of run": "quick: what can be measured without data"
-        if quick
-        else "all that data and weights allow",
+        "kind of run": "quick: what needs no data" if quick else "everything that data and weights allow",
     }
     return report.write(found, folder, pictures=pictures, about=about)
 
 
 def _say(found: Sequence[Any]) -> None:
-    """Tables of which something was measured, what is published in brackets."""
+    """Print the tables in which something was measured, with published numbers in brackets."""
     from benchmarks.harness import measure
 
     for table in found:
@@ -409,20 +306,19 @@ def _shown(cell: Any, digits: int) -> str:
 
 
 def _list(suite: Any, planner: Any) -> int:
-    """What is there, what is missing, and where it is had."""
+    """Print what is there, what is missing and where to get it."""
     from benchmarks.harness.suite import NotThereError
-    from kbnet_plugin.errors import BadInput
 
-    print(f"data sets below {planner.data or 'nothing: name a folder with --data or KBNET_DATA'}")
+    print(f"data sets in {planner.data or 'no folder: name one with --data or KBNET_DATA'}")
     for name, description in suite.datasets.items():
         try:
             found = planner.dataset(name)
             print(f"  {name:16} there, {len(found.items)} images")
         except NotThereError:
-            print(f"  {name:16} missing: lay out as {description.layout}; get it from {description.where}")
+            print(f"  {name:16} missing: expected at {description.layout}; get it from {description.where}")
         except BadInput as error:
             print(f"  {name:16} broken: {error}")
-    print(f"weights in {' and '.join(map(str, planner.folders)) or 'nothing: name a folder with --weights'}")
+    print(f"weights in {' and '.join(map(str, planner.folders)) or 'no folder: name one with --weights'}")
     seen = set()
     for table in suite.tables:
         for row in table.rows:
@@ -444,28 +340,6 @@ def _list(suite: Any, planner: Any) -> int:
     for table in suite.tables:
         print(f"  {table.name:16} {len(table.rows)} rows: {table.title}")
     return 0
-
-
-def _need_folder(option: str, folder: Path | None) -> None:
-    if folder is not None and not folder.is_dir():
-        _refuse(f"{option}: no folder {folder}")
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        _refuse(f"--out {folder}: cannot be written ({error.strerror}); name another folder")
-    return folder
-
-
-def _refuse(text: str) -> NoReturn:
-    from kbnet_plugin.errors import BadInput
-
-    raise BadInput(text)
 
 
 if __name__ == "__main__":

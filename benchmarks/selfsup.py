@@ -1,9 +1,8 @@
-"""Training without truth, compared with the truth that training never saw.
+"""Train on noisy pictures alone, and compare the results with the truth that training never saw.
 
-BSD68 with noise of sigma 25, and single frames of a microscope (W2S), each learned from the noisy pictures
-alone by `kbnet fit`. The published figures beside it are those of N2V2's authors (fmi-faim/N2V2_Experiments,
-README) and of DnCNN, which was trained with truth (cszn/DnCNN). An interrupted run of --iterations goes on
-where it was.
+The pictures are BSD68 with noise of sigma 25, and single frames of a microscope (W2S); `kbnet fit` trains on
+each of the two. The published figures are those of N2V2's authors (fmi-faim/N2V2_Experiments, README) and of
+DnCNN, which was trained with truth (cszn/DnCNN). The same command resumes an interrupted run of --iterations.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import measure
-from benchmarks.micro import fitted
+from benchmarks.harness import measure, protocols, w2s
 from kbnet_plugin import Restorer, load_network, zoo
+from kbnet_plugin.arrays.degradations import add_gaussian, seeded_by_index
 from kbnet_plugin.errors import one_line
 from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, FitConfig
 from kbnet_plugin.selfsup.fit import Fit
@@ -33,7 +32,7 @@ from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, NORMS, STRATEG
 SIGMA = 25
 BLURS = 0.7, 1, 1.3, 1.6, 2, 2.5, 3
 PROBE = 150
-"""Iterations that are timed to see how many fit."""
+"""Iterations that are timed to find out how many fit into --minutes."""
 
 PUBLISHED = {
     "bsd68": {
@@ -43,54 +42,53 @@ PUBLISHED = {
     },
     "w2s": {},
 }
-TITLES = {"bsd68": f"BSD68, gray, sigma {SIGMA}, range 255", "w2s": "W2S, one frame against the mean of 400"}
+TITLES = {"bsd68": f"BSD68, gray, sigma {SIGMA}, range 255", "w2s": w2s.TITLE}
 Pictures = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
 def bsd68(data: Path, limit: int | None) -> Pictures:
-    """Noisy and clean, 0..255; the noise is neither clipped nor rounded."""
-    files = _files(data / "test" / "BSD68", "*.png")
+    """Read BSD68 and add noise that is neither clipped nor rounded; noisy and clean pictures, 0..255.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no pictures.
+    """
+    folder = data / "test" / "BSD68"
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no pictures *.png; --data must name the folder of the test sets")
     pictures = []
     for i, file in enumerate(files[:limit]):
         clean = np.asarray(Image.open(file).convert("L"), np.float32)
-        noise = np.random.default_rng([0, i]).standard_normal(clean.shape) * SIGMA
+        noise = add_gaussian(np.zeros(clean.shape), SIGMA, seeded_by_index(i))
         pictures.append((clean + noise.astype(np.float32), clean))
     return pictures
 
 
-def w2s(data: Path, limit: int | None, channel: int) -> Pictures:
-    """Frames of one channel, 8 bits, and ``s * avg400 + o``: every file was stretched for itself."""
+def frames(data: Path, limit: int | None, channel: int) -> Pictures:
+    """Read frames of one channel of W2S, 8 bits, and the truth that fits each; errors as of `w2s.frames`."""
     pictures = []
-    for file in _files(data / "micro" / "W2S" / "avg1", f"*_{channel}.png")[:limit]:
-        mean = file.parent.parent / "avg400" / file.name.replace("input_avg1", "target_avg400")
-        noisy, clean = (np.asarray(Image.open(path).convert("L")) for path in (file, mean))
-        pictures.append((noisy, fitted(clean.astype(np.float32), noisy.astype(np.float32))))
+    for file in w2s.frames(data, channel)[:limit]:
+        noisy, mean = w2s.read(file)
+        pictures.append((noisy, w2s.fitted(mean.astype(np.float32), noisy.astype(np.float32))))
     return pictures
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
-    files = sorted(folder.glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{folder}: no pictures {pattern}; --data names the folder of the test sets")
-    return files
-
-
 def blur(picture: np.ndarray[Any, Any], sigma: float) -> np.ndarray[Any, Any]:
-    """What everybody can do in no time."""
+    """Apply a Gaussian filter, the baseline."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(picture.astype(np.float32), sigma)
 
 
-def psnr(output: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], clip: bool) -> float:
-    """In dB of a fixed range of 255."""
-    values = output.astype(np.float64)
-    values = values.clip(0, 255) if clip else values
-    return float(-10 * np.log10(np.square(values - truth).mean() / 255**2))
+def score(output: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], clip: bool) -> float:
+    """Compute PSNR in dB for a range of 255, after clipping the output to it or not."""
+    return protocols.psnr(output.clip(0, 255) if clip else output, truth, 255)
 
 
 def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit, dict[str, Any]]:
-    """Write the noisy pictures, train on them, and say what it took."""
+    """Write the noisy pictures and train on them; return the fit and what it took."""
     began = time.monotonic()
     folder = args.out / task
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +115,7 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         compile=args.compile,
         workers=args.workers,
     )
-    if not args.iterations:  # as many as fit: the learning rate must know their number beforehand
+    if not args.iterations:  # the learning rate schedule requires their number in advance
         rate, ahead = train(Fit(replace(config, name=f"{config.name}-probe"), overwrite=True))
         left = 60 * args.minutes - (time.monotonic() - began) - ahead
         config = replace(config, iterations=max(int(0.95 * left * rate), 1))
@@ -139,78 +137,118 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
 
 
 def train(fit: Fit, until: float | None = None) -> tuple[float, float]:
-    """Run to the end or to a time; iterations a second, and seconds before the first of them."""
-    began = told = time.monotonic()
+    """Train to the end or until a time; return iterations per second, and seconds before the first one."""
+    began = reported = time.monotonic()
     seen: list[tuple[int, float]] = []
     for step in fit.run():
         now = time.monotonic()
         seen.append((step.iteration, now))
-        if now - told > 10:
+        if now - reported > 10:
             print(
                 f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {_rate(seen):.3g} it/s",
                 flush=True,
             )
-            told = now
+            reported = now
         if until and now > until:
             fit.stop()
     return _rate(seen), (seen[0][1] if seen else time.monotonic()) - began
 
 
 def _rate(seen: list[tuple[int, float]]) -> float:
-    """Of the second half, which has no warming up in it."""
+    """Return the iterations per second of the second half, without warm-up."""
     (i, first), (j, last) = seen[len(seen) // 2], seen[-1]
     return (j - i) / max(last - first, 1e-9)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  KBNET_DATA=/data python benchmarks/selfsup.py --device cuda --minutes 10\n"
         "  python benchmarks/selfsup.py --data /data --task w2s --init denoise-micro --iterations 500",
     )
-    parser.add_argument("--data", type=Path, help="folder of the test sets; default: KBNET_DATA")
-    parser.add_argument("--out", type=Path, default=Path("results/selfsup"), help="work, models, results")
-    parser.add_argument("--task", choices=tuple(TITLES), nargs="+", default=list(TITLES))
-    parser.add_argument("--name", help="of the model, if not TASK-START")
-    parser.add_argument("--limit", type=int, help="so many pictures at most")
-    parser.add_argument("--channel", type=int, choices=(0, 1, 2), default=0, help="of W2S")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--iterations", type=int, help="of each training")
+    parser.add_argument(
+        "--data", type=Path, help="folder with test/BSD68 and micro/W2S (default: KBNET_DATA)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/selfsup"),
+        help="work, models, results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--task", choices=tuple(TITLES), nargs="+", default=list(TITLES), help="default: all of them"
+    )
+    parser.add_argument("--name", help="name of the model (default: TASK-INIT)")
+    parser.add_argument("--limit", type=int, help="use at most this many pictures")
+    parser.add_argument(
+        "--channel", type=int, choices=(0, 1, 2), default=0, help="channel of W2S (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        help=f"of each training (default: {FitConfig.iterations}, or what fits into --minutes)",
+    )
     parser.add_argument(
         "--minutes",
         type=float,
-        help="of each training: as many iterations as fit, timed first; with --iterations: stop then",
+        help="time for each training, found by timing a few iterations; with --iterations: the limit",
     )
     parser.add_argument(
-        "--init", default=SCRATCH, help="a model; by default scratch: nothing but the noisy pictures"
+        "--init", default=SCRATCH, help="model to start from (default: scratch, the noisy pictures alone)"
     )
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--patch", type=int, default=FitConfig.patch)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--compile", action="store_true", help="pays on a GPU from some minutes on")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--masked-pixel-percentage", type=float, default=MASKED_PIXEL_PERCENTAGE)
-    parser.add_argument("--strategy", choices=STRATEGIES, default=STRATEGY)
-    parser.add_argument("--norm", choices=NORMS, default="l2")
-    parser.add_argument("--width", type=int, default=NETWORK["width"])
-    parser.add_argument("--middle", type=int, default=NETWORK["middle_blk_num"])
-    parser.add_argument("--blocks", type=int, nargs="+", default=NETWORK["enc_blk_nums"])
-    parser.add_argument("--self-ensemble", action="store_true", help="evaluate the mean of eight turns, too")
+    parser.add_argument("--batch", type=int, help="crops per step")
+    parser.add_argument(
+        "--patch", type=int, default=FitConfig.patch, help="side of a crop in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, help="processes that load crops")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of training")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile; pays off on a GPU after some minutes"
+    )
+    parser.add_argument("--learning-rate", type=float, help="default: as for `kbnet fit`")
+    parser.add_argument(
+        "--masked-pixel-percentage",
+        type=float,
+        default=MASKED_PIXEL_PERCENTAGE,
+        help="pixels masked in each crop, in percent (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default=STRATEGY, help="what replaces them (default: %(default)s)"
+    )
+    parser.add_argument("--norm", choices=NORMS, default="l2", help="of the loss (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=NETWORK["width"], help="channels of the network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--middle",
+        type=int,
+        default=NETWORK["middle_blk_num"],
+        help="blocks in the middle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        nargs="+",
+        default=NETWORK["enc_blk_nums"],
+        help="blocks per level of the encoder, and in reverse of the decoder (default: %(default)s)",
+    )
+    parser.add_argument("--self-ensemble", action="store_true", help="also evaluate the self-ensemble")
     args = parser.parse_args(argv)
     if not (args.iterations or args.minutes):
         args.iterations = FitConfig.iterations
     data = args.data or os.environ.get("KBNET_DATA")
     if not data:
-        print("selfsup: no data: set KBNET_DATA, or give --data", file=sys.stderr)
+        print("selfsup: no data: set KBNET_DATA or use --data", file=sys.stderr)
         return 2
     args.out = args.out.absolute()
     os.environ[zoo.FOLDER_VARIABLE] = str(args.out / "models")
     try:
         for task in args.task:
             load = {"bsd68": lambda: bsd68(Path(data), args.limit)}.get(
-                task, lambda: w2s(Path(data), args.limit, args.channel)
+                task, lambda: frames(Path(data), args.limit, args.channel)
             )
             report(args, task, load())
     except (ValueError, OSError) as error:
@@ -233,17 +271,17 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
         restorers[f"{model.name}, shrunk, self-ensemble"] = eight
     if args.init != SCRATCH:
         restorers[f"{args.init}, as it was"] = Restorer(zoo.get_model(args.init).load(), **settings)
-    scores = {"noisy": [psnr(noisy, truth, clip=False) for noisy, truth in pictures]}
-    blurred = {sigma: [psnr(blur(x, sigma), y, clip) for x, y in pictures] for sigma in BLURS}
+    scores = {"noisy": [score(noisy, truth, clip=False) for noisy, truth in pictures]}
+    blurred = {sigma: [score(blur(x, sigma), y, clip) for x, y in pictures] for sigma in BLURS}
     best = max(blurred, key=lambda sigma: np.mean(blurred[sigma]))
-    scores[f"Gaussian filter, sigma {best:g} (the best by the truth)"] = blurred[best]
+    scores[f"Gaussian filter, sigma {best:g} (best by the truth)"] = blurred[best]
     for name, restorer in restorers.items():
-        scores[name] = [psnr(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
+        scores[name] = [score(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
     rows = [[name, f"{np.mean(values):.2f}"] for name, values in scores.items()]
     rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED[task].items()]
     device = str(restorer.engine.device)
     facts = measure.provenance(device)
-    print(f"\n{TITLES[task]}: {len(pictures)} pictures, PSNR in dB, mean over pictures")
+    print(f"\n{TITLES[task]}: {len(pictures)} pictures, mean PSNR in dB")
     print(
         f"{budget['iterations']:,} steps of {budget['crops_of_a_step']} crops of {budget['patch']}, "
         f"{budget['seconds']:.0f} s in this call, {facts['device']}\n"

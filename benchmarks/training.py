@@ -1,7 +1,8 @@
-"""Training throughput: this package's loop against stock BasicSR's, on the same network, data and batch.
+"""Compare the throughput of this package's training loop with stock BasicSR's.
 
-Both loops run interleaved in processes of their own; figures are medians over the rounds. The time is that
-between the first and the last step, so starting Python is not in it, but starting workers every epoch is.
+Network, data and batch are the same. The loops take turns in processes of their own, and figures are medians
+over the rounds. Time is measured between the first and the last step: it excludes the start of Python and
+includes that of the workers in every epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 RUN = """
 import sys, time
 from basicsr_ext import registry
@@ -84,17 +86,19 @@ CASES = {
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--gpus", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=40, help="steps of a training (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--gpus", type=int, default=0, help="0 for the CPU (default: %(default)s)")
     args = parser.parse_args()
     found: dict[str, list[float]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder:
         _pictures(Path(folder))
         for number in range(args.rounds):
             for case, (loop, model, enlarge, more) in CASES.items():
-                # Stock ends early: the smaller its epochs are, the earlier.
+                # The stock loop stops early, all the more so with short epochs.
                 steps = args.steps * 3 if (loop, enlarge) == ("stock", 1) else args.steps
                 name = f"{loop}{number}"
                 text = OPTIONS.format(
@@ -123,6 +127,8 @@ def _pictures(folder: Path) -> None:
     import cv2
     import numpy as np
 
+    from kbnet_plugin.arrays.degradations import add_gaussian
+
     generator = np.random.default_rng(0)
     for role in ("gt", "lq"):
         (folder / role).mkdir()
@@ -130,7 +136,7 @@ def _pictures(folder: Path) -> None:
         small = generator.random((30, 40, 3)).astype(np.float32)
         clean = cv2.resize(small, (640, 480)) * 255
         cv2.imwrite(str(folder / "gt" / f"{number}.png"), clean.astype(np.uint8))
-        noisy = (clean + generator.normal(0, 25, clean.shape)).clip(0, 255)
+        noisy = add_gaussian(clean, 25, generator).clip(0, 255)
         cv2.imwrite(str(folder / "lq" / f"{number}.png"), noisy.astype(np.uint8))
 
 

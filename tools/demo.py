@@ -1,6 +1,6 @@
-"""From end to end: train a small KBNet_s, restore a noisy photograph it never saw, and say what it gained.
+"""Train a small KBNet_s, restore a noisy photograph it has never seen, and report the gain in PSNR.
 
-The model that ships restores the same photograph beside it.
+The shipped model restores the same photograph for comparison.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from PIL import Image, ImageDraw
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
+from kbnet_plugin.arrays.degradations import add_gaussian
+
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = "options/kbnet_quickstart.yml"
-MODELS = {  # by what the demonstration calls them
+MODELS = {  # by the names in the captions
     "just trained": "experiments/kbnet_quickstart/models/net_g_latest.pth",
     "shipped": "denoise-color",
 }
-SIGMA = 25  # of 255; what the quickstart network learns
-CAPTION = 28  # pixels
+SIGMA = 25  # of 255; the noise that the quickstart network is trained for
+CAPTION = 28  # height in pixels
 
 
 def run(command: str) -> None:
-    """Show a command as a user would type it, and run it with this interpreter's scripts."""
+    """Print a command as a user would type it, and run it from this interpreter's scripts."""
     print(f"\n$ {command}", flush=True)
     script, *arguments = shlex.split(command)
     subprocess.run([Path(sys.executable).with_name(script), *arguments], check=True, cwd=ROOT)
 
 
 def beside(pictures: dict[str, np.ndarray]) -> Image.Image:
-    """Pictures of one size in a row, each under its caption."""
+    """Put pictures of one size in a row, each with its caption above it."""
     height, width = next(iter(pictures.values())).shape[:2]
     sheet = Image.new("RGB", (width * len(pictures), height + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
@@ -45,6 +47,7 @@ def beside(pictures: dict[str, np.ndarray]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     run(f"basicsr train -opt {OPTIONS} --auto_resume")
 
     clean = data.chelsea()  # held out by the option file
-    noise = np.random.default_rng(0).standard_normal(clean.shape) * SIGMA
-    noisy = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
+    noisy = add_gaussian(clean, SIGMA, np.random.default_rng(0)).clip(0, 255).round().astype(np.uint8)
     Image.fromarray(noisy).save(noisy_file)
     pictures = {"noisy": noisy}
     for name, model in MODELS.items():
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     psnr = {name: float(peak_signal_noise_ratio(clean, p, data_range=255)) for name, p in pictures.items()}
     captions = {f"{name}, {psnr[name]:.2f} dB": picture for name, picture in pictures.items()}
     beside({**captions, "clean": clean}).save(sheet_file)
-    print(f"\nPSNR of the noisy photograph {psnr['noisy']:.2f} dB, sigma {SIGMA}, 8-bit RGB")
+    print(f"\nnoisy photograph: PSNR {psnr['noisy']:.2f} dB, sigma {SIGMA}, 8-bit RGB")
     for name, model in MODELS.items():
         print(f"{name}: {psnr[name]:.2f} dB (gain {psnr[name] - psnr['noisy']:.2f} dB), {model}")
     print(f"noisy, just trained, shipped and clean side by side: {sheet_file}")

@@ -1,4 +1,4 @@
-"""Sheets of crops for the cards of the shipped models: what they do well, and where they fail."""
+"""Draw sheets of crops for the cards of the shipped models: what they do well, and where they fail."""
 
 from __future__ import annotations
 
@@ -14,65 +14,67 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from skimage import data
-from skimage.metrics import peak_signal_noise_ratio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness.measure import ROOT, show
+from benchmarks.harness.protocols import psnr
 from kbnet_plugin import Restorer
+from kbnet_plugin.arrays.degradations import add_gaussian, add_poisson_gaussian
+from kbnet_plugin.errors import nearest
 
 SIZE, MARGIN, LINE = 184, 6, 18
 Picture = np.ndarray[Any, np.dtype[np.float32]]
 """(H, W) or (H, W, 3) in 0..1."""
-Spoil = Callable[[Picture, np.random.Generator], Picture]
+Degrade = Callable[[Picture, np.random.Generator], Picture]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A crop of a picture inside scikit-image, and what spoils it."""
+    """A crop of a picture inside scikit-image, and what degrades it."""
 
     title: str
     name: str
     corner: tuple[int, int]
     noise: str
-    spoil: Spoil
+    degrade: Degrade
     fails: bool = False
 
 
-def gaussian(sigma: float) -> Spoil:
-    """White noise of that standard deviation, of 255."""
-    return lambda x, g: x + (g.standard_normal(x.shape) * sigma / 255).astype(np.float32)
+def gaussian(sigma: float) -> Degrade:
+    """Add white noise; `sigma` is its standard deviation, of 255."""
+    return lambda x, g: x + (add_gaussian(np.zeros(x.shape), sigma, g) / 255).astype(np.float32)
 
 
-def correlated(sigma: float) -> Spoil:
-    """Noise of that standard deviation whose neighbours are alike, as after demosaicking or resampling."""
+def correlated(sigma: float) -> Degrade:
+    """Add noise that is correlated between neighbours, as after demosaicking or resampling."""
 
-    def spoil(x: Picture, g: np.random.Generator) -> Picture:
+    def degrade(x: Picture, g: np.random.Generator) -> Picture:
         noise = gaussian_filter(g.standard_normal(x.shape), (1, 1, 0)[: x.ndim])
         return x + (noise / noise.std() * sigma / 255).astype(np.float32)
 
-    return spoil
+    return degrade
 
 
-def compressed(sigma: float, quality: int) -> Spoil:
-    """White noise, then JPEG."""
+def compressed(sigma: float, quality: int) -> Degrade:
+    """Add white noise, then compress as JPEG."""
 
-    def spoil(x: Picture, g: np.random.Generator) -> Picture:
+    def degrade(x: Picture, g: np.random.Generator) -> Picture:
         picture = Image.fromarray((gaussian(sigma)(x, g).clip(0, 1) * 255).round().astype(np.uint8))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
         return np.asarray(Image.open(file), np.float32) / 255
 
-    return spoil
+    return degrade
 
 
-def sensor(gain: float, read_noise: float) -> Spoil:
-    """Poisson-Gaussian noise."""
+def sensor(gain: float, read_noise: float) -> Degrade:
+    """Add Poisson-Gaussian noise."""
 
-    def spoil(x: Picture, g: np.random.Generator) -> Picture:
-        return (g.poisson(x / gain) * gain + g.standard_normal(x.shape) * read_noise).astype(np.float32)
+    def degrade(x: Picture, g: np.random.Generator) -> Picture:
+        return add_poisson_gaussian(x, gain, read_noise, g).astype(np.float32)
 
-    return spoil
+    return degrade
 
 
 PHOTOGRAPHS = (
@@ -109,7 +111,7 @@ INVERTED = ("immunohistochemistry",)
 
 
 def crop(scene: Scene, channels: int) -> Picture:
-    """The scene's truth."""
+    """Return the clean crop, (SIZE, SIZE) or (SIZE, SIZE, 3) in 0..1."""
     picture = np.asarray(getattr(data, scene.name)(), np.float32) / 255
     if channels == 1 and picture.ndim == 3:
         picture = picture @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -121,7 +123,7 @@ def crop(scene: Scene, channels: int) -> Picture:
 
 
 def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scene, float, float]]]:
-    """Noisy, restored and clean crops, a row a scene; and the PSNR of the first two."""
+    """Draw noisy, restored and clean crops, one row per scene; also return the PSNR of the first two."""
     restorer = Restorer.from_pretrained(name, device=device)
     scenes = SCENES[name]
     width, height = 3 * (SIZE + MARGIN) + MARGIN, SIZE + LINE + MARGIN
@@ -131,9 +133,9 @@ def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scen
     for row, scene in enumerate(scenes):
         show(f"{name}: {scene.title}")
         truth = crop(scene, restorer.in_channels)
-        noisy = scene.spoil(truth, np.random.default_rng(row))
+        noisy = scene.degrade(truth, np.random.default_rng(row))
         restored = restorer(noisy)
-        before, after = (float(peak_signal_noise_ratio(truth, x, data_range=1)) for x in (noisy, restored))
+        before, after = (psnr(x, truth) for x in (noisy, restored))
         found.append((scene, before, after))
         top = MARGIN + row * height
         word = "fails: " if scene.fails else ""
@@ -149,17 +151,20 @@ def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scen
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python tools/gallery.py --out docs/models",
     )
-    parser.add_argument("models", nargs="*", default=list(SCENES), help="default: all that ship")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models", help="default: docs/models")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("models", nargs="*", default=list(SCENES), help="default: all shipped models")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "models", help="folder (default: docs/models)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.models if name not in SCENES]:
-        print(f"gallery: no scenes for {unknown[0]}; there are {', '.join(SCENES)}", file=sys.stderr)
+        print(f"gallery: no scenes for {unknown[0]}{nearest(unknown[0], SCENES)}", file=sys.stderr)
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.models:

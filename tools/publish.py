@@ -1,6 +1,6 @@
-"""From an experiment to a shipped model: weights in float16 and the head of its card.
+"""Turn an experiment into a shipped model: write its weights in float16 and the head of its card.
 
-The card's own text and the keys that only people know are kept; publishing a newer checkpoint is the same
+The text of the card and the keys that only people know are kept. To publish a newer checkpoint, run the same
 command again.
 """
 
@@ -22,13 +22,13 @@ from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.cost import count
 from kbnet_plugin.zoo.architectures import identify
 from kbnet_plugin.zoo.registry import header
-from tools.cards import MODELS, read_card, sha256, write_card
+from tools.cards import LIBRARY, MODELS, default_tags, missing_fields, read_card, sha256, write_card
 
 WINDOW = 0.5
-"""Of local pooling, in training patches, where a card names no window yet."""
+"""Side of local pooling, in training patches, where a card names no window yet."""
 
 OPTIONAL = ("range", "starts_from")
-"""Keys of a head that a newer checkpoint may lack."""
+"""Keys that are not carried over from the card of an older checkpoint."""
 
 TEXT = """
 # {title}
@@ -52,7 +52,7 @@ TEXT = """
 
 
 def newest(experiment: Path) -> tuple[Path, int]:
-    """The last checkpoint of an experiment, and its iteration."""
+    """Return the last checkpoint of an experiment, and its iteration."""
     found = {
         int(p.stem.removeprefix("net_g_")): p
         for p in (experiment / "models").glob("net_g_*.pth")
@@ -60,14 +60,14 @@ def newest(experiment: Path) -> tuple[Path, int]:
     }
     if not found:
         raise FileNotFoundError(
-            f"{experiment}: no checkpoint models/net_g_*.pth; name an experiment's folder"
+            f"{experiment}: no checkpoint models/net_g_*.pth; name the folder of an experiment"
         )
     iteration = max(found)
     return found[iteration], iteration
 
 
 def recipe(option_file: Path) -> dict[str, Any]:
-    """What an option file says of patch, seed, data and the weights that training starts from."""
+    """Return what an option file says about patch, seed, data and the weights that training starts from."""
     options = read_options(option_file)
     dataset = options["datasets"]["train"]
     data = str(dataset["dataroot_gt"]).removeprefix("${KBNET_DATA}/")
@@ -86,14 +86,14 @@ def recipe(option_file: Path) -> dict[str, Any]:
 
 
 def differences(experiment: Path, option_file: Path) -> bool:
-    """Whether the experiment ran with another option file, but for its name and its first line."""
+    """Return whether the experiment ran with other options; the first line of its copy does not count."""
     copies = list(experiment.glob("*.yml"))
     wanted = option_file.read_text(encoding="utf-8").splitlines()
     return not any(c.read_text(encoding="utf-8").splitlines()[1:] == wanted for c in copies)
 
 
 def _start(facts: dict[str, Any]) -> tuple[Any, Any]:
-    """What the first losses depend on."""
+    """Return what the first losses depend on."""
     return facts.get("option_file_sha256"), facts.get("starts_from")
 
 
@@ -103,37 +103,45 @@ def half(network: KBNet_s | KBNet_l) -> KBNet_s | KBNet_l:
     Raises
     ------
     ValueError
-        If one of them is too large for it.
+        If one of them is too large.
     """
     network = network.half()
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} is not finite in float16; train with weight decay or a lower rate")
+            raise ValueError(
+                f"{name} is not finite in float16; train with weight decay or a lower learning rate"
+            )
     return network
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python tools/publish.py experiments/denoise-color --name denoise-color \\\n"
-        "    --title 'Gaussian noise, sRGB colour, sigma 0 to 55' --task denoise --version 1.0",
+        "    --title 'Gaussian noise, sRGB colour, sigma 0 to 55' --task denoise --version 1.0 \\\n"
+        "    --license MIT --datasets BSDS500",
     )
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
-    parser.add_argument("--name", required=True, help="of the shipped model")
+    parser.add_argument("--name", required=True, help="name of the shipped model")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="instead of the experiment's last one"
+        "--checkpoint", type=Path, metavar="FILE", help="default: the last one of the experiment"
     )
-    parser.add_argument("--iterations", type=int, help="of that checkpoint")
-    parser.add_argument("--options", type=Path, metavar="FILE", help="default: options/zoo/NAME.yml")
+    parser.add_argument("--iterations", type=int, help="how many --checkpoint was trained for")
+    parser.add_argument(
+        "--options", type=Path, metavar="FILE", help="option file (default: options/zoo/NAME.yml)"
+    )
     for key, text in (
-        ("title", "what it is for, in a line"),
+        ("title", "what it is for, on one line"),
         ("task", "such as denoise"),
         ("version", "of the weights"),
         ("license", "of the weights"),
-        ("range", "what it sees as 0 and 1, where not the default: percentile, or LOW,HIGH"),
+        ("range", "intensity range, if not the default: percentile, or LOW,HIGH"),
     ):
-        parser.add_argument(f"--{key}", help=f"{text}; default: what the card says")
+        parser.add_argument(f"--{key}", help=f"{text} (default: as in the card)")
+    for key, text in (("datasets", "what it was trained on"), ("metrics", "what the card reports")):
+        parser.add_argument(f"--{key}", nargs="+", metavar="NAME", help=f"{text} (default: as in the card)")
     args = parser.parse_args(argv)
     try:
         return publish(args)
@@ -143,9 +151,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def publish(args: argparse.Namespace) -> int:
+    """Write weights and card; returns the exit status."""
     option_file = (args.options or ROOT / "options" / "zoo" / f"{args.name}.yml").resolve()
     if not option_file.is_relative_to(ROOT):
-        raise ValueError(f"{option_file}: not in this repository; others could not repeat it")
+        raise ValueError(f"{option_file}: not in this repository, so others could not repeat the training")
     if args.checkpoint and args.iterations is None:
         raise ValueError("--checkpoint needs --iterations: how many it was trained for")
     checkpoint, iterations = (
@@ -156,21 +165,32 @@ def publish(args: argparse.Namespace) -> int:
 
     made = recipe(option_file)
     network = load_network(checkpoint)
-    said = {
+    stated = {
         key: getattr(args, key) or old.get(key, "")
         for key in ("title", "task", "version", "license", "range")
     }
-    if missing := [key for key in ("title", "task", "version", "license") if not said[key]]:
-        raise ValueError(f"the card does not say {missing[0]} yet: give --{missing[0]}")
+    listed = {
+        "library_name": LIBRARY,
+        "tags": old.get("tags") or default_tags(stated["task"]),
+        "datasets": args.datasets or old.get("datasets"),
+        "metrics": args.metrics or old.get("metrics") or ["psnr"],
+    }
+    missing = [key for key in ("title", "task", "version") if not stated[key]]
+    missing += missing_fields(stated | listed)
+    if missing:
+        raise ValueError(f"the card names no {missing[0]} yet: use --{missing[0]}")
+    chosen_range = stated.pop("range")
     cost = count(network)
     variant, arguments = identify(network.state_dict())
     window = old.get("window") or int(WINDOW * made["patch"])
-    metadata = header(**said | {"range": said["range"] or None}, window=window, cost=cost)
+    metadata = header(**stated, range=chosen_range or None, window=window, cost=cost)
     save_network(half(network), weights, metadata)
     channels = zoo.get_model(weights).in_channels
     facts = {
         "name": args.name,
-        **{key: value for key, value in said.items() if value},
+        **stated | {"license": stated["license"].lower()},  # as Hugging Face writes it
+        **listed,
+        **({"range": chosen_range} if chosen_range else {}),
         "channels": channels,
         "sha256": sha256(weights),
         "bytes": weights.stat().st_size,
@@ -180,16 +200,14 @@ def publish(args: argparse.Namespace) -> int:
         "window": window,
         **made,
         "iterations": iterations,
-        # Of another recipe they say nothing.
+        # Losses of another recipe say nothing about this one.
         "losses": old.get("losses") or {} if _start(old) == _start(made) else {},
     }
     facts |= {key: value for key, value in old.items() if key not in facts and key not in OPTIONAL}
-    write_card(card, facts, TEXT.format(title=said["title"]) if text is None else text)
+    write_card(card, facts, TEXT.format(title=stated["title"]) if text is None else text)
 
     print(f"{weights.relative_to(ROOT)}  {weights.stat().st_size / 1e6:.2f} MB, iteration {iterations:,}")
-    print(
-        f"{card.relative_to(ROOT)}  {'its text is kept' if text is not None else 'its text is to be written'}"
-    )
+    print(f"{card.relative_to(ROOT)}  {'text kept' if text is not None else 'text to be written'}")
     if differences(args.experiment, option_file):
         print(f"note: the experiment ran with another option file than {facts['option_file']}")
     if not facts["losses"]:

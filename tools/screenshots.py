@@ -1,4 +1,4 @@
-"""Make the pictures of docs/napari: a real window, on the display there is or on one of its own (Xvfb)."""
+"""Take the screenshots of docs/napari in a real window, on the current display or one of its own (Xvfb)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "napari"
 SIZE = 1280, 760
-COLOURS = 128  # of PNG
-LARGE = 60_000  # bytes of a PNG that had better be a JPEG
-QUALITY = 75
-PART = 0.6  # of the run that is shown under way
+COLOURS = 128  # in a PNG
+LARGE = 60_000  # bytes above which a PNG becomes a JPEG
+QUALITY = 75  # of a JPEG
+PART = 0.6  # of a run, at which it is shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,11 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example:\n  python tools/screenshots.py --only menu --out /tmp",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder (default: docs/napari)")
-    parser.add_argument("--only", choices=PICTURES, action="append", help="one of the pictures; repeatable")
+    parser.add_argument("--only", choices=PICTURES, action="append", help="take only this one; repeatable")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     with display(), tempfile.TemporaryDirectory() as folder:
-        # Settings as napari ships them, and none of this machine's changed.
+        # napari's default settings, without touching those of the user.
         os.environ |= {"NAPARI_CONFIG": f"{folder}/settings.yaml", "XDG_CONFIG_HOME": folder}
         for name in options.only or PICTURES:
             with window() as viewer:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def display() -> Iterator[None]:
-    """Start an X server, where there is none."""
+    """Start an X server if there is none."""
     if os.environ.get("DISPLAY"):
         yield
         return
@@ -58,6 +58,7 @@ def display() -> Iterator[None]:
 
 @contextlib.contextmanager
 def window() -> Iterator[Any]:
+    """Open a viewer of a fixed size."""
     import napari
 
     viewer = napari.Viewer(title="napari")
@@ -68,11 +69,12 @@ def window() -> Iterator[Any]:
 
 
 def settle(seconds: float = 0.7) -> None:
-    """Let the window draw."""
+    """Give the window time to draw."""
     wait(lambda: False, seconds)
 
 
 def wait(until: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Process events until a condition holds, or the time is over."""
     from qtpy.QtWidgets import QApplication
 
     end = time.monotonic() + seconds
@@ -82,19 +84,19 @@ def wait(until: Callable[[], bool], seconds: float = 300.0) -> None:
 
 
 class Camera:
-    """Takes what is to be seen, and files it under a name."""
+    """Saves screenshots under a name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def screen(self, viewer: Any, part: tuple[float, float] = (1, 1)) -> None:
-        """The screen where the window is, with menus that hang out of it; or its upper left part."""
+        """Save the window with its open menus, or the upper left part of it."""
         left, top, width, height = viewer.window._qt_window.geometry().getRect()
         area = left, top, round(part[0] * width), round(part[1] * height)
         self._file(viewer.window._qt_window.screen().grabWindow(0, *area))
 
     def widget(self, widget: Any) -> None:
-        """One widget."""
+        """Save one widget."""
         self._file(widget.grab())
 
     def _file(self, shot: Any) -> None:
@@ -102,7 +104,7 @@ class Camera:
         shot.save(str(path))
         image = Image.open(path).convert("RGB")
         image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size > LARGE:  # a noisy canvas; letters look better in the other format
+        if path.stat().st_size > LARGE:  # a noisy canvas; letters look better in PNG
             path.unlink()
             path = path.with_suffix(".jpg")
             image.save(path, quality=QUALITY, subsampling=0, optimize=True)
@@ -110,6 +112,7 @@ class Camera:
 
 
 def restore_widget(viewer: Any, sample: str | None = "stack") -> Any:
+    """Open a sample and the widget that restores it."""
     if sample:
         viewer.open_sample("kbnet", sample)
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
@@ -120,7 +123,7 @@ def restore_widget(viewer: Any, sample: str | None = "stack") -> Any:
 
 
 def menu(viewer: Any, camera: Camera, _folder: Path) -> None:
-    """Layers > Filter > KBNet."""
+    """Show the menu Layers > Filter > KBNet."""
     viewer.open_sample("kbnet", "stack")
     settle()
     opened = viewer.window._qt_window.menuBar()
@@ -145,12 +148,12 @@ def _menus() -> list[Any]:
 
 
 def restore(viewer: Any, camera: Camera, _folder: Path) -> None:
-    """The widget at rest."""
+    """Show the widget before a run."""
     camera.widget(restore_widget(viewer))
 
 
 def running(viewer: Any, camera: Camera, _folder: Path) -> None:
-    """A run under way."""
+    """Show a run in progress."""
     widget = restore_widget(viewer)
     widget.form.model.set_value("denoise-micro")
     widget.start.click()
@@ -160,10 +163,10 @@ def running(viewer: Any, camera: Camera, _folder: Path) -> None:
 
 
 def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
-    """Before and after, by a preview."""
+    """Show a preview: before and after."""
     widget = restore_widget(viewer, "photograph")
     widget.truth.choose(viewer.layers["Truth of photograph"])
-    viewer.scene.camera.zoom = 3  # a first preview is small: how fast the model is, is not known yet
+    viewer.scene.camera.zoom = 3  # the first preview is small, because the speed is not known yet
     settle()
     widget.preview.button.click()
     wait(lambda: widget.preview.layer is not None and not widget.work.busy)
@@ -172,7 +175,7 @@ def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
 
 
 def files(viewer: Any, camera: Camera, folder: Path) -> None:
-    """A folder that is restored, one file of which cannot be read."""
+    """Show a folder that was restored, except for one file that cannot be read."""
     import tifffile
 
     from napari_kbnet import samples
@@ -198,7 +201,7 @@ def files(viewer: Any, camera: Camera, folder: Path) -> None:
 
 
 def settings(viewer: Any, camera: Camera, _folder: Path) -> None:
-    """The plugin's page of the preferences."""
+    """Show the plugin's page in the preferences."""
     dialog = viewer.window._open_preferences_dialog()
     pages = [dialog._list.item(row).text() for row in range(dialog._list.count())]
     dialog._list.setCurrentRow(pages.index("KBNet"))
@@ -209,7 +212,7 @@ def settings(viewer: Any, camera: Camera, _folder: Path) -> None:
 
 
 def error(viewer: Any, camera: Camera, folder: Path) -> None:
-    """What cannot be done is said in a line, with the mend."""
+    """Show an error message, which says what to do."""
     from napari._qt.dialogs.qt_notification import NapariQtNotification
 
     broken = folder / "downloaded.safetensors"

@@ -1,4 +1,4 @@
-"""What a network costs, by counting alone: nothing is computed, so it is quick on any machine."""
+"""What a network costs: operations and memory are counted without computing anything, on any machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,22 @@ from kbnet_plugin.nn import cost
 def count(
     network: nn.Module, size: tuple[int, int], channels: int, *, memory: bool = True
 ) -> dict[str, float]:
-    """Parameters in millions, multiply-accumulates in G by operator, memory in MiB; one image of `size`."""
+    """Count what one image costs.
+
+    Parameters
+    ----------
+    network : Module
+    size : (int, int)
+        Height and width of the image.
+    channels : int
+    memory : bool
+        Whether to follow the memory of activations, too.
+
+    Returns
+    -------
+    dict of str to float
+        Parameters in millions, multiply-accumulates in G by operator, memory in MiB.
+    """
     found = cost.count(network, size, channels)
     giga = {
         "macs_published": found.macs_published,
@@ -37,10 +52,10 @@ def count(
 
 
 def activations(network: nn.Module, size: tuple[int, int], channels: int) -> tuple[int, int]:
-    """Bytes of float32 tensors at the peak of a forward pass, and those still held when it has ended.
+    """Return the bytes of float32 tensors at the peak of a forward pass, and after it.
 
-    Input and weights are not counted; scratch memory inside an operator is not seen. With gradients
-    enabled, what is held at the end is what the backward pass will use.
+    Input and weights do not count, and scratch memory inside an operator is not seen. With gradients
+    enabled, what remains after the pass is what the backward pass needs.
     """
     with cost.fake(network) as (call, empty):
         image = empty(1, channels, *size)
@@ -52,7 +67,7 @@ def activations(network: nn.Module, size: tuple[int, int], channels: int) -> tup
 
 
 class _Living(TorchDispatchMode):
-    """Follows the storages that operators make until they are freed."""
+    """Follows the storages that operators allocate until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()

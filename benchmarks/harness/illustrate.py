@@ -1,4 +1,4 @@
-"""Which pictures stand beside the tables of a run."""
+"""Choose the pictures that accompany the tables of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .suite import Plan, Planner
 from .tables import Column, Table
 
 SQUARE = 96
-FULL = "one image of 3x256x256"
+FULL = "one 3x256x256 image"
+PUBLISHED = " as published"
 
 
 def draw(
@@ -24,7 +25,7 @@ def draw(
     planner: Planner,
     store: Store,
 ) -> list[Picture]:
-    """Crops and errors of what was measured, quality against cost, and what a network has learned."""
+    """Draw crops, errors, quality against cost, and what a network has learned."""
     drawn = []
     by_name = {t.name: t for t in found}
     for table, rows in chosen:
@@ -37,7 +38,7 @@ def draw(
 def trained(
     tables: Sequence[results.Table], runs: Mapping[str, Sequence[tuple[str, Sequence[float]]]]
 ) -> list[Picture]:
-    """Every seed of the controlled comparisons; `runs` are the values of each row by study."""
+    """Draw every seed of the controlled comparisons; `runs` are the values of each row, by study."""
     drawn = []
     for table in tables:
         done = [(name, values) for name, values in runs[table.name.removeprefix("compare-")] if values]
@@ -49,7 +50,7 @@ def trained(
 
 
 def _beside(table: Table, rows: Sequence[Any], plan: Plan, store: Store) -> list[Picture]:
-    """Every method that was measured in the column that most were measured in, on its first image."""
+    """Draw the first image of the column in which most methods were measured."""
     best: tuple[Column | None, dict[str, Any]] = None, {}
     for column in table.columns:
         kept = {}
@@ -92,22 +93,22 @@ def _against_cost(table: Table, found: Mapping[str, results.Table]) -> list[Pict
             all_points[key],
             heads[cost.key],
             heads[key],
-            caption=f"Multiply-accumulates in full, {FULL}.",
+            caption=f"Multiply-accumulates counted in full, {FULL}.",
             table=table.name,
         )
     ]
 
 
 def _against_time(table: Table, found: Mapping[str, results.Table]) -> list[Picture]:
-    """Time is that of the speed table, where a network of the same name and size was timed."""
+    """Draw quality against the time in the speed table, for networks of the same name and size."""
     timed = found.get("speed")
     if table.name != "sidd" or timed is None:
         return []
     seconds = {
-        row.name.removesuffix(" as released"): cell.measured.value
+        row.name.removesuffix(PUBLISHED): cell.measured.value
         for row in timed.rows
         if (cell := row.cells.get("seconds")) and cell.measured and cell.measured.value is not None
-        if row.ours or (row.name.endswith(" as released") and not row.name.startswith("KBNet"))
+        if row.ours or (row.name.endswith(PUBLISHED) and not row.name.startswith("KBNet"))
     }
     made = found[table.name]
     marks = []
@@ -132,7 +133,7 @@ def _against_time(table: Table, found: Mapping[str, results.Table]) -> list[Pict
 def _learned(
     chosen: Sequence[tuple[Table, Sequence[Any]]], plan: Plan, planner: Planner, store: Store
 ) -> list[Picture]:
-    """The bases and the coefficients of the first KBNet that was measured."""
+    """Draw the bases and the coefficients of the first KBNet that was measured."""
     from .networks import load
 
     for table, rows in chosen:

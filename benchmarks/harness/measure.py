@@ -1,4 +1,4 @@
-"""Timing and memory for fair comparison: interleaved in one run, memory in a fresh process."""
+"""Time and memory for fair comparison: timings interleaved in one run, memory in a fresh process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from kbnet_plugin.files import atomic_path
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, and the quartiles as spread."""
+    """Seconds of a call: median and quartiles over `calls` calls."""
 
     median: float
     low: float
@@ -38,7 +40,7 @@ class Timing:
 def interleave(
     candidates: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", warm_up: int = 1
 ) -> dict[str, Timing]:
-    """Time every candidate `repeats` times, one after the other in rounds, so that noise hits all alike."""
+    """Time all candidates in rounds, so that disturbances affect them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warm_up + repeats):
         for name, call in candidates.items():
@@ -64,14 +66,17 @@ def _synchronize(device: str) -> None:
 
 
 def peak_extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
-    """Bytes that `call` needs at its peak beyond what the process held before. Run it in a fresh process."""
+    """Measure the bytes that `call` needs at its peak beyond what the process held before.
+
+    Run it in a fresh process: an allocator may reuse memory that it already holds.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         _synchronize(device)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
     before = _status("VmHWM")
     call()
     return max(0, _status("VmHWM") - before)
@@ -85,7 +90,13 @@ def _status(field: str) -> int:
 
 
 def in_fresh_process(script: str, *arguments: str) -> Any:
-    """Run `script` with `arguments` in a new interpreter and return the JSON that it prints last."""
+    """Run a script, or ``-m`` and a module, in a new interpreter; return the JSON in its last line.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
     done = subprocess.run(
         [sys.executable, script, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -97,7 +108,7 @@ def in_fresh_process(script: str, *arguments: str) -> Any:
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """When, where and with what the numbers were measured."""
+    """Describe when, where and with what the numbers were measured."""
     return {
         "command": " ".join(
             ["python", *(os.path.relpath(a, ROOT) if a.endswith(".py") else a for a in sys.argv)]
@@ -124,21 +135,20 @@ def _cpu_features() -> dict[str, bool]:
 
 
 def write_json(path: Path, **content: Any) -> None:
-    """Write atomically; dataclasses become objects."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1, default=asdict) + "\n")
-    os.replace(temporary, path)
+    """Write JSON, whole or not at all; dataclasses become objects."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
 
 
 def show(line: str) -> None:
-    """One line of progress on a terminal, overwritten by the next."""
+    """Show a line of progress on a terminal; the next one overwrites it."""
     if sys.stderr.isatty() and threading.current_thread() is threading.main_thread():
         sys.stderr.write(f"\r\033[K{line}")
         sys.stderr.flush()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with padded columns."""
+    """Format a Markdown table with padded columns."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in [header, *rows]

@@ -1,4 +1,4 @@
-"""Networks by name, or from a file of weights: ours, spandrel's and plain convolution stacks."""
+"""Networks by name or from a file of weights: KBNet, spandrel's networks and plain convolution stacks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.batch import choice
+from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.zoo.architectures import identify
 from kbnet_plugin.zoo.weights import build_network, read_state_dict
 
 Call = Callable[[Tensor, float | None], Tensor]
-"""(1, C, H, W) in 0..1 and the noise level of 255, where it is known, to the restored image."""
+"""From (1, C, H, W) in 0..1 and the noise level (of 255) or None to the restored image."""
 
-PEERS = {  # what papers call the network, where spandrel's defaults are another one
+PEERS = {  # what papers call by this name, where spandrel's defaults differ
     "Restormer": {
         "inp_channels": 3,
         "out_channels": 3,
@@ -54,10 +55,10 @@ PEERS = {  # what papers call the network, where spandrel's defaults are another
 
 
 class ConvStack(nn.Module):
-    """3x3 convolutions with ReLU between: DnCNN (Zhang et al. 2017) and FFDNet (Zhang et al. 2018).
+    """3x3 convolutions with ReLU between them: DnCNN (Zhang et al. 2017) and FFDNet (Zhang et al. 2018).
 
-    DnCNN subtracts what the stack gives. FFDNet works on the four half-size phases of the image beside a map
-    of the noise level; batch normalisation is folded into the weights.
+    DnCNN subtracts the output of the stack. FFDNet works on the four half-size phases of the image and a map
+    of the noise level. Batch normalization is folded into the weights.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ConvStack(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """A network with weights, ready to restore."""
+    """A network with weights, ready to restore; `channels` is -1 for any number and 0 for `untouched`."""
 
     name: str
     module: nn.Module
@@ -96,38 +97,41 @@ class Network:
     device: str = "cpu"
 
     def restore(
-        self, image: NDArray[np.float32], sigma: float | None = None, tile: int = 0, margin: int = 0
+        self, image: NDArray[np.float32], sigma: float | None = None, tile: int = 0, halo: int = 0
     ) -> NDArray[np.float32]:
-        """Restore an (H, W, C) image, whole or in tiles whose margins are reflected at the edges."""
-        if self.channels not in (-1, image.shape[2]):  # -1 for any
-            raise BadInput(f"{self.name} takes {self.channels} channels, the image has {image.shape[2]}")
-        if not tile or max(image.shape[:2]) <= tile:
-            return self._restore(image, sigma)
-        result = np.empty_like(image)
-        padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "reflect")
-        for top in range(0, image.shape[0], tile):
-            for left in range(0, image.shape[1], tile):
-                part = padded[top : top + tile + 2 * margin, left : left + tile + 2 * margin]
-                inner = self._restore(part, sigma)[margin:-margin, margin:-margin]
-                result[top : top + tile, left : left + tile] = inner
-        return result
+        """Restore an image.
 
-    def _restore(self, image: NDArray[np.float32], sigma: float | None) -> NDArray[np.float32]:
+        Parameters
+        ----------
+        image : (H, W, C) array
+            In 0..1.
+        sigma : float, optional
+            Noise level, of 255, for networks that require it.
+        tile, halo : int
+            As for `kbnet_plugin.inference.tiled.run_tiled`.
+
+        Raises
+        ------
+        BadInput
+            If the image has another number of channels, or the network requires an unknown noise level.
+        """
+        if self.channels not in (-1, image.shape[2]):
+            raise BadInput(f"{self.name} requires {self.channels} channels; the image has {image.shape[2]}")
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
         with torch.inference_mode():
-            result = self.call(tensor, sigma)
+            result = run_tiled(lambda part: self.call(part, sigma), tensor, tile, halo)
         return result[0].float().cpu().numpy().transpose(1, 2, 0)
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    """A network with untrained weights, to be counted, and the channels that it takes.
+    """Build a network with untrained weights, to count its cost; return it with its input channels.
 
     Raises
     ------
     ModuleNotFoundError
-        If the package that has it is not installed; the message names the package.
+        If the package that provides it is not installed; the message is the package's name.
     BadInput
-        If there is no such network, or it does not take these arguments.
+        If there is no such network, or it does not accept these arguments.
     """
     try:
         if name in ("DnCNN", "FFDNet"):
@@ -146,10 +150,10 @@ def build(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
 
 
 def architecture(name: str) -> Callable[..., nn.Module]:
-    """The class of a network of spandrel's; errors as of `build`."""
+    """Return the class of one of spandrel's networks; raises the errors of `build`."""
     missing = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what they use of torch
+        warnings.simplefilter("ignore")  # about their use of torch
         for package in ("spandrel", "spandrel_extra_arches"):
             if importlib.util.find_spec(package) is None:
                 missing = missing or package
@@ -157,11 +161,11 @@ def architecture(name: str) -> Callable[..., nn.Module]:
                 return getattr(importlib.import_module(f"{package}.architectures.{name}"), name)
     if missing:
         raise ModuleNotFoundError(missing)
-    raise BadInput(f"no network {name!r}: neither KBNet_s, KBNet_l, DnCNN, FFDNet nor one of spandrel's")
+    raise BadInput(f"no network {name!r}: not KBNet_s, KBNet_l, DnCNN, FFDNet or one of spandrel's")
 
 
 def automatic(device: str = "cpu") -> Network:
-    """What a user gets who names nothing: model, range and treatment by the noise of each image."""
+    """Return what users get who name no model: model, range and treatment follow each image's noise."""
     choose = choice(device=device)
 
     def call(image: Tensor, _sigma: float | None) -> Tensor:
@@ -173,17 +177,17 @@ def automatic(device: str = "cpu") -> Network:
 
 
 def untouched() -> Network:
-    """What gives back its input."""
+    """Return a network that leaves its input as it is."""
     return Network("input", nn.Identity(), 0, lambda image, _: image)
 
 
 def load(path: Path, device: str = "cpu") -> Network:
-    """The network of a file: a KBNet, a convolution stack (.npz), or what spandrel knows.
+    """Load the network in a file: a KBNet, a convolution stack (.npz), or one that spandrel recognizes.
 
     Raises
     ------
     BadInput
-        If the file holds no network that is known; one line that names the file.
+        If the file contains no known network; one line that names the file.
     """
     try:
         if path.suffix == ".npz":
@@ -206,11 +210,11 @@ def _stack(path: Path, device: str) -> Network:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, pickle.UnpicklingError) as error:
-        raise BadInput(f"{path}: truncated or not an .npz file; fetch it again") from error
+        raise BadInput(f"{path}: truncated or not an .npz file; download it again") from error
     count = len(arrays) // 2
     names = [f"{kind}{i}" for i in range(count) for kind in "wb"]
     if not count or sorted(names) != sorted(arrays) or arrays["w0"].ndim != 4:
-        raise BadInput(f"{path}: no convolution stack; its arrays must be w0, b0, w1, b1, ...")
+        raise BadInput(f"{path}: not a convolution stack, whose arrays are w0, b0, w1, b1, ...")
     first, last = arrays["w0"].shape[1], arrays[f"w{count - 1}"].shape[0]
     kind: Literal["DnCNN", "FFDNet"] = "DnCNN" if first == last else "FFDNet"
     channels = last if kind == "DnCNN" else last // 4
@@ -223,7 +227,7 @@ def _stack(path: Path, device: str) -> Network:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise BadInput(f"{path}: no {kind}: {one_line(error)[:200]}") from error
+        raise BadInput(f"{path}: not a {kind}: {one_line(error)[:200]}") from error
     module = module.eval().to(device)
 
     def call(image: Tensor, sigma: float | None) -> Tensor:
@@ -236,9 +240,9 @@ def _stack(path: Path, device: str) -> Network:
 
 def _spandrel(path: Path, tensors: dict[str, Tensor], device: str) -> Network:
     if importlib.util.find_spec("spandrel") is None:
-        raise BadInput(f"{path} holds no KBNet; pip install spandrel, which knows other networks")
+        raise BadInput(f"{path} contains no KBNet; for other networks, pip install spandrel")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it uses of torch
+        warnings.simplefilter("ignore")  # about its use of torch
         import spandrel
 
         if importlib.util.find_spec("spandrel_extra_arches") is not None:
@@ -249,12 +253,12 @@ def _spandrel(path: Path, tensors: dict[str, Tensor], device: str) -> Network:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = spandrel.ModelLoader().load_from_state_dict(tensors)
-    except Exception as error:  # its detectors raise whatever they like
+    except Exception as error:  # its detectors raise anything
         few = ", ".join(list(tensors)[:3])
-        raise BadInput(f"{path}: weights of no known network (its keys: {few})") from error
+        raise BadInput(f"{path}: weights of no known network (keys: {few}, ...)") from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.scale != 1:
         raise BadInput(
-            f"{path}: a {found.architecture.name}, whose output is not one image of the input's size"
+            f"{path}: a {found.architecture.name}, whose output is not an image of the input's size"
         )
     found.to(device).eval()
 
@@ -262,7 +266,7 @@ def _spandrel(path: Path, tensors: dict[str, Tensor], device: str) -> Network:
         return found(image)
 
     def conditioned(image: Tensor, sigma: float | None) -> Tensor:
-        # spandrel always tells DRUNet that sigma is 15.
+        # spandrel itself always passes a sigma of 15 to DRUNet.
         height, width = image.shape[2:]
         padding = (0, -width % 8, 0, -height % 8)
         whole = F.pad(image, padding, mode="replicate")
@@ -281,5 +285,5 @@ def _spandrel(path: Path, tensors: dict[str, Tensor], device: str) -> Network:
 
 def _known(sigma: float | None, name: str) -> float:
     if sigma is None or math.isnan(sigma):
-        raise BadInput(f"{name} must be told the noise level, and this protocol has none")
+        raise BadInput(f"{name} requires the noise level, but this protocol has none")
     return sigma

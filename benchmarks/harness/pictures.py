@@ -1,4 +1,4 @@
-"""Pictures for the report: crops, errors, charts, and what the network has learned."""
+"""Pictures for the report: crops, errors, charts and what the network has learned."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
-from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import downscale_local_mean
 from torch import Tensor, nn
 
-from benchmarks.harness.results import Column, Row, Table
 from kbnet_plugin.nn.layers import KBAMixin
 
-OURS, OTHERS = "#D55E00", "#0072B2"  # of Okabe and Ito: told apart by everybody, and in print by their shape
+from .protocols import psnr
+from .results import Column, Row, Table
+
+OURS, OTHERS = "#D55E00", "#0072B2"  # by Okabe and Ito; safe for colour-blind readers
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -32,14 +33,14 @@ STYLE = {
     "axes.labelcolor": "#333",
     "xtick.color": "#555",
     "ytick.color": "#555",
-    "text.parse_math": False,  # a name is a name
+    "text.parse_math": False,  # names may contain $
     "svg.hashsalt": "kbnet",  # the same numbers give the same file
 }
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One image file and what stands under it."""
+    """An image file and the label below it."""
 
     content: bytes
     label: str = ""
@@ -48,7 +49,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels under one title, which the page wraps to its width; `table` names the one they stand beside."""
+    """Panels under one title, which the page wraps to its width, below the table that `table` names."""
 
     title: str
     caption: str
@@ -60,9 +61,14 @@ class Picture:
 
 
 def busiest(truth: NDArray, size: int) -> tuple[int, int]:
-    """Top and left of the square with the largest total variation: texture, which is hard to restore.
+    """Find the square with the largest total variation: texture, which is hard to restore.
 
-    The truth alone decides, in favour of nobody.
+    Only the truth decides, so no method is favoured.
+
+    Returns
+    -------
+    (int, int)
+        Top and left.
 
     Raises
     ------
@@ -85,14 +91,18 @@ def busiest(truth: NDArray, size: int) -> tuple[int, int]:
 def crops(
     title: str, truth: NDArray, images: Mapping[str, NDArray], *, size: int = 96, table: str = ""
 ) -> Picture:
-    """The same square of every image and of the truth, with PSNR.
+    """Show the same square of every image and of the truth, with PSNR.
 
     Parameters
     ----------
     truth : (H, W) or (H, W, C) array
-        uint8, or floating in 0..1.
+        uint8, or float in 0..1.
     images : mapping of str to array like `truth`
         In the order of the page, the noisy one first.
+    size : int
+        Side of the square in pixels.
+    table : str
+        Name of the table below which the picture appears.
     """
     square, where = _square(truth, size)
     panels = [
@@ -100,14 +110,14 @@ def crops(
         for name, image in images.items()
     ]
     panels.append(Panel(_png(_bytes(truth)[square]), "truth"))
-    caption = f"{where} PSNR is that of the whole picture in 8 bits."
+    caption = f"{where} PSNR is of the whole picture in 8 bits."
     return Picture(title, caption, tuple(panels), table)
 
 
 def errors(
     title: str, truth: NDArray, images: Mapping[str, NDArray], *, size: int = 96, table: str = ""
 ) -> Picture:
-    """Absolute errors, mean over the channels, on one scale for all; arguments as for `crops`."""
+    """Show absolute errors, mean over the channels, on a common scale; parameters as for `crops`."""
     square, where = _square(truth, size)
     target = _unit(truth)[square]
     maps = {name: 255 * np.abs(_unit(im)[square] - target).mean(axis=-1) for name, im in images.items()}
@@ -117,7 +127,7 @@ def errors(
         for name, m in maps.items()
     )
     caption = (
-        f"{where} Absolute error, mean over the channels, one scale for all: dark blue is none, yellow is "
+        f"{where} Absolute error, mean over the channels, on a common scale: dark blue is none, yellow is "
         f"{limit} of 255 or more."
     )
     return Picture(title, caption, panels, table)
@@ -125,12 +135,12 @@ def errors(
 
 def _square(truth: NDArray, size: int) -> tuple[tuple[slice, slice], str]:
     top, left = busiest(truth, size)
-    where = f"The {size}x{size} pixels of the largest variation in the truth, from row {top}, column {left}."
+    where = f"The {size}x{size} pixels where the truth varies most, from row {top}, column {left}."
     return np.s_[top : top + size, left : left + size], where
 
 
 def _unit(image: NDArray) -> NDArray[np.float32]:
-    """(H, W, C) in 0..1 as an 8-bit file would hold it."""
+    """Return (H, W, C) in 0..1, rounded as in an 8-bit file."""
     image = _bytes(image).astype(np.float32) / 255
     return image[..., None] if image.ndim == 2 else image
 
@@ -139,13 +149,12 @@ def _bytes(image: NDArray) -> NDArray[np.uint8]:
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"a picture is uint8 or floating in 0..1, not {image.dtype}")
+        raise ValueError(f"a picture must be uint8 or float in 0..1, not {image.dtype}")
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def _psnr(truth: NDArray, image: NDArray) -> float:
-    with np.errstate(divide="ignore"):  # infinite for equal ones
-        return float(peak_signal_noise_ratio(_unit(truth), _unit(image), data_range=1.0))
+    return psnr(_unit(image), _unit(truth))
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -155,7 +164,7 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 def _colored(values: NDArray, colors: str) -> NDArray[np.uint8]:
-    """Values in 0..1 as colours."""
+    """Map values in 0..1 to colours."""
     return matplotlib.colormaps[colors](np.clip(values, 0, 1), bytes=True)[..., :3]
 
 
@@ -163,17 +172,17 @@ def _colored(values: NDArray, colors: str) -> NDArray[np.uint8]:
 
 
 def adaptive_blocks(network: nn.Module) -> dict[str, KBAMixin]:
-    """Blocks with kernel bases, by name, from the input's side."""
+    """Return the blocks with kernel bases by name, starting at the input."""
     return {name: module for name, module in network.named_modules() if isinstance(module, KBAMixin)}
 
 
 def bases(network: nn.Module, block: str, *, table: str = "") -> Picture:
-    """The learned kernel bases of a block (`adaptive_blocks` names them), a row for each.
+    """Show the learned kernel bases of a block, one per row; `adaptive_blocks` lists the blocks.
 
     Raises
     ------
     ValueError
-        For a block that has none.
+        If the block has none.
     """
     module = _block(network, block)
     w = module.w.detach().float().cpu()[0]
@@ -186,7 +195,7 @@ def bases(network: nn.Module, block: str, *, table: str = "") -> Picture:
     image = _colored(sheet / (2 * limit) + 0.5, "PuOr_r")
     image[np.isnan(sheet)] = 150  # white would read as zero
     caption = (
-        f"Block {block}: {len(w)} bases, a row for each, with the {side}x{side} kernels of the first of "
+        f"Block {block}: {len(w)} bases, one per row, with the {side}x{side} kernels of the first of "
         f"{module.groups} groups ({inputs} outputs from {inputs} inputs). Purple is {limit:.2g}, white 0, "
         f"orange -{limit:.2g}."
     )
@@ -198,12 +207,12 @@ def bases(network: nn.Module, block: str, *, table: str = "") -> Picture:
 def coefficients(
     network: nn.Module, block: str, image: NDArray, *, most: int = 11, table: str = ""
 ) -> Picture:
-    """The coefficient maps of a block for a picture ((H, W) or (H, W, C), as for `crops`) that vary the most.
+    """Show the coefficient maps of a block that vary most for a picture like the truth of `crops`.
 
     Raises
     ------
     ValueError
-        For a block that has none.
+        If the block has none.
     """
     module = _block(network, block)
     maps = _coefficients(network, module, _unit(image))
@@ -214,15 +223,15 @@ def coefficients(
         Panel(_png(_colored(_small(maps[i]) / (2 * limit) + 0.5, "PuOr_r")), f"basis {i + 1}") for i in chosen
     ]
     caption = (
-        f"Block {block}: how much of each basis a pixel's kernel takes, for the {len(chosen)} of {len(maps)} "
-        f"bases whose maps vary the most. One scale for all: purple is {limit:.2g} or more, white 0, "
+        f"Block {block}: the coefficients of each pixel's kernel, for the {len(chosen)} of {len(maps)} bases "
+        f"whose maps vary most. On a common scale: purple is {limit:.2g} or more, white 0, "
         f"orange \N{MINUS SIGN}{limit:.2g} or less."
     )
     return Picture("Coefficient maps", caption, tuple(panels), table)
 
 
 def _small(image: NDArray, most: int = 160) -> NDArray:
-    """Shrunk by a whole factor to what a page shows."""
+    """Shrink by a whole factor to at most `most` pixels on a side."""
     factor = -(-max(image.shape[:2]) // most)
     return downscale_local_mean(image, (factor, factor, 1)[: image.ndim])
 
@@ -230,12 +239,12 @@ def _small(image: NDArray, most: int = 160) -> NDArray:
 def _block(network: nn.Module, name: str) -> KBAMixin:
     found = adaptive_blocks(network)
     if name not in found:
-        raise ValueError(f"no block {name!r} with kernel bases; there are {', '.join(found) or 'none'}")
+        raise ValueError(f"no block {name!r} with kernel bases; known: {', '.join(found) or 'none'}")
     return found[name]
 
 
 def _coefficients(network: nn.Module, block: KBAMixin, image: NDArray) -> NDArray[np.float32]:
-    """(bases, h, w) at the block's own resolution."""
+    """Return (bases, h, w) at the block's own resolution."""
     seen: list[Tensor] = []
     hook = block.conv211.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     weight = next(network.parameters())
@@ -260,11 +269,11 @@ class Point:
     x: float
     y: float
     ours: bool = False
-    published: bool = False  # either number is printed elsewhere instead of measured here
+    published: bool = False  # at least one number comes from the literature
 
 
 def points(table: Table, x: str, y: str) -> list[Point]:
-    """Rows of a table that have both columns: measured ones, else published ones, marked as such."""
+    """Return the rows of a table that have both columns, measured numbers before published ones."""
     found = []
     for row in table.rows:
         pair = [_number(row, key) for key in (x, y)]
@@ -291,7 +300,7 @@ def scatter(
     caption: str = "",
     table: str = "",
 ) -> Picture:
-    """Quality against cost, cost on a logarithmic axis; hollow marks are published numbers."""
+    """Plot quality against cost on a logarithmic axis; hollow marks are published numbers."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 3.6)
         axes.set_xscale("log")
@@ -314,7 +323,7 @@ def scatter(
     notes = [caption, "Up and to the left is better."]
     notes += ["Diamonds: KBNet."] if any(p.ours for p in found) else []
     notes += (
-        ["Hollow: at least one number is published, not measured here."]
+        ["Hollow: at least one number is published rather than measured here."]
         if any(p.published for p in found)
         else []
     )
@@ -330,7 +339,7 @@ def seeds(
     caption: str = "",
     table: str = "",
 ) -> Picture:
-    """A row a label: a dot a run, their mean as a bar, and one standard deviation either side."""
+    """Plot one row per label: a dot for each run, a bar for their mean, a band for the standard deviation."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(4.2, 0.7 + 0.3 * len(runs))
         for i, (name, values) in enumerate(runs):
@@ -354,12 +363,12 @@ def seeds(
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(_axis(x))
         content = _svg(figure)
-    note = "Dots: single runs; bars: means; bands: one standard deviation either side."
+    note = "Dots: single runs; bars: means; bands: one standard deviation on either side."
     return Picture(title, f"{caption} {note}".strip(), (Panel(content, media="image/svg+xml"),), table)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure in inches that fills a phone: 9 points are then 10 pixels."""
+    """Create a figure as wide as a phone, where 9 points are 10 pixels; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -371,7 +380,7 @@ def _axis(column: Column | str) -> str:
 
 
 def _few_ticks(axes: Axes) -> None:
-    """1, 2 and 5 of every decade: an axis of less than a decade has more than one number."""
+    """Put ticks at 1, 2 and 5 of every decade, so that an axis shorter than a decade has several."""
     low, high = axes.get_xlim()
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [step * 10.0**d for d in decades for step in (1, 2, 5)]
@@ -396,7 +405,7 @@ PLACES = [
 
 
 def _labels(figure: Figure, axes: Axes, found: Sequence[Point]) -> None:
-    """Names beside the points, each at the first place where it covers neither a point nor another name."""
+    """Write names beside the points, at the first place where they cover neither points nor other names."""
     figure.draw_without_rendering()
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in axes.transData.transform([(p.x, p.y) for p in found])]
     frame = axes.get_window_extent().extents
@@ -428,7 +437,7 @@ def _labels(figure: Figure, axes: Axes, found: Sequence[Point]) -> None:
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area that two rectangles (left, bottom, right, top) share."""
+    """Return the common area of two rectangles (left, bottom, right, top)."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 

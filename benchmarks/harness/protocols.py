@@ -1,16 +1,18 @@
-"""How a restored picture is compared with the truth: every protocol by its name, exact."""
+"""Protocols by name: how a test image is made noisy, restored and compared with the truth."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from kbnet_plugin.arrays.degradations import add_gaussian, seeded_by_index
 
 Metric = Literal["psnr", "ssim", "mae", "lpips"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -19,28 +21,30 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are made and compared; `text` says it to people.
+    """How images are made, restored and compared; `text` describes it to people.
 
     Attributes
     ----------
     noise : {"", "numbered", "same"}
         White Gaussian noise from ``numpy.random.default_rng([0, i])`` for the i-th image, or from
-        ``numpy.random.seed(0)`` before each; in float, neither clipped nor rounded.
+        ``numpy.random.seed(0)`` before each image; float, neither clipped nor rounded.
     rounded : bool
-        Whether the result is rounded to 8 bits, as a saved picture is, before it is compared.
+        Whether the result is rounded to 8 bits, like a saved picture, before it is compared.
     luma : bool
-        Compare ITU-R BT.601 luma in 16..235, rounded, as MATLAB's rgb2ycbcr gives it for 8-bit images.
+        Compare ITU-R BT.601 luma in 16..235, rounded, as MATLAB's rgb2ycbcr computes it for 8-bit images.
     crop : int
-        Pixels left out at every edge.
+        Pixels ignored at every edge.
     ssim : {"gaussian", "uniform range 2"}
-        Window of 11 x 11 with a Gaussian of 1.5 and the true data range (Wang et al. 2004), or scikit-image's
-        default of 7 x 7 with the range of -1..1 that it used to assume for floats.
+        A Gaussian window of 11 x 11 pixels, standard deviation 1.5, and the true data range (Wang et al.
+        2004); or scikit-image's default window of 7 x 7 and the range of -1..1 that it used to assume for
+        floats.
     psnr : {"clipped", "guessed"}
-        Peak 1 after clipping; or no clipping, and a peak guessed as 1 or 255 from the largest value.
-    tile, margin : int
-        Where `tile` is not 0, restore in squares of that many pixels plus a margin, reflected at the edges.
+        Clipped, with a peak of 1; or not clipped, with a peak of 1 or 255, guessed from the largest value.
+    tile, halo : int
+        Largest side of a tile, halo included, and pixels at inner edges that only give context. With a
+        `tile` of 0 the whole image is restored at once.
     sound : bool
-        False for what a released script does and nobody should.
+        False for what a released script does but nobody should.
     """
 
     text: str
@@ -51,7 +55,7 @@ class Protocol:
     ssim: Literal["gaussian", "uniform range 2"] = "gaussian"
     psnr: Literal["clipped", "guessed"] = "clipped"
     tile: int = 0
-    margin: int = 0
+    halo: int = 0
     sound: bool = True
 
 
@@ -62,7 +66,7 @@ PROTOCOLS = {
         "noise of default_rng([0, i]) in float; result rounded to 8 bits", noise="numbered", rounded=True
     ),
     "gaussian-released": Protocol(
-        "as KBNet's script: noise of numpy.random.seed(0) for every image, result rounded to 8 bits",
+        "like KBNet's script: noise of numpy.random.seed(0) for every image; result rounded to 8 bits",
         noise="same",
         rounded=True,
     ),
@@ -70,43 +74,77 @@ PROTOCOLS = {
     "pairs-uint8": Protocol("result rounded to 8 bits; RGB", rounded=True),
     "sidd": Protocol(f"{_FLOAT}; RGB; SSIM with an 11 x 11 Gaussian window and range 1"),
     "sidd-released": Protocol(
-        "as KBNet's script: SSIM with a 7 x 7 window and an assumed range of 2, which raises it",
+        "like KBNet's script: SSIM with a 7 x 7 window and an assumed range of 2, which raises it",
         ssim="uniform range 2",
         sound=False,
     ),
     "guessed-range": Protocol(
-        "as Restormer's and KBNet's float PSNR: not clipped, and a peak of 255 once a value exceeds 1",
+        "like Restormer's and KBNet's float PSNR: not clipped, and a peak of 255 once a value exceeds 1",
         psnr="guessed",
         sound=False,
     ),
     "rain": Protocol("result rounded to 8 bits; MATLAB's luma, rounded", rounded=True, luma=True),
     "defocus": Protocol(
-        f"tiles of 1024 with a margin of 64; {_FLOAT}; RGB; LPIPS version 0.1, alex", tile=1024, margin=64
+        f"tiles of up to 1152 pixels with a halo of 64; {_FLOAT}; RGB; LPIPS 0.1, alex", tile=1152, halo=64
     ),
     "sensenoise": Protocol(
-        "tiles of 1024 with a margin of 64; result rounded to 8 bits; RGB", rounded=True, tile=1024, margin=64
+        "tiles of up to 1152 pixels with a halo of 64; result rounded to 8 bits; RGB",
+        rounded=True,
+        tile=1152,
+        halo=64,
     ),
 }
 """Protocols that tables can name."""
 
 
 def noisy(clean: Image, sigma: float, index: int, protocol: Protocol) -> Image:
-    """Add the protocol's noise of standard deviation `sigma` (of 255) to the image of that index (0..1)."""
+    """Add the protocol's noise to an image.
+
+    Parameters
+    ----------
+    clean : (H, W, C) array
+        In 0..1.
+    sigma : float
+        Standard deviation, of 255.
+    index : int
+        Of the image in its set.
+    protocol : Protocol
+
+    Raises
+    ------
+    ValueError
+        If the protocol adds no noise.
+    """
+    nothing = np.zeros(clean.shape)
     if protocol.noise == "numbered":
-        noise = np.random.default_rng([0, index]).standard_normal(clean.shape)
+        noise = add_gaussian(nothing, sigma, seeded_by_index(index))
     elif protocol.noise == "same":
-        noise = np.random.RandomState(0).normal(0, 1, clean.shape)
+        noise = np.random.RandomState(0).normal(0, 1, clean.shape) * sigma
     else:
-        raise ValueError("this protocol makes no noise; take gaussian, or leave sigma out")
-    return clean + (noise * sigma).astype(np.float32) / np.float32(255)
+        raise ValueError("this protocol adds no noise; use gaussian, or leave sigma out")
+    return clean + noise.astype(np.float32) / np.float32(255)
 
 
 def compare(restored: Image, truth: Image, metrics: Sequence[str], protocol: Protocol) -> dict[str, float]:
-    """The metrics of a restored image, both (H, W, C) in 0..1."""
+    """Compute the metrics of a restored image.
+
+    Parameters
+    ----------
+    restored, truth : (H, W, C) array
+        In 0..1.
+    metrics : sequence of str
+        Some of `METRICS`.
+    protocol : Protocol
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a metric is unknown or infinite, or the result contains NaN or infinity.
+    """
     if restored.shape != truth.shape:
         raise ValueError(f"the result is {restored.shape}, the truth {truth.shape}")
     if not np.isfinite(restored).all():
-        raise ValueError("the result holds NaN or infinity")
+        raise ValueError("the result contains NaN or infinity")
     inner = slice(protocol.crop, -protocol.crop or None)
     a, b = (x[inner, inner].astype(np.float64) for x in (restored, truth))
     raw = a
@@ -120,6 +158,8 @@ def compare(restored: Image, truth: Image, metrics: Sequence[str], protocol: Pro
     for metric in metrics:
         if metric == "psnr":
             found[metric] = guessed_psnr(raw, b) if protocol.psnr == "guessed" else psnr(a, b)
+            if np.isinf(found[metric]):
+                raise ValueError("the result equals the truth: PSNR is infinite")
         elif metric == "ssim":
             found[metric] = ssim(a, b, protocol.ssim)
         elif metric == "mae":
@@ -132,28 +172,35 @@ def compare(restored: Image, truth: Image, metrics: Sequence[str], protocol: Pro
 
 
 def luma(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """MATLAB's rgb2ycbcr of an 8-bit image, its first channel: RGB in 0..1 to Y in 16/255..235/255."""
+    """Compute the first channel of MATLAB's rgb2ycbcr: RGB in 0..1 to Y in 16/255..235/255."""
     if rgb.shape[2] != 3:
-        raise ValueError("luma is made of three channels")
-    # floor(x + 0.5), as MATLAB rounds; numpy takes halves to even.
+        raise ValueError(f"luma needs three channels, not {rgb.shape[2]}")
+    # MATLAB rounds halves up, numpy to even.
     return np.floor(rgb2ycbcr(rgb)[..., :1] + 0.5) / 255
 
 
-def psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Peak signal-to-noise ratio in dB with a peak of 1."""
-    if np.array_equal(a, b):
-        raise ValueError("the result is the truth itself: PSNR is infinite")
-    return float(peak_signal_noise_ratio(b, a, data_range=1))
+def psnr(result: NDArray[Any], truth: NDArray[Any], data_range: float = 1.0) -> float:
+    """Compute the peak signal-to-noise ratio in dB; infinite for equal arrays.
+
+    Parameters
+    ----------
+    result, truth : array
+        Of one shape; nothing is clipped or rounded.
+    data_range : float
+        The peak.
+    """
+    a, b = (x.astype(np.float64) for x in (result, truth))
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(b, a, data_range=data_range))
 
 
 def guessed_psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """PSNR as `psnr`, but with a peak of 255 where any value exceeds 1: 48 dB more for one bright pixel."""
-    peak = 1.0 if a.max() <= 1 else 255.0
-    return float(peak_signal_noise_ratio(b, a, data_range=peak))
+    """Compute PSNR with a peak of 255 if any value exceeds 1: one bright pixel adds 48 dB."""
+    return psnr(a, b, 1.0 if a.max() <= 1 else 255.0)
 
 
 def ssim(a: NDArray[np.float64], b: NDArray[np.float64], kind: str = "gaussian") -> float:
-    """Structural similarity, mean over channels; Wang et al., IEEE TIP 13(4), 2004."""
+    """Compute structural similarity, mean over channels (Wang et al., IEEE TIP 13(4), 2004)."""
     if kind == "gaussian":
         return float(
             structural_similarity(
@@ -170,9 +217,15 @@ def ssim(a: NDArray[np.float64], b: NDArray[np.float64], kind: str = "gaussian")
 
 
 def lpips(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """LPIPS 0.1 in AlexNet; raises `kbnet_plugin.errors.BadInput` where its trained weights are not there."""
+    """Compute LPIPS 0.1 with AlexNet of RGB images in 0..1.
+
+    Raises
+    ------
+    kbnet_plugin.errors.BadInput
+        If AlexNet's trained weights are missing.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the many packages that basicsr loads
+        warnings.simplefilter("ignore")  # from the many packages that basicsr loads
         from basicsr_ext.metrics import calculate_lpips
-    # The metric takes BasicSR's images: BGR in 0..255.
+    # The metric expects BasicSR's images: BGR in 0..255.
     return calculate_lpips(a[..., ::-1] * 255, b[..., ::-1] * 255)

@@ -1,4 +1,4 @@
-"""The report of a benchmark run: one page that needs nothing else, and the same for other programs."""
+"""The report of a benchmark run: a self-contained page, and the same content for other programs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from benchmarks.harness.pictures import Picture
-from benchmarks.harness.results import Cell, Column, Table, to_json
 from kbnet_plugin.files import atomic_path
+
+from .pictures import Picture
+from .results import Cell, Column, Table, to_json
 
 NOT_FOUND = "n/f"
 MINUS = "\N{MINUS SIGN}"
@@ -30,20 +31,20 @@ ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 def write(
     tables: Sequence[Table], folder: Path, *, pictures: Sequence[Picture] = (), about: Mapping[str, Any]
 ) -> Path:
-    """Write report.html, report.md, report.json, report.csv, a booktabs `<table>.tex` each, and pictures/.
+    """Write report.html, .md, .json and .csv, a booktabs `<table>.tex` for each table, and pictures/.
 
-    Every file is written whole or not at all.
+    Each file is written whole or not at all.
 
     Parameters
     ----------
     tables : sequence of Table
-        In the order of the page; each needs a name of its own.
+        In the order of the page, with unique names.
     folder : Path
-        Made where it does not exist.
+        Created if it does not exist.
     pictures : sequence of Picture
-        Shown below the table that they name, the others at the end.
+        Each appears below the table that it names, or else at the end.
     about : mapping
-        What the head of the page says of the run, in this order ("date", "device", ...).
+        What the head of the page says about the run, in this order ("date", "device", ...).
 
     Returns
     -------
@@ -75,12 +76,12 @@ def _write(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-# --- What all formats show alike
+# --- What all formats share
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A cell in words; what there is not is empty."""
+    """A cell as text; what does not exist is empty."""
 
     published: str = ""
     source: str = ""
@@ -88,14 +89,14 @@ class _Shown:
     status: str = ""
     value: str = ""
     spread: str = ""
-    difference: str = ""  # only where it is above the tolerance
+    difference: str = ""  # only if it exceeds the tolerance
     reason: str = ""
     anchor: str = ""
 
 
 @dataclass
 class _Entry:
-    """A provenance, shared by all the cells that differ in nothing but when they were measured."""
+    """A provenance, shared by all cells that differ only in when they were measured."""
 
     anchor: str
     status: str
@@ -108,13 +109,13 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _View:
-    """A table in words."""
+    """A table as text."""
 
     table: Table
-    groups: list[tuple[str, int]]  # upper heads and how many columns each spans
+    groups: list[tuple[str, int]]  # upper headings, and how many columns each spans
     cells: list[list[_Shown | None]]
     letters: dict[str, str]  # tag of a source -> its letter
-    notes: list[tuple[str, str]]  # what it is about, the note
+    notes: list[tuple[str, str]]  # what the note is about, the note
     entries: list[_Entry]
 
 
@@ -150,12 +151,12 @@ def _views(tables: Sequence[Table]) -> list[_View]:
 
 
 def label(column: Column) -> str:
-    """Both heads of a column in one line."""
+    """Join both headings of a column."""
     return f"{column.group} {column.title}".strip()
 
 
 def _letter(index: int) -> str:
-    """a to z, then aa, ab, ...: letters, because a raised digit reads as part of a number."""
+    """Return a to z, then aa, ab, ...; a raised digit would read as part of a number."""
     rest, last = divmod(index, 26)
     return (_letter(rest - 1) if rest else "") + chr(ord("a") + last)
 
@@ -186,7 +187,7 @@ def _entry(cell: Cell, found: dict[str, _Entry], number: int) -> _Entry | None:
 
 
 def _text(value: Any) -> str:
-    """A fact of the provenance in a line; hashes are shortened, report.json has them whole."""
+    """Format a fact of the provenance on one line; hashes are shortened, except in report.json."""
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -205,7 +206,7 @@ def _shown(cell: Cell, column: Column, entry: _Entry | None) -> _Shown:
         if measured.value is not None:
             shown["value"] = _number(measured.value, column.digits)
         if measured.spread is not None:
-            # A spread that the digits would round to 0 keeps its first one.
+            # A spread must not be rounded to 0.
             small = 0 < measured.spread < 0.5 * 10**-column.digits
             shown["spread"] = f"{measured.spread:.1g}" if small else f"{measured.spread:.{column.digits}f}"
     if cell.differs and published and measured:
@@ -219,7 +220,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _printed(value: float, column: Column) -> str:
-    """A published number with the digits that were printed: not more for 69 G, not fewer for 0.9614."""
+    """Format a published number with the digits it was printed with: 69, not 69.0; 0.9614, not 0.96."""
     if isinstance(value, int):
         return str(value)
     exponent = Decimal(repr(value)).as_tuple().exponent
@@ -238,12 +239,12 @@ def _counts(tables: Sequence[Table]) -> Counter[str]:
 
 
 _LEGEND = (
-    ("published", "printed by the source that the letter names"),
-    ("nf", "the literature's number was not found"),
+    ("published", "published; the letter names the source"),
+    ("nf", "no published number was found"),
     ("measured", "measured here, ± standard deviation"),
-    ("unmeasured", "not measured here, its link says why"),
-    ("failed", "measuring it failed, its link says how"),
-    ("differs", "measured minus published is above the protocol's tolerance"),
+    ("unmeasured", "not measured here; the link says why"),
+    ("failed", "the measurement failed; the link says why"),
+    ("differs", "measured minus published, where it exceeds the protocol's tolerance"),
 )
 
 
@@ -284,7 +285,7 @@ def _html(views: Sequence[_View], pictures: Sequence[Picture], about: Mapping[st
 
 
 def _shared(entries: Sequence[_Entry]) -> dict[str, str]:
-    """Facts that are the same of everything that was measured: said once."""
+    """Return the facts that all measurements share."""
     measured = [entry.facts for entry in entries if entry.status == "measured"]
     first = measured[0] if len(measured) > 1 else {}
     return {k: v for k, v in first.items() if all(facts.get(k) == v for facts in measured)}
@@ -294,7 +295,7 @@ _URL = re.compile(r"(https?://[^\s<>\"'|()]*[^\s<>\"'|().,;:])")
 
 
 def _linked(text: str) -> Markup:
-    """Text in which addresses are links; nothing else in it is markup."""
+    """Turn addresses into links and escape everything else."""
     parts = _URL.split(text)
     return Markup("").join(
         Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(part) if i % 2 else escape(part)
@@ -312,9 +313,9 @@ def _uri(content: bytes, media: str) -> str:
 def _markdown(views: Sequence[_View], pictures: Sequence[Picture], about: Mapping[str, Any]) -> str:
     out = ["# KBNet benchmarks", ""]
     out += [f"- {_md(key)}: {_md(_text(value))}" for key, value in about.items()]
-    out += ["", f"Published numbers are in *italics* with their source, *{NOT_FOUND}* was not found. "]
-    out[-1] += "Numbers measured here are **bold**; ○ was not measured, ✕ FAILED could not be, and ≠ marks a "
-    out[-1] += "difference above the protocol's tolerance. Footnotes say how each was measured."
+    out += ["", f"Published numbers are in *italics* with their source; *{NOT_FOUND}* means not found. "]
+    out[-1] += "Numbers measured here are **bold**; ○ means not measured, ✕ FAILED a failed measurement, "
+    out[-1] += "and ≠ marks a difference above the protocol's tolerance. Footnotes say how each was measured."
     for view in views:
         table = view.table
         heads = [
@@ -341,7 +342,7 @@ def _markdown(views: Sequence[_View], pictures: Sequence[Picture], about: Mappin
 
 
 def _facts(entry: _Entry) -> dict[str, str]:
-    """What an entry knows, with when it was measured and how long that took."""
+    """Return the facts of an entry, with when it was measured and how long that took."""
     dates = sorted({date for date in entry.dates if date})
     when = {"date": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"} if dates else {}
     return entry.facts | when | ({"seconds": f"{entry.seconds:.3g}"} if entry.seconds else {})
@@ -363,7 +364,7 @@ def _md_cell(shown: _Shown | None) -> str:
 
 
 def _md(text: str) -> str:
-    """Text without markup of its own: addresses stay links, the rest is escaped."""
+    """Keep addresses as links and escape everything else."""
     parts = _URL.split(" ".join(text.split()))
     return "".join(
         f"<{part}>" if i % 2 else re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", part)
@@ -384,7 +385,7 @@ def _md_pictures(shown: Sequence[Picture], pictures: Sequence[Picture]) -> list[
 
 
 def _picture_files(pictures: Sequence[Picture]) -> list[tuple[Picture, int, str]]:
-    """Every panel with the file that holds it beside report.md."""
+    """Return every panel with the name of its file beside report.md."""
     return [
         (picture, j, f"pictures/{i + 1:02}-{j + 1:02}.{'svg' if 'svg' in panel.media else 'png'}")
         for i, picture in enumerate(pictures)
@@ -392,7 +393,7 @@ def _picture_files(pictures: Sequence[Picture]) -> list[tuple[Picture, int, str]
     ]
 
 
-# --- CSV: a line a cell, unrounded
+# --- CSV: one line per cell, unrounded
 
 
 def _csv(tables: Sequence[Table]) -> str:
@@ -447,7 +448,7 @@ def _tex(text: str) -> str:
 
 
 def _latex(view: _View) -> str:
-    """A booktabs table, published numbers on a row's first line and measured ones on its second."""
+    """Format a booktabs table, with a line of published and a line of measured numbers per row."""
     table = view.table
     spans, left = [], 2
     for title, width in view.groups:
@@ -459,7 +460,7 @@ def _latex(view: _View) -> str:
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_tex(table.title)}. {_tex(table.text)}",
         r"\textit{Italic}: published; \textit{n/f}: not found. \textbf{Bold}: measured here; $\circ$: not",
-        r"measured; \textsc{failed}: could not be; $\neq$: differs by more than the protocol's tolerance.}",
+        r"measured; \textsc{failed}: measurement failed; $\neq$: exceeds the protocol's tolerance.}",
         rf"\label{{tab:{re.sub(r'[^a-zA-Z0-9-]', '-', table.name)}}}",
         r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
         r"\toprule",

@@ -1,4 +1,4 @@
-"""What a run of the benchmark suite hands to its report: tables of published and measured numbers."""
+"""Tables of published and measured numbers, which a run passes to its report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Published:
-    """A number that the literature prints; `value` None is one that was not found (n/f)."""
+    """A number from the literature; a `value` of None means that it was not found (n/f)."""
 
     value: float | None
     source: str  # tag of Table.sources
@@ -19,18 +19,18 @@ class Published:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number that was measured here, or why there is none.
+    """A number measured here, or why there is none.
 
     Attributes
     ----------
     value : float or None
         In the column's unit; None unless `status` is "measured".
     spread : float or None
-        Standard deviation over repetitions (seeds, rounds); None where there was one.
+        Standard deviation over repetitions (seeds, rounds); None if there was only one.
     reason : str
-        Why it was not measured ("needs weights: sidd.pth"), or the failure, on one line.
+        Why it was not measured ("needs weights: sidd.pth") or why it failed, on one line.
     provenance : dict
-        command, date, device, threads, versions, weights, weights_sha256, data, data_sha256, protocol,
+        command, date, device, threads, versions, weights, weights_sha256, data, data_sha256, protocol and
         seconds, as far as they apply.
     """
 
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cell:
-    """Both numbers side by side; they are flagged where they differ by more than `tolerance`."""
+    """A published and a measured number; flagged if they differ by more than `tolerance`."""
 
     published: Published | None = None
     measured: Measured | None = None
@@ -51,17 +51,17 @@ class Cell:
 
     @property
     def differs(self) -> bool:
-        """Whether both numbers are there and further apart than the protocol allows."""
+        """Whether there are both numbers, and they differ by more than the protocol allows."""
         if self.published is None or self.measured is None or self.tolerance is None:
             return False
         printed, found = self.published.value, self.measured.value
-        # Half a unit of float rounding must not decide: 31.21 - 31.19 is 0.0199999...
+        # Rounding must not decide: 31.21 - 31.19 is 0.0199999...
         return printed is not None and found is not None and abs(found - printed) > self.tolerance + 1e-9
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `group` is the upper of two heads ("CBSD68"), `title` the lower ("σ 25")."""
+    """A column; `group` is the upper of two headings ("CBSD68"), `title` the lower ("σ 25")."""
 
     key: str
     title: str
@@ -73,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A method; a key that `cells` lacks is a place that does not exist."""
+    """A method; `cells` lacks the columns that do not apply to it."""
 
     name: str
     note: str = ""
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `text` says what it shows and by which protocol, `sources` what the tags mean."""
+    """A table; `text` says what it shows and by which protocol, `sources` explains the tags."""
 
     name: str
     title: str
@@ -94,12 +94,12 @@ class Table:
 
 
 def to_json(tables: Sequence[Table]) -> str:
-    """Tables as JSON text."""
+    """Convert tables to JSON."""
     return json.dumps([asdict(t) for t in tables], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> list[Table]:
-    """Tables as `to_json` wrote them."""
+    """Read tables that `to_json` wrote."""
     return [_table(t) for t in json.loads(text)]
 
 

@@ -1,4 +1,4 @@
-"""Test sets: described in YAML, found below a folder, checked before they are measured on."""
+"""Test sets: described in YAML, found in a folder, checked before anything is measured on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: (x,) if isinstance(
 
 
 class Description(BaseModel):
-    """A test set as `datasets.yml` tells of it; see the head of that file."""
+    """A test set as `datasets.yml` describes it; see the head of that file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,24 +37,24 @@ class Description(BaseModel):
 
     @property
     def layout(self) -> str:
-        """Where the files are looked for."""
+        """Where the files are expected, below the data folder."""
         if self.skimage:
-            return "nothing to lay out"
+            return "no files needed"
         pattern = f"{{{self.input[0]}, {self.target[0]}}}" if self.input else self.target[0]
         return f"{self.folder[0]}/{pattern}"
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image and, of a pair, what it is restored from; files or places in them."""
+    """An image and, in a pair, the degraded one that is restored."""
 
     name: str
     target: Path | str
     input: Path | None = None
-    block: tuple[int, int] | None = None  # of a .mat file
+    block: tuple[int, int] | None = None  # in a .mat file
 
     def load(self, channels: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-        """Input (None where noise makes it) and truth, (H, W, channels) float32 in 0..1."""
+        """Read input (None where noise is added later) and truth, (H, W, channels) float32 in 0..1."""
         truth = self._read(self.target, channels)
         if self.input is None:
             return None, truth
@@ -73,15 +73,15 @@ class Item:
         if image.shape[2] > channels == 1:
             image = np.asarray(Pillow.fromarray(image).convert("L"))[..., None]
         if image.shape[2] != channels:
-            raise BadInput(f"{source}: {image.shape[2]} channels, and the set is of {channels}")
+            raise BadInput(f"{source}: {image.shape[2]} channels instead of {channels}")
         if image.dtype.kind != "u":
-            raise BadInput(f"{source}: {image.dtype} pixels; 8- or 16-bit integers are compared here")
+            raise BadInput(f"{source}: {image.dtype} pixels; test images must be 8- or 16-bit integers")
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A test set that is there, complete by the count of its files."""
+    """A complete test set."""
 
     name: str
     description: Description
@@ -93,7 +93,7 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the names and the content of all files."""
+        """Hash of the names and the contents of all files."""
         digest = hashlib.sha256()
         sources = [s for i in self.items for s in (i.target, i.input) if s is not None]
         for source in dict.fromkeys(sources):
@@ -105,7 +105,7 @@ class Dataset:
 
     @cached_property
     def mean_size(self) -> tuple[int, int]:
-        """Mean height and width, all turned to landscape."""
+        """Mean height and width, with all images in landscape orientation."""
         sizes = [_size(i.target, i.block) for i in self.items]
         high = sum(min(s) for s in sizes) / len(sizes)
         wide = sum(max(s) for s in sizes) / len(sizes)
@@ -113,12 +113,12 @@ class Dataset:
 
 
 def find(name: str, description: Description, data: Path | None) -> Dataset | None:
-    """The set below `data`, or None where it is not there at all.
+    """Find a test set below `data`; None if its folder does not exist.
 
     Raises
     ------
     BadInput
-        If files are missing, have no partner, or have another size than the set's.
+        If files are missing, have no partner or have the wrong size.
     """
     if description.skimage:
         return Dataset(name, description, tuple(Item(n, n) for n in description.skimage))
@@ -127,7 +127,7 @@ def find(name: str, description: Description, data: Path | None) -> Dataset | No
         return None
     targets = _files(folder, description.target)
     if not targets:
-        raise BadInput(f"{name}: nothing that fits {' or '.join(description.target)} in {folder}")
+        raise BadInput(f"{name}: no files {' or '.join(description.target)} in {folder}")
     if not description.input:
         items = [Item(key, path) for key, path in targets.items()]
     else:
@@ -136,7 +136,7 @@ def find(name: str, description: Description, data: Path | None) -> Dataset | No
             lacks = "target" if alone[0] in inputs else "input"
             path = inputs.get(alone[0]) or targets[alone[0]]
             raise BadInput(
-                f"{name}: {path} has no {lacks} ({len(alone)} without a partner); fetch the set again"
+                f"{name}: {path} has no {lacks} ({len(alone)} without a partner); download the set again"
             )
         items = [Item(key, targets[key], inputs[key]) for key in targets]
         if items and items[0].target.suffix == ".mat":  # type: ignore[union-attr]
@@ -144,27 +144,27 @@ def find(name: str, description: Description, data: Path | None) -> Dataset | No
             items = [_block(whole, i, j) for i, j in np.ndindex(_mat(whole.target).shape[:2])]
     wanted = description.count
     if wanted is not None and len(items) != wanted:
-        raise BadInput(f"{name}: {len(items)} images in {folder}, not {wanted}; fetch the set again")
+        raise BadInput(f"{name}: {len(items)} images in {folder}, not {wanted}; download the set again")
     if description.size:
         for item in items:
             for source in (item.target, item.input):
                 if source is not None and sorted(_size(source, item.block)) != sorted(description.size):
                     raise BadInput(
                         f"{name}: {source} is {' x '.join(map(str, _size(source, item.block)))} pixels, not "
-                        f"{' x '.join(map(str, description.size))}; this is another edition of the set"
+                        f"{' x '.join(map(str, description.size))}; this is another version of the set"
                     )
     return Dataset(name, description, tuple(items))
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    """Files of the first pattern that fits any, sorted by what its * stands for."""
+    """Return the files of the first pattern that matches any, sorted by what its * stands for."""
     for pattern in patterns:
         head, _, tail = pattern.rpartition("*")
         keys = {}
         for path in folder.glob(pattern):
             if "*" not in pattern:
                 keys[""] = path
-            elif "*" in head:  # of several, what stands before and within the last folder's
+            elif "*" in head:  # several: the first folder and the file name identify it
                 relative = path.relative_to(folder)
                 keys[f"{relative.parts[0]}/{relative.name}"] = path
             else:
@@ -182,17 +182,17 @@ _MAT: dict[Path, NDArray[np.uint8]] = {}
 
 
 def _mat(path: Path | str) -> NDArray[np.uint8]:
-    """The one array of a MATLAB file, (scenes, blocks, H, W, C)."""
+    """Return the array in a MATLAB file, (scenes, blocks, H, W, C)."""
     if (found := _MAT.get(Path(path))) is None:
         from scipy.io import loadmat
 
         try:
             content = loadmat(path)
-        except Exception as error:  # its readers raise whatever they like
-            raise BadInput(f"{path}: truncated or not a MATLAB file; fetch it again") from error
+        except Exception as error:  # its readers raise anything
+            raise BadInput(f"{path}: truncated or not a MATLAB file; download it again") from error
         arrays = [a for n, a in content.items() if not n.startswith("__") and np.ndim(a) == 5]
         if len(arrays) != 1:
-            raise BadInput(f"{path}: holds {len(arrays)} arrays of five axes, not 1")
+            raise BadInput(f"{path}: contains {len(arrays)} arrays with five axes, not 1")
         found = _MAT[Path(path)] = arrays[0]
     return found
 
@@ -208,4 +208,4 @@ def _size(source: Path | str, block: tuple[int, int] | None) -> tuple[int, int]:
         with Pillow.open(source) as image:
             return image.height, image.width
     except OSError:
-        raise BadInput(f"{source}: no picture inside; it is damaged or something else") from None
+        raise BadInput(f"{source}: damaged or not an image") from None

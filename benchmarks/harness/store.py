@@ -1,4 +1,4 @@
-"""Finished measurements in a folder that several processes and machines may share."""
+"""Finished measurements, in a folder that several processes and machines can share."""
 
 from __future__ import annotations
 
@@ -19,57 +19,60 @@ from numpy.typing import NDArray
 
 from kbnet_plugin.files import atomic_path
 
-BEAT = 5.0  # seconds between two signs of life of who holds a lock
-STALE = 60.0  # without one for so long, it is taken to be dead
+BEAT = 5.0
+"""Seconds between two signs of life of a lock's holder."""
+
+STALE = 60.0
+"""Seconds without a sign of life after which the holder counts as dead."""
 
 
 class Store:
-    """One file a measurement, named after what it depends on; a lock beside it while it is being made.
+    """One file per measurement, named after a hash of what it depends on, and a lock while it is made.
 
-    Locks are files made exclusively, which works on network file systems too. Their holder touches them; one
-    that has not been touched for `STALE` seconds of the watcher's own clock, or whose process on this very
-    machine is gone, is taken over.
+    Locks are files created exclusively, which also works on network file systems. Their holder touches them.
+    A lock is taken over if it has not been touched for `STALE` seconds by the observer's clock, or if its
+    process ran on this machine and is gone.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._seen: dict[Path, tuple[str, float, float]] = {}  # lock: holder, its last touch, my clock then
+        self._seen: dict[Path, tuple[str, float, float]] = {}  # lock: holder, its last touch, our clock then
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """What was measured under `key`, if it was."""
+        """Read a measurement; None if there is none."""
         try:
             return json.loads(self._file(key).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
 
     def write(self, key: str, content: dict[str, Any]) -> None:
-        """Keep a measurement; what had been kept of its parts goes."""
+        """Keep a measurement and remove its parts."""
         with atomic_path(self._file(key)) as temporary:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         self._parts(key).unlink(missing_ok=True)
         self._failure(key).unlink(missing_ok=True)
 
     def parts(self, key: str) -> list[Any]:
-        """The parts of an unfinished measurement, in order; for who holds its lock."""
+        """Read the parts of an unfinished measurement, in order; for the holder of its lock."""
         found = []
         path = self._parts(key)
         with contextlib.suppress(FileNotFoundError):
             text = path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # the process was killed within a line
+            if whole != text:  # the process was killed while writing a line
                 with atomic_path(path) as temporary:
                     temporary.write_text(whole, encoding="utf-8")
             found = [json.loads(line) for line in whole.splitlines()]
         return found
 
     def add_part(self, key: str, part: Any) -> None:
-        """Keep one more part of an unfinished measurement."""
+        """Add a part to an unfinished measurement."""
         with self._parts(key).open("a", encoding="utf-8") as file:
             file.write(json.dumps(part, allow_nan=False) + "\n")
 
     def keep_picture(self, key: str, **images: NDArray[np.float32]) -> None:
-        """Keep images ((H, W, C) in 0..1) as 8-bit ones, for the report."""
+        """Keep images, (H, W, C) in 0..1, in 8 bits for the report."""
         with atomic_path(self.folder / f"{key}.npz") as temporary:
             small = {
                 n: np.round(i[:1024, :1024].clip(0, 1) * 255).astype(np.uint8) for n, i in images.items()
@@ -77,7 +80,7 @@ class Store:
             np.savez_compressed(temporary, **small)
 
     def picture(self, key: str) -> dict[str, NDArray[np.uint8]] | None:
-        """The images of `keep_picture`, where there are any."""
+        """Read the images of `keep_picture`; None if there are none."""
         try:
             with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
                 return dict(file)
@@ -85,12 +88,12 @@ class Store:
             return None
 
     def fail(self, key: str, reason: str) -> None:
-        """Tell the others that a measurement failed, so that they leave it alone."""
+        """Record that a measurement failed, so that other processes skip it."""
         with atomic_path(self._failure(key)) as temporary:
             temporary.write_text(reason, encoding="utf-8")
 
     def failure(self, key: str, since: float) -> str | None:
-        """Why a measurement failed elsewhere, if it did since that time; older failures are tried again."""
+        """Return why a measurement failed after the time `since`; older failures are tried again."""
         with contextlib.suppress(FileNotFoundError):
             if self._failure(key).stat().st_mtime >= since:
                 return self._failure(key).read_text(encoding="utf-8")
@@ -98,7 +101,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
-        """Hold the lock of a measurement within the block; yields False where somebody else has it."""
+        """Hold the lock of a measurement during the block; yields False if another process has it."""
         path = self.folder / f"{key}.lock"
         holder = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
         if not (_create(path, holder) or self._take_over(path, holder)):
@@ -116,7 +119,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _take_over(self, path: Path, holder: str) -> bool:
-        """Replace a dead process' lock; of several that try, one succeeds."""
+        """Replace the lock of a dead process; if several try, one succeeds."""
         if not self._dead(path):
             return False
         turn = path.with_suffix(".takeover")

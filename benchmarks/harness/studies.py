@@ -1,4 +1,4 @@
-"""What is compared by training, and what a reader is told of it: a table a study."""
+"""Studies: what is compared by training, and a table for each that says what the numbers support."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from basicsr_ext.options import read_options
 from kbnet_plugin.errors import BadInput, nearest
+from kbnet_plugin.files import atomic_path
 
 from . import results
 from .store import Store
@@ -20,11 +21,12 @@ from .store import Store
 FILE = Path(__file__).parents[1] / "compare.yml"
 
 APART = 2
-"""Spreads from which a difference counts; with three seeds chance alone brings one row in 14 there."""
+"""Spreads above which a difference counts; with three seeds, one row in 14 gets there by chance."""
 
 COMPARED = (
-    "Differences are those of runs of one seed; their spread is the standard deviation over the seeds, and "
-    f"rows are told apart from {APART} times that on. MACs are those of one 3x256x256 image, counted in full."
+    "Differences are between runs with the same seed, and their spread is the standard deviation over the "
+    f"seeds; rows differ if the mean difference exceeds {APART} spreads. MACs are for one 3x256x256 image, "
+    "counted in full."
 )
 
 
@@ -33,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class Row(_Strict):
-    """A network of a study: what differs from the network of all."""
+    """A network of a study: how it differs from the common network, or a network of its own."""
 
     name: str
     ours: bool = False
@@ -44,14 +46,14 @@ class Row(_Strict):
     @model_validator(mode="after")
     def _one_thing(self) -> Row:
         if self.network and self.arguments:
-            raise ValueError("a row is arguments or a network of its own")
+            raise ValueError("a row has either arguments or a network of its own")
         if self.equal and "type" not in self.network:
-            raise ValueError("equal is for a network of its own, with a type")
+            raise ValueError("equal requires a network of its own, with a type")
         return self
 
 
 class Study(_Strict):
-    """Rows that are compared with the first one."""
+    """Rows that are compared with the first of them."""
 
     name: str
     title: str
@@ -63,28 +65,28 @@ class Study(_Strict):
     @classmethod
     def _usable(cls, name: str) -> str:
         if not re.fullmatch(r"[a-z0-9-]+", name):
-            raise ValueError(f"{name!r} must be small letters, digits and hyphens")
+            raise ValueError(f"{name!r} must consist of lower-case letters, digits and hyphens")
         return name
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         names = [r.name for r in self.rows]
         if len(names) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"study {self.name!r}: needs two rows at least, of different names")
+            raise ValueError(f"study {self.name!r}: needs at least two rows, with different names")
         if self.rows[0].network:
-            raise ValueError(f"study {self.name!r}: the first row is the network of all, or a variant of it")
+            raise ValueError(f"study {self.name!r}: the first row must be a variant of the common network")
         return self
 
 
 class Test(_Strict):
-    """On what the trained networks are measured."""
+    """What the trained networks are tested on: the first of the sets that is there."""
 
     sets: tuple[str, ...]
     sigma: float
 
 
 class Studies(_Strict):
-    """The whole file."""
+    """A file of studies."""
 
     options: dict[str, Any]
     network: dict[str, Any]
@@ -92,7 +94,7 @@ class Studies(_Strict):
     studies: tuple[Study, ...]
 
     def chosen(self, names: Sequence[str]) -> tuple[Study, ...]:
-        """The studies of these names; without any, all."""
+        """Return the studies with these names, or all where none is named."""
         known = {s.name: s for s in self.studies}
         for name in names:
             if name not in known:
@@ -101,12 +103,12 @@ class Studies(_Strict):
 
 
 def read_studies(file: Path = FILE) -> Studies:
-    """What a file of studies says.
+    """Read a file of studies.
 
     Raises
     ------
     BadInput
-        One line that names the file, the place and the mend.
+        If it cannot be used; one line that names the file and the place.
     """
     content = read_options(file)
     try:
@@ -119,20 +121,20 @@ def read_studies(file: Path = FILE) -> Studies:
 
 
 def every_run(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Name, network and seed of all runs: every network once before any a second time."""
+    """Yield name, network and seed of all runs: every network once before any a second time."""
     for seed in range(plan["conditions"]["seeds"]):
         for slug in plan["networks"]:
             yield f"{slug}-seed{seed}", slug, seed
 
 
 def tables(folder: Path) -> list[results.Table]:
-    """What was trained in a folder: a table a study, with what its numbers support."""
+    """Return a table for each study in a folder, with what its numbers support."""
     plan, store = _need_plan(folder), Store(folder / "cells")
     return [_table(plan, study, store) for study in plan["studies"]]
 
 
 def series(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
-    """The PSNR of every seed that is done, by row, by study."""
+    """Return the PSNR of every finished seed, by study and row."""
     plan, store = _need_plan(folder), Store(folder / "cells")
     return {
         study["name"]: [(row["name"], list(_values(plan, row, store)[0].values())) for row in study["rows"]]
@@ -142,14 +144,14 @@ def series(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
 
 def _need_plan(folder: Path) -> dict[str, Any]:
     if (plan := read_plan(folder)) is None:
-        raise BadInput(f"{folder}: no plan.json in it; benchmarks/compare.py --out makes it")
+        raise BadInput(f"{folder}: contains no plan.json; benchmarks/compare.py --out creates one")
     return plan
 
 
 def _values(
     plan: Mapping[str, Any], row: Mapping[str, Any], store: Store
 ) -> tuple[dict[int, float], list[dict[str, Any]], list[str]]:
-    """PSNR by seed and provenance of the runs that are done, and why others failed."""
+    """Return PSNR by seed and provenance of the finished runs, and why others failed."""
     values, found, failures = {}, [], []
     for run, slug, seed in every_run(plan):
         if slug != row["run"]:
@@ -183,7 +185,7 @@ def _table(plan: Mapping[str, Any], study: Mapping[str, Any], store: Store) -> r
         if row["run"] and row["equal"]:
             note.append(f"width {plan['networks'][row['run']]['network']['width']}")
         if values and len(values) < wanted:
-            note.append(f"{len(values)} of {wanted} seeds done")
+            note.append(f"{len(values)} of {wanted} seeds finished")
             if failures:
                 note.append(f"{len(failures)} failed: {failures[0]}")
         cells = {"psnr": results.Cell(measured=_quality(plan, row, values, found, failures, protocol))}
@@ -196,7 +198,7 @@ def _table(plan: Mapping[str, Any], study: Mapping[str, Any], store: Store) -> r
         text[0] += f" Time: one image of {side} x {side} on {plan['provenance']['device']}."
     first = plan["studies"][0]
     if study["name"] == first["name"]:
-        text.append(f"Small networks, {protocol}. Other sizes and longer training may order them otherwise.")
+        text.append(f"Small networks, {protocol}. The order may differ for other sizes or longer training.")
         text.append(COMPARED)
     else:
         text.append(f"Trained, tested and compared as in “{first['title']}”.")
@@ -205,7 +207,7 @@ def _table(plan: Mapping[str, Any], study: Mapping[str, Any], store: Store) -> r
 
 
 def _protocol(plan: Mapping[str, Any]) -> str:
-    """How all rows of a folder were trained and tested."""
+    """Describe how all rows of a folder were trained and tested."""
     conditions = plan["conditions"]
     train, test = conditions["train"], conditions["test"]
     options = conditions["options"]["datasets"]["train"]
@@ -234,7 +236,7 @@ def _quality(
     if not values and failures:
         return results.Measured("failed", reason=failures[0])
     if not values:
-        return results.Measured("not measured", reason=f"0 of {wanted} seeds done: the comparison goes on")
+        return results.Measured("not measured", reason=f"0 of {wanted} seeds finished")
     train, test = plan["conditions"]["train"], plan["conditions"]["test"]
     provenance = dict(found[-1]) | {
         "command": plan["provenance"]["command"],
@@ -267,8 +269,8 @@ def _costs(plan: Mapping[str, Any], row: Mapping[str, Any], timed: bool) -> dict
         side = network["side"]
         tf32 = ", TF32 allowed" if conditions["device"] == "cuda" else ""
         protocol = (
-            f"one image of {side} x {side}, float32{tf32}, all "
-            "timed rows in turn; median, and half the distance of the quartiles"
+            f"one image of {side} x {side}, float32{tf32}, all timed rows in turn; median, and half the "
+            "interquartile range"
         )
         cells["time"] = results.Cell(
             measured=results.Measured(
@@ -282,21 +284,21 @@ def _costs(plan: Mapping[str, Any], row: Mapping[str, Any], timed: bool) -> dict
 
 
 def verdict(names: Sequence[str], values: Mapping[str, Mapping[int, float]], wanted: int) -> str:
-    """What the numbers support, of each row against the first one, and no more.
+    """Say what the numbers support about each row against the first one, and no more.
 
     Parameters
     ----------
     names : sequence of str
         All rows of the study, in order.
     values : mapping of str to mapping of int to float
-        PSNR by seed of the rows that have any.
+        PSNR in dB by seed, of the rows that have any.
     wanted : int
-        Seeds that were planned.
+        Number of seeds that were planned.
     """
     first, *others = names
     groups: dict[str, list[str]] = {"above": [], "below": [], "within": [], "alone": []}
     for name in others:
-        # Runs of one seed see the same images, crops and noise, so they are compared in pairs.
+        # Runs with the same seed see the same images, crops and noise, so they are compared in pairs.
         ours, theirs = values.get(first, {}), values.get(name, {})
         pairs = [theirs[seed] - ours[seed] for seed in theirs if seed in ours]
         if not pairs:
@@ -308,30 +310,36 @@ def verdict(names: Sequence[str], values: Mapping[str, Mapping[int, float]], wan
         spread = statistics.stdev(pairs)
         kind = "within" if abs(difference) <= APART * spread else "above" if difference > 0 else "below"
         groups[kind].append(f"{name} ({difference:+.2f} dB, spread {spread:.2f})")
-    said = [
+    sentences = [
         f"{lead}: {', '.join(groups[kind])}."
         for kind, lead in (
             ("above", f"Above {first!r}"),
             ("below", f"Below {first!r}"),
-            ("within", f"Within the spread, so not told apart from {first!r}"),
-            ("alone", f"One seed against {first!r}, which decides nothing"),
+            ("within", f"Within the spread, so not distinguishable from {first!r}"),
+            ("alone", f"One seed against {first!r}, which proves nothing"),
         )
         if groups[kind]
     ]
-    if not said:
-        return "Nothing can be said yet: too few runs are done."
+    if not sentences:
+        return "No conclusion yet: too few runs are finished."
     done = [len(values.get(n, ())) for n in names]
     if min(done) < wanted:
-        said.append(f"Unfinished: {min(done)} to {max(done)} of {wanted} seeds of a row are done.")
-    return " ".join(said)
+        sentences.append(f"Unfinished: {min(done)} to {max(done)} of {wanted} seeds per row.")
+    return " ".join(sentences)
 
 
 def read_plan(folder: Path, name: str = "plan.json") -> dict[str, Any] | None:
-    """The plan of a folder, if it has one; `name` may ask for its draft."""
+    """Read the plan of a folder, or its draft; None where there is none."""
     path = folder / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError:
-        raise BadInput(f"{path}: damaged; remove it to plan anew") from None
+        raise BadInput(f"{path}: damaged; remove it to plan again") from None
+
+
+def write_plan(folder: Path, content: Mapping[str, Any], name: str = "plan.json") -> None:
+    """Write the plan of a folder, or its draft; whole or not at all."""
+    with atomic_path(folder / name) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

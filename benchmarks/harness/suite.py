@@ -1,4 +1,4 @@
-"""From tables to measurements: what each cell needs, whether it is there, and how it is done."""
+"""From tables to measurements: what each cell needs, whether it is available, and how it is measured."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 from kbnet_plugin import __version__
-from kbnet_plugin.errors import BadInput
+from kbnet_plugin.errors import BadInput, nearest
 from kbnet_plugin.zoo.locations import SHIPPED
 
-from .. import speed
-from . import costs, measure, networks, protocols, results, sets
+from . import candidates, costs, measure, networks, protocols, results, sets
 from .store import Store
 from .tables import Column, Measure, Row, Suite, Table
 
@@ -38,15 +37,15 @@ class Job:
     label : str
         What is measured, for people.
     depends : dict
-        All that the result depends on; nothing else may change it.
+        Everything that can change the result; its hash is the job's key.
     units : int
-        Steps that `work` reports through its tick.
+        Number of steps that `work` reports by calling tick.
     alone : bool
-        Whether nothing else of this run may be computed at the same time.
+        Whether nothing else may run at the same time.
     work : callable
         From (store, key, tick) to {"values": {name: number}, "spread": {name: number}}.
     provenance : dict
-        What is known beforehand of weights, data and protocol.
+        Weights, data and protocol, as far as they are known beforehand.
     """
 
     label: str
@@ -62,17 +61,17 @@ class Job:
 
 
 Plan = dict[tuple[str, str, str], results.Measured | tuple[Job, str]]
-"""By table, row and column: what is known already, or the job and the name of its value."""
+"""By table, row and column: a result that is known already, or the job and the name of its value."""
 
 
 class Planner:
-    """Finds data and weights, and makes the jobs."""
+    """Finds data and weights, and turns cells into jobs."""
 
     def __init__(self, suite: Suite, data: Path | None, weights: Path | None, device: str) -> None:
         self.suite, self.data, self.device = suite, data, device
         self.folders = [f for f in (weights, data / "peers" if data else None) if f is not None]
         self._jobs: dict[str, Job] = {}
-        # Files may change between two plans of one process, so what is known of them is this plan's.
+        # Cached per planner: files may change between two plans of one process.
         self.dataset = cache(self._dataset)
         self.sha256 = cache(_sha256)
         self.load = lru_cache(maxsize=1)(networks.load)  # the next job often has the same network
@@ -83,7 +82,7 @@ class Planner:
         rows: Sequence[Row],
         wanted: Callable[[Row, Column], bool] = lambda row, column: True,
     ) -> Plan:
-        """What each wanted cell of these rows takes."""
+        """Return the job of each wanted cell of these rows, or why there is none."""
         found: Plan = {}
         timed = [r for r in rows if r.measure and r.measure.candidate]
         for row in rows:
@@ -122,7 +121,13 @@ class Planner:
         return found
 
     def find_weights(self, how: Measure, **fields: Any) -> Path:
-        """The file of a row's weights."""
+        """Return the file of a row's weights.
+
+        Raises
+        ------
+        NotThereError
+            If it is missing.
+        """
         if how.zoo:
             try:
                 from kbnet_plugin import zoo
@@ -160,6 +165,9 @@ class Planner:
                 "benchmarks/harness/protocols.py",
                 "benchmarks/harness/sets.py",
                 "benchmarks/harness/networks.py",
+                "kbnet_plugin/arrays/degradations.py",
+                "kbnet_plugin/arrays/tiling.py",
+                "kbnet_plugin/inference/tiled.py",
                 function=_evaluate,
             ),
             "weights": _automatic(self.sha256) if how.automatic else path and self.sha256(path),
@@ -194,7 +202,7 @@ class Planner:
         network = self.load(path, self.device)
         if expected not in (None, network.name):
             raise BadInput(
-                f"{path} holds a {network.name}, and the row is of {expected}; take its own weights"
+                f"{path} contains a {network.name}, but the row is {expected}; give it weights of its own"
             )
         return network
 
@@ -216,7 +224,10 @@ class Planner:
         depends = {
             "measurement": "cost",
             "code": _code(
-                "benchmarks/harness/costs.py", "benchmarks/harness/networks.py", "kbnet_plugin/nn/cost.py"
+                "benchmarks/harness/costs.py",
+                "benchmarks/harness/networks.py",
+                "kbnet_plugin/cost.py",
+                "kbnet_plugin/nn/cost.py",
             ),
             "network": how.network or self.sha256(path or Path()),
             "arguments": how.arguments,
@@ -243,9 +254,9 @@ class Planner:
         return self._job(where, what, depends, 1, work, provenance)
 
     def _candidate(self, name: str) -> None:
-        if name not in speed.CANDIDATES:
-            raise BadInput(f"no candidate {name!r}; known: {', '.join(speed.CANDIDATES)}")
-        needs = speed.CANDIDATES[name].needs
+        if name not in candidates.CANDIDATES:
+            raise BadInput(f"no candidate {name!r}{nearest(name, candidates.CANDIDATES)}")
+        needs = candidates.CANDIDATES[name].needs
         if needs and importlib.util.find_spec(needs) is None:
             raise NotThereError(f"needs a package: pip install {needs}")
 
@@ -263,7 +274,11 @@ class Planner:
         here = measure.provenance(self.device)
         depends = {
             "measurement": "speed",
-            "code": _code("benchmarks/speed.py", "benchmarks/harness/measure.py"),
+            "code": _code(
+                "benchmarks/harness/candidates.py",
+                "benchmarks/harness/measure.py",
+                "benchmarks/harness/networks.py",
+            ),
             "candidates": names,
             "size": size,
             "rounds": rounds,
@@ -272,23 +287,22 @@ class Planner:
         columns = {c.speed for c in table.columns}
 
         def work(store: Store, key: str, tick: Tick) -> dict[str, Any]:
-            calls = {n: speed.inference(n, size, self.device) for n in names}
+            calls = {n: candidates.inference(n, size, self.device) for n in names}
             timings = measure.interleave(calls, rounds, self.device)
             calls.clear()
             values = {f"{n} seconds": t.median for n, t in timings.items()}
             spread = {f"{n} seconds": (t.high - t.low) / 2 for n, t in timings.items()}
             tick(1)
             for name in names if "memory" in columns else ():
-                arguments = ("--peak", "inference", name, "--size", *map(str, size), "--device", self.device)
-                peak = measure.in_fresh_process(str(measure.ROOT / "benchmarks" / "speed.py"), *arguments)
+                peak = candidates.peak_memory("inference", name, size, self.device)
                 values[f"{name} memory"] = peak / 2**20
                 tick(1)
             return {"values": values, "spread": spread}
 
         protocol = (
-            f"one image of 3x{size[0]}x{size[1]}, {rounds} interleaved rounds after one of warm-up, medians"
+            f"one 3x{size[0]}x{size[1]} image, medians of {rounds} interleaved rounds after a warm-up round"
         )
-        label = f"{len(names)} networks, {size[0]} x {size[1]}"
+        label = f"{len(names)} network{'s' * (len(names) != 1)}, {size[0]} x {size[1]}"
         units = 1 + len(names) * ("memory" in columns)
         return self._job(table.name, label, depends, units, work, {"protocol": protocol}, alone=True)
 
@@ -306,18 +320,18 @@ class Planner:
         command = f"python benchmarks/run_all.py --only {_quoted(where)}"
         label = "/".join(where.split("/")[:2])
         job = Job(f"{label}: {what}", depends, units, alone, work, {"command": command, **provenance})
-        return self._jobs.setdefault(job.key, job)  # cells that depend on the same share a job
+        return self._jobs.setdefault(job.key, job)  # cells that depend on the same things share a job
 
 
 class NotThereError(Exception):
-    """What a measurement needs is not there; no fault of anybody."""
+    """Something that a measurement needs is missing, which is no error."""
 
 
 _MEMORY = ("memory_inference", "memory_training")
 
 
 def do(job: Job, store: Store, device: str, tick: Tick) -> None:
-    """Measure, and keep what was found."""
+    """Measure, and keep the result."""
     began = time.perf_counter()
     found = job.work(store, job.key, tick)
     here = measure.provenance(device)
@@ -335,7 +349,7 @@ def do(job: Job, store: Store, device: str, tick: Tick) -> None:
 def measured(
     cell: results.Measured | tuple[Job, str], store: Store, failures: Mapping[str, str]
 ) -> results.Measured:
-    """What a planned cell has come to."""
+    """Return the outcome of a planned cell."""
     if isinstance(cell, results.Measured):
         return cell
     job, name = cell
@@ -348,7 +362,7 @@ def measured(
         )
     if job.key in failures:
         return results.Measured("failed", reason=failures[job.key], provenance=dict(job.provenance))
-    return results.Measured("not measured", reason="not yet: run the same command again")
+    return results.Measured("not measured", reason="not yet; run the same command again")
 
 
 def _evaluate(
@@ -371,11 +385,11 @@ def _evaluate(
         if sigma is not None:
             given = protocols.noisy(truth, sigma, index, protocol)
         elif given is None:
-            raise BadInput(f"{dataset.name} has clean images alone; the column must name a sigma")
+            raise BadInput(f"{dataset.name} has only clean images; the column must name a sigma")
         restored = (
             given
             if network.channels == 0
-            else network.restore(given, sigma, tile=protocol.tile, margin=protocol.margin)
+            else network.restore(given, sigma, tile=protocol.tile, halo=protocol.halo)
         )
         values = protocols.compare(restored, truth, metrics, protocol)
         part = {"image": item.name, **values, "seconds": time.perf_counter() - began}
@@ -397,7 +411,7 @@ def _sha256(path: Path) -> str:
 
 
 def _automatic(sha256: Callable[[Path], str]) -> str:
-    """What the automatic choice depends on: every shipped model, and how it chooses and restores."""
+    """Hash what the automatic choice depends on: shipped models, and the code that chooses and restores."""
     models = ",".join(sha256(path) for path in sorted(SHIPPED.glob("*.safetensors")))
     package = measure.ROOT / "kbnet_plugin"
     sources = [*package.glob("arrays/*.py"), *package.glob("inference/*.py"), package / "nn" / "pooling.py"]
@@ -406,7 +420,7 @@ def _automatic(sha256: Callable[[Path], str]) -> str:
 
 @cache
 def _code(*files: str, function: Callable[..., Any] | None = None) -> str:
-    """Hash of the code that measures, so that what an older one measured is not taken for its result."""
+    """Hash the code that measures, so that results of older code are not reused."""
     digest = hashlib.sha256(__version__.encode())
     if function is not None:
         digest.update(inspect.getsource(function).encode())
@@ -417,7 +431,7 @@ def _code(*files: str, function: Callable[..., Any] | None = None) -> str:
 
 @cache
 def _no_lpips() -> str:
-    """Why LPIPS cannot be measured, or nothing."""
+    """Return why LPIPS cannot be measured, or an empty string."""
     import warnings
 
     try:
@@ -426,7 +440,7 @@ def _no_lpips() -> str:
             from basicsr_ext.metrics import lpips_network
         lpips_network("alex", None)
     except (BadInput, ImportError):
-        return "needs weights: alexnet-owt-*.pth of torchvision in torch hub's folder, for LPIPS"
+        return "needs weights: torchvision's alexnet-owt-*.pth in torch hub's folder, for LPIPS"
     return ""
 
 

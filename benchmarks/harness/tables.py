@@ -1,4 +1,4 @@
-"""Tables as data: what a YAML file may say, read and checked."""
+"""Read and check the YAML files of tables and data sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDER = [
     "deraining",
     "defocus",
 ]
-"""Of the tables in the report; others come after."""
+"""Order of the tables in the report; others follow."""
 
 CostName = Literal[
     "parameters",
@@ -49,7 +49,7 @@ class _Strict(BaseModel):
 
 
 class PublishedCell(_Strict):
-    """A published number that has a source or a note of its own."""
+    """A published number with a source or a note of its own."""
 
     value: int | float | None = None  # 69 was not printed as 69.0
     source: str | None = None
@@ -60,7 +60,7 @@ Number = int | float | None | PublishedCell
 
 
 class Column(_Strict):
-    """A column: a metric on a data set, a count, a timing, or published numbers alone."""
+    """A column: a metric on a data set, a cost, a timing, or only published numbers."""
 
     key: str
     title: str
@@ -82,9 +82,9 @@ class Column(_Strict):
     @model_validator(mode="after")
     def _one_thing(self) -> Column:
         if sum(x is not None for x in (self.metric, self.cost, self.speed)) > 1:
-            raise ValueError("a column is one of metric, cost and speed")
+            raise ValueError("a column has only one of metric, cost and speed")
         if (self.metric is None) != (self.dataset is None):
-            raise ValueError("metric and dataset go together")
+            raise ValueError("metric and dataset require each other")
         return self
 
     @field_validator("protocol")
@@ -96,8 +96,8 @@ class Column(_Strict):
 class Measure(_Strict):
     """How a row is measured.
 
-    The input itself, what `Restorer.for_image` chooses, a file of weights, a shipped model, or a network to
-    count.
+    It is the input itself, what `Restorer.for_image` chooses, a file of weights, a shipped model, or a
+    network whose cost is counted.
     """
 
     input: bool = False
@@ -109,19 +109,19 @@ class Measure(_Strict):
     candidate: str | None = None
     where: str = ""
     columns: tuple[str, ...] = ()
-    multiple: int = 16  # of the sizes that the network takes
+    multiple: int = 16  # of height and width, as the network requires
     square: bool = False
 
     @model_validator(mode="after")
     def _one_thing(self) -> Measure:
         named = (self.weights, self.zoo, self.candidate)
         if self.input + self.automatic + sum(name is not None for name in named) > 1:
-            raise ValueError("measure one of input, automatic, weights, zoo and candidate")
+            raise ValueError("measure has only one of input, automatic, weights, zoo and candidate")
         return self
 
 
 class Row(_Strict):
-    """A method; `published` goes by column, or by group with a list in the order of its columns."""
+    """A method; `published` is by column, or by group with a list in the order of its columns."""
 
     name: str
     note: str = ""
@@ -165,7 +165,7 @@ class Table(_Strict):
             ("row", [r.name for r in self.rows]),
         ):
             if twice := next((n for n in names if names.count(n) > 1), None):
-                raise ValueError(f"two {what}s are called {twice!r}")
+                raise ValueError(f"two {what}s are named {twice!r}")
         for column in self.columns:
             if column.metric and not (column.protocol or self.protocol):
                 raise ValueError(f"column {column.key!r} has no protocol")
@@ -174,7 +174,7 @@ class Table(_Strict):
         return self
 
     def published(self, row: Row) -> dict[str, Published]:
-        """The published numbers of a row by column."""
+        """Return the published numbers of a row by column."""
         keys = {c.key: [c.key] for c in self.columns}
         for column in self.columns:
             if column.group:
@@ -186,7 +186,7 @@ class Table(_Strict):
             numbers = given if isinstance(given, list) else [given]
             if len(numbers) != len(keys[name]):
                 raise ValueError(
-                    f"row {row.name!r}: {name!r} has {len(keys[name])} columns and {len(numbers)} numbers"
+                    f"row {row.name!r}: {name!r} has {len(keys[name])} columns but {len(numbers)} numbers"
                 )
             for key, number in zip(keys[name], numbers, strict=True):
                 cell = number if isinstance(number, PublishedCell) else PublishedCell(value=number)
@@ -197,18 +197,18 @@ class Table(_Strict):
         return found
 
     def chosen(self, row: Row) -> tuple[Column, ...]:
-        """The columns in which a row is measured."""
+        """Return the columns in which a row is measured."""
         wanted = row.measure.columns if row.measure else ()
         return tuple(c for c in self.columns if not wanted or c.key in wanted or c.group in wanted)
 
 
 class Suite:
-    """All tables and data sets of a folder."""
+    """All tables and data sets in a folder."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         files = sorted(p for p in folder.glob("*.yml") if p.name != "datasets.yml")
         if not files:
-            raise BadInput(f"{folder}: no tables (*.yml) in it")
+            raise BadInput(f"{folder}: contains no tables (*.yml)")
         self.datasets = read_datasets(folder / "datasets.yml")
         tables = [self._read_table(file) for file in files]
         tables.sort(key=lambda t: (ORDER.index(t.name) if t.name in ORDER else len(ORDER), t.name))
@@ -225,11 +225,11 @@ class Suite:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the tables."""
+        """Names of the tables."""
         return tuple(t.name for t in self.tables)
 
     def select(self, words: Iterable[str]) -> Selection:
-        """What words like TABLE, TABLE/ROW or TABLE/ROW/COLUMN choose; a group stands for its columns."""
+        """Select what words like TABLE, TABLE/ROW or TABLE/ROW/COLUMN name; a group means all its columns."""
         found = []
         for word in words:
             name, *rest = word.split("/", 2)
@@ -251,12 +251,12 @@ class Suite:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for by --only; everything where that is nothing."""
+    """What --only selects; everything where it is not given."""
 
     parts: tuple[tuple[str, str | None, str | None], ...] = ()
 
     def has(self, table: Table, row: Row | None = None, column: Column | None = None) -> bool:
-        """Whether a table, a row of it or a cell of that is chosen."""
+        """Return whether a table, a row or a cell is selected."""
         return not self.parts or any(
             name == table.name
             and (row is None or wanted is None or wanted == row.name)
@@ -266,7 +266,7 @@ class Selection:
 
 
 def read_datasets(file: Path) -> dict[str, Description]:
-    """The data sets that `file` describes."""
+    """Read the data sets that a file describes."""
     content = _read(file)
     try:
         return TypeAdapter(dict[str, Description]).validate_python(content)
@@ -294,7 +294,7 @@ def _read(file: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         raise BadInput(f"{file}: not YAML{where} ({getattr(error, 'problem', '') or 'damaged'})") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{file}: holds a {type(content).__name__}, not keys and values")
+        raise BadInput(f"{file}: contains a {type(content).__name__} instead of keys and values")
     return content
 
 
@@ -308,7 +308,7 @@ _MODELS: dict[str, type[BaseModel]] = {"columns": Column, "rows": Row, "measure"
 
 
 def _explained(file: Path, error: ValidationError, content: Any) -> BadInput:
-    """The first problem, on one line: file, place and mend."""
+    """Describe the first problem on one line: file, place and remedy."""
     problem = error.errors()[0]
     place = [p for p in problem["loc"] if not (isinstance(p, str) and re.search(r"[\[(]|^float$", p))]
     words, here = [], content

@@ -1,6 +1,6 @@
-"""KBNet_s with parts of its block changed or left out, and its peer, under names that option files can use.
+"""KBNet_s with parts of its block changed or left out, and NAFNet, under names for option files.
 
-They exist for controlled comparison alone: no weights are shipped for them, and the network itself has no
+They exist only for controlled comparison: no weights are shipped for them, and KBNet_s itself has no such
 switches.
 """
 
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from benchmarks.harness import costs
-from benchmarks.harness.networks import architecture
 from kbnet_plugin import KBNet_s
 from kbnet_plugin.errors import BadInput, nearest
 from kbnet_plugin.nn.kbnet_s import BASES, GROUP, KBBlock_s
-from kbnet_plugin.nn.layers import GlobalMean, again, by_strips
+from kbnet_plugin.nn.layers import GlobalMean, by_strips, recompute
 from kbnet_plugin.ops import kernel_basis_attention
+
+from . import costs
+from .networks import architecture
 
 Branch = Literal["channel", "invariant", "adaptive"]
 Operator = Literal["kba", "depthwise", "grouped", "dynamic", "window"]
@@ -31,7 +32,7 @@ WINDOW = 8
 
 
 class DynamicConvolution(nn.Module):
-    """Kernels mixed once an image, by a softmax of global means (Chen et al., arXiv 1912.03458)."""
+    """Kernels mixed once per image, by a softmax of global means (Chen et al., arXiv 1912.03458)."""
 
     def __init__(self, channels: int, bases: int = BASES) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class DynamicConvolution(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention among the pixels of windows that do not overlap, with a learned bias per distance."""
+    """Attention within windows that do not overlap, with a learned bias for each offset."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class VariantBlock(KBBlock_s):
             delattr(self, name)
 
     def forward(self, x: Tensor) -> Tensor:
-        features, coefficients, *factors = again(self._branches, x)
+        features, coefficients, *factors = recompute(self._branches, x)
         maps = [features] if features is not None else []
         if coefficients is not None:
             maps.append(kernel_basis_attention(features, coefficients, self.w, self.b, self.groups))
@@ -172,28 +173,28 @@ class VariantBlock(KBBlock_s):
 
 
 class KBNetVariant(KBNet_s):
-    """KBNet_s whose blocks differ in one respect; without one it is KBNet_s, and loads its weights.
+    """KBNet_s with changed blocks; with the default arguments it is KBNet_s and loads its weights.
 
     Parameters
     ----------
     bases : int
-        Kernel bases; 0 leaves kernel basis attention out, but not the convolutions before it.
+        Number of kernel bases; 0 omits kernel basis attention, but not the convolutions before it.
     operator : str
-        What stands in place of kernel basis attention: ``"kba"`` itself, a ``"depthwise"`` or ``"grouped"``
-        3x3 convolution, a ``"dynamic"`` one, or attention within a ``"window"``.
+        What replaces kernel basis attention (``"kba"``): a ``"depthwise"`` or ``"grouped"`` 3x3 convolution,
+        a ``"dynamic"`` one, or attention within a ``"window"``.
     without : sequence of str
-        Branches left out of the product: ``"channel"``, ``"invariant"``, ``"adaptive"``.
+        Branches omitted from the product: ``"channel"``, ``"invariant"``, ``"adaptive"``.
     softmax : bool
         Whether the coefficients of a pixel sum to 1.
     parts : sequence of str
-        Which paths make the coefficients: ``"conv2"``, ``"conv211"``.
+        Paths that compute the coefficients: ``"conv2"``, ``"conv211"``.
     **arguments
-        Those of `KBNet_s`.
+        As for `KBNet_s`.
 
     Raises
     ------
     ValueError
-        If a name is not known, or nothing is left of the product or of the coefficients.
+        If a name is unknown, or no branch or no path is left.
     """
 
     def __init__(
@@ -210,9 +211,9 @@ class KBNetVariant(KBNet_s):
         _known("without", without, ("channel", "invariant", "adaptive"))
         _known("parts", parts, ("conv2", "conv211"))
         if not parts or len(set(without)) == 3:
-            raise ValueError("nothing is left: parts must name one path, without must spare one branch")
+            raise ValueError("nothing is left: parts must name a path, and without must leave a branch")
         if isinstance(bases, bool) or not isinstance(bases, int) or bases < 0:
-            raise ValueError(f"bases must be a whole number from 0, not {bases!r}")
+            raise ValueError(f"bases must be an integer of at least 0, not {bases!r}")
         light, scale = arguments.get("lightweight", False), arguments.get("ffn_scale", 2)
         for _, stage in self.stages():
             for i, block in enumerate(stage):
@@ -221,26 +222,26 @@ class KBNetVariant(KBNet_s):
 
 
 def NAFNet(**arguments: Any) -> nn.Module:  # noqa: N802 - the name in option files
-    """NAFNet (Chen et al., arXiv 2204.04676) as spandrel has it."""
+    """Build spandrel's NAFNet (Chen et al., arXiv 2204.04676)."""
     return architecture("NAFNet")(**arguments)
 
 
 def register() -> None:
-    """Put them where `basicsr train` looks for networks. May be called again."""
+    """Register both for `basicsr train`; calling it again has no effect."""
     for thing in (KBNetVariant, NAFNet):
         if thing.__name__ not in ARCH_REGISTRY:
             ARCH_REGISTRY.register(thing)
 
 
 def build(network: Mapping[str, Any]) -> nn.Module:
-    """The network of a section ``network_g``.
+    """Build the network of a section ``network_g``.
 
     Raises
     ------
     ModuleNotFoundError
-        If the package that has it is not installed; the message names the package.
+        If the package that provides it is not installed; the message is the package's name.
     BadInput, TypeError, ValueError
-        If there is no such network, or it does not take these arguments.
+        If there is no such network, or it does not accept these arguments.
     """
     register()
     arguments = dict(network)
@@ -251,11 +252,11 @@ def build(network: Mapping[str, Any]) -> nn.Module:
 
 
 def cost(network: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters in millions, multiply-accumulates in G for one image of 256 x 256."""
+    """Count parameters in millions and multiply-accumulates in G, for one image of 256 x 256."""
     return costs.count(build(network), (256, 256), 3, memory=False)
 
 
 def _known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     for word in given:
         if word not in known:
-            raise ValueError(f"{name}: {word!r} is none of {', '.join(known)}")
+            raise ValueError(f"{name}: {word!r} is not one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""BM3D on the tables' sets, with a stand-in for the package, which is not free for everybody."""
+"""BM3D on the test sets, with a stand-in for the package, whose license not everybody can accept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from benchmarks import classical
 
 
-def test_it_is_told_sigma_and_compared_with_the_truth(monkeypatch, tmp_path, capsys):
+def test_it_receives_sigma_and_is_compared_with_the_truth(monkeypatch, tmp_path, capsys):
     told = []
 
     def stand_in(picture, sigma):
@@ -37,12 +37,12 @@ def test_it_is_told_sigma_and_compared_with_the_truth(monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "classical: needs a package: pip install bm3d\n"),
-        (["--set", "Kodak24"], "classical: no Kodak24 in --data (or KBNET_DATA); it is had from "),
+        ([], "classical: requires a package: pip install bm3d\n"),
+        (["--set", "Kodak24"], "classical: no Kodak24 in --data (or KBNET_DATA); get it from "),
         (["--set", "Kodak24", "--data", "nowhere"], "classical: no Kodak24 in --data"),
     ],
 )
-def test_what_it_lacks_is_one_line(arguments, said, monkeypatch, capsys):
+def test_what_is_missing_takes_one_line(arguments, said, monkeypatch, capsys):
     monkeypatch.delenv("KBNET_DATA", raising=False)
     monkeypatch.setitem(sys.modules, "bm3d", None)
     assert classical.main(arguments) == 2

@@ -1,4 +1,4 @@
-"""Controlled comparison: the variants, the plan, the runs, and what is said of them."""
+"""Controlled comparison: the variants, the plan, the runs, and what their tables say."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from basicsr_ext import registry  # first: it imports BasicSR without its noise
+from basicsr_ext import registry  # first: it imports BasicSR without its messages
 from basicsr_ext import train as loop
 from benchmarks import compare
-from benchmarks.harness import illustrate, studies, variants
+from benchmarks.harness import illustrate, planning, processes, studies, trainings, variants
 from benchmarks.harness.store import Store
 from kbnet_plugin.errors import BadInput
 from tests.conftest import TINY_S
@@ -63,7 +63,7 @@ TINY = {
 
 
 def plan_of(rows=("full", "none"), seeds=3, iterations=10):
-    """A plan as it lies in a folder, of networks that nobody trains."""
+    """A plan as a folder contains it, of networks that nobody trains."""
     networks = {name: {"network": {"width": 8}, "parameters": 0.1, "macs_full": 1.0} for name in rows}
     return {
         "conditions": {
@@ -101,7 +101,7 @@ def folder_of(path, plan, values):
 
 
 def gradients(network):
-    """Names of the parameters that the output depends on."""
+    """Names of the parameters that affect the output."""
     network.train()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -146,7 +146,7 @@ def test_what_is_left_out_costs_nothing():
     assert not [n for n, _ in blocks.named_parameters() if n.endswith((".w", ".b", "ga1", "attgamma"))]
 
 
-def test_softmax_makes_shares_of_the_coefficients():
+def test_softmax_makes_the_coefficients_sum_to_one():
     network = variants.KBNetVariant(**TINY_S, softmax=True)
     block = network.middle_blks[0]
     a = block._coefficients(torch.randn(1, 32, 5, 6))
@@ -178,7 +178,7 @@ def test_a_dynamic_convolution_treats_each_image_by_itself():
         ({"bases": -1}, "bases"),
     ],
 )
-def test_a_variant_that_cannot_be_is_refused(arguments, said):
+def test_an_impossible_variant_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         variants.KBNetVariant(**TINY_S, **arguments)
 
@@ -191,7 +191,7 @@ def test_the_studies_can_be_built_and_answer_the_questions():
     assert {r.arguments.get("bases", 32) for r in bases.rows} == {0, 1, 2, 4, 8, 16, 32, 64}
     for study in given.studies:
         for row in study.rows:
-            network = compare._network(given, row)
+            network = planning.network_of(given, row)
             if row.equal:
                 pytest.importorskip("spandrel")
                 network["width"] = 8
@@ -202,8 +202,8 @@ def test_the_studies_can_be_built_and_answer_the_questions():
     ("change", "said"),
     [
         ({"studeis": []}, "studeis"),
-        ({"studies": [{**TINY["studies"][0], "rows": [{"name": "alone"}]}]}, "two rows"),
-        ({"studies": [{**TINY["studies"][0], "name": "A b"}]}, "small letters"),
+        ({"studies": [{**TINY["studies"][0], "rows": [{"name": "alone"}]}]}, "at least two rows"),
+        ({"studies": [{**TINY["studies"][0], "name": "A b"}]}, "lower-case letters"),
     ],
 )
 def test_an_unusable_file_of_studies_is_refused_in_one_line(tmp_path, capsys, change, said):
@@ -230,22 +230,22 @@ def test_twice_the_budget_gives_about_twice_the_iterations_and_seeds_share_it():
     timed = [{"step": 0.1, "image": 0.5, "start": 2.0}, {"step": 0.3, "image": 0.5, "start": 2.0}]
 
     def affordable(budget, seeds=3, jobs=1):
-        return compare.affordable(budget, jobs, seeds, timed, 68)[0]
+        return planning.affordable(budget, jobs, seeds, timed, 68)[0]
 
     once = affordable(36000)
     assert affordable(72000) == pytest.approx(2 * once, rel=0.02)
     assert affordable(36000, jobs=2) == affordable(72000)
     assert affordable(36000, seeds=6) == pytest.approx(once / 2, rel=0.02)
-    steps, tested = compare.affordable(600, 1, 3, timed, 68)
+    steps, tested = planning.affordable(600, 1, 3, timed, 68)
     spent = 3 * (steps * 0.4 + tested * 1.0 + 4.0)
     assert 0.7 * 600 < spent <= 600
-    assert tested < 68  # of a small budget the test takes no more than its share
+    assert tested < 68  # testing takes no more than its share of a small budget
 
 
 def test_a_budget_that_is_too_small_is_refused():
     timed = [{"step": 1.0, "image": 1.0, "start": 1.0}] * 4
     with pytest.raises(BadInput, match="--budget"):
-        compare.affordable(30, 1, 3, timed, 68)
+        planning.affordable(30, 1, 3, timed, 68)
 
 
 def test_the_width_at_equal_macs_is_the_closest():
@@ -253,7 +253,7 @@ def test_the_width_at_equal_macs_is_the_closest():
     model = {"type": "KBNetVariant", **TINY_S}
     peer = {"type": "NAFNet", "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}
     wanted = variants.cost(model)["macs_full"]
-    found = compare.equal_macs(model, peer)
+    found = planning.equal_macs(model, peer)
     macs = [variants.cost({**found, "width": found["width"] + d})["macs_full"] - wanted for d in (-2, 0, 2)]
     assert min(macs, key=abs) == macs[1]
 
@@ -261,23 +261,23 @@ def test_the_width_at_equal_macs_is_the_closest():
 def test_tables_tell_how_many_seeds_are_done(tmp_path):
     store = folder_of(tmp_path, plan_of(("full", "none", "more")), {"full-seed0": 30.0, "full-seed1": 31.0})
     store.fail("none-seed0", "out of memory")
-    (table,) = compare.tables(tmp_path)
+    (table,) = studies.tables(tmp_path)
     full, none, more = table.rows
-    assert "2 of 3 seeds done" in full.note
+    assert "2 of 3 seeds finished" in full.note
     assert full.cells["psnr"].measured.value == pytest.approx(30.5)
     assert full.cells["psnr"].measured.spread == pytest.approx(0.5**0.5)
     assert none.cells["psnr"].measured.status == "failed"
     assert "out of memory" in none.cells["psnr"].measured.reason
     assert more.cells["psnr"].measured.status == "not measured"
     assert "0 of 3" in more.cells["psnr"].measured.reason
-    assert "Nothing can be said" in table.text
+    assert "No conclusion yet" in table.text
 
 
 def test_series_draw_with_their_tables(tmp_path):
     values = {f"{n}-seed{i}": 30 + i for n in ("full", "none") for i in range(3)}
     folder_of(tmp_path, plan_of(), values)
-    drawn = illustrate.trained(compare.tables(tmp_path), compare.series(tmp_path))
-    assert compare.series(tmp_path)["bases"][1] == ("none", [30, 31, 32])
+    drawn = illustrate.trained(studies.tables(tmp_path), studies.series(tmp_path))
+    assert studies.series(tmp_path)["bases"][1] == ("none", [30, 31, 32])
     assert [p.table for p in drawn] == ["compare-bases"]
 
 
@@ -294,15 +294,15 @@ def test_the_text_says_so_where_kbnet_loses():
 
 def test_the_text_says_so_where_the_spread_is_too_large():
     text = verdict(ours=[30.0, 30.5, 31.0], other=[30.5, 30.2, 31.6])
-    assert "not told apart from 'ours': other (+0.27 dB" in text
+    assert "not distinguishable from 'ours': other (+0.27 dB" in text
     assert "Above" not in text
 
 
 def test_one_seed_decides_nothing():
     text = verdict(ours=[30.0], other=[28.0])
-    assert "decides nothing" in text
+    assert "proves nothing" in text
     assert "Below" not in text
-    assert "1 to 1 of 3 seeds" in text
+    assert "1 to 1 of 3 seeds per row" in text
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def planned(tmp_path, monkeypatch):
     """A folder with the plan of two tiny networks and two seeds, ready to be trained in this process."""
     registry.register()
     variants.register()
-    monkeypatch.setattr(compare, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(processes, "die_with_parent", lambda: None)
     plan = plan_of(seeds=2, iterations=12)
     small(tmp_path / "pictures" / "a.png")
     plan["conditions"]["train"] |= {"root": str(tmp_path / "pictures"), "files": ["a.png"]}
@@ -340,17 +340,17 @@ def interrupt_at(monkeypatch, iteration):
     monkeypatch.setattr(loop._Run, "step", stepping)
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(planned, monkeypatch):
+def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been_interrupted(planned, monkeypatch):
     folder, plan = planned
-    whole = compare.train(plan, "full", 0, folder / "whole", "run")
+    whole = trainings.train(plan, "full", 0, folder / "whole", "run")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            compare.train(plan, "full", 0, folder / "runs", "run")
+            trainings.train(plan, "full", 0, folder / "runs", "run")
     (state,) = (folder / "runs" / "run" / "training_states").glob("*.state")
     assert state.stem == "5"
     interrupt_at(monkeypatch, 5)  # would raise, were the first steps repeated
-    assert compare.train(plan, "full", 0, folder / "runs", "run")["psnr"] == whole["psnr"]
+    assert trainings.train(plan, "full", 0, folder / "runs", "run")["psnr"] == whole["psnr"]
 
 
 def test_what_is_done_is_not_trained_again_and_a_failure_does_not_end_the_rest(planned, monkeypatch):
@@ -364,18 +364,18 @@ def test_what_is_done_is_not_trained_again_and_a_failure_does_not_end_the_rest(p
             raise BadInput("no luck")
         return {"psnr": 31.0, "provenance": {"date": "2026", "seconds": 1.0}}
 
-    monkeypatch.setattr(compare, "train", train)
-    assert compare.work(folder, 0) == 0
+    monkeypatch.setattr(trainings, "train", train)
+    assert trainings.work(folder) == 0
     assert trained == ["none-seed0", "full-seed1", "none-seed1"]
     assert store.failure("none-seed0", 0) == "no luck"
-    assert compare.work(folder, 0) == 0
+    assert trainings.work(folder) == 0
     assert trained[3:] == ["none-seed0"]  # a failure is tried again, by the next command
 
 
-def test_the_command_plans_trains_and_tells(tmp_path, monkeypatch, capsys):
-    """And the same command again finds all done; another budget is refused."""
+def test_the_command_plans_trains_and_reports(tmp_path, monkeypatch, capsys):
+    """And the same command again finds everything finished; another budget is refused."""
     monkeypatch.delenv("KBNET_DATA", raising=False)
-    monkeypatch.setattr(compare, "affordable", lambda *_: (12, 1))  # however busy the machine is
+    monkeypatch.setattr(planning, "affordable", lambda *_: (12, 1))  # however busy the machine is
     file, out = tmp_path / "tiny.yml", tmp_path / "out"
     file.write_text(yaml.safe_dump(TINY))
     command = [*map(str, ("--studies", file, "--out", out)), "--seeds", "1", "--budget"]

@@ -17,7 +17,7 @@ def test_candidates_take_turns():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_sees_what_a_call_frees_again(tmp_path):
-    # In a fresh process, as the function asks: here the allocator may hand out pages that it already holds.
+    # In a fresh process, as the function requires: here the allocator may reuse pages that it already holds.
     size = 96 * 2**20
     script = tmp_path / "peak.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""The comparison on fluorescence: what it fits, what it measures, and what it picks."""
+"""The comparison on fluorescence: what it fits, what it measures, and which setting it picks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from benchmarks import micro
+from benchmarks.harness import w2s
 from kbnet_plugin import save_network
 
 
 def test_the_truth_is_fitted_to_the_frame():
     mean = np.random.default_rng(0).random((20, 30), np.float32)
-    np.testing.assert_allclose(micro.fitted(mean, 0.5 * mean + 0.2), 0.5 * mean + 0.2, atol=1e-6)
+    np.testing.assert_allclose(w2s.fitted(mean, 0.5 * mean + 0.2), 0.5 * mean + 0.2, atol=1e-6)
 
 
 def test_scores_are_those_of_the_definition():
@@ -56,7 +57,10 @@ def test_each_method_is_taken_at_its_best_setting(tmp_path, tiny_s, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "no data: set KBNET_DATA, or give --data"), (["--data", "nowhere"], "no pictures; --data names")],
+    [
+        ([], "no data: set KBNET_DATA or use --data"),
+        (["--data", "nowhere"], "no pictures *.png; --data must name a folder with"),
+    ],
 )
 def test_without_data_it_is_one_line(arguments, said, monkeypatch, capsys):
     monkeypatch.delenv("KBNET_DATA", raising=False)

@@ -1,4 +1,4 @@
-"""The operator's benchmark: what it compares, and what it says of the targets."""
+"""The operator's benchmark: what it compares, and how it judges the targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the report: they show what they say."""
+"""Pictures of the report: they show what they claim."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_gray_pictures_are_drawn_too():
 
 
 def test_a_picture_of_unknown_range_is_refused(truth):
-    with pytest.raises(ValueError, match=r"uint8 or floating in 0\.\.1, not int64"):
+    with pytest.raises(ValueError, match=r"uint8 or float in 0\.\.1, not int64"):
         pictures.crops("crops", truth, {"wrong": truth.astype(np.int64)})
 
 
@@ -125,7 +125,7 @@ def test_coefficients_are_those_that_the_block_used(name, request, truth, monkey
 
 
 def test_an_unknown_block_is_named_with_those_there_are(tiny_s):
-    with pytest.raises(ValueError, match=r"no block 'middle' with kernel bases; there are encoders\.0\.0, "):
+    with pytest.raises(ValueError, match=r"no block 'middle' with kernel bases; known: encoders\.0\.0, "):
         pictures.bases(tiny_s(), "middle")
 
 

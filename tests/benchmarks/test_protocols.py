@@ -5,7 +5,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.harness import protocols
-from benchmarks.harness.protocols import PROTOCOLS, compare, luma, noisy
+from benchmarks.harness.protocols import PROTOCOLS, compare, luma, noisy, psnr
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_rounding_changes_the_result_to_what_a_saved_file_gives(pair):
     assert found != compare(restored, truth, ("psnr",), PROTOCOLS["pairs"])["psnr"]
 
 
-def test_the_released_ssim_is_higher_and_said_to_be_unsound(pair):
+def test_the_released_ssim_is_higher_and_marked_as_unsound(pair):
     restored, truth = pair
     sound = compare(restored, truth, ("ssim",), PROTOCOLS["sidd"])["ssim"]
     released = compare(restored, truth, ("ssim",), PROTOCOLS["sidd-released"])["ssim"]
@@ -87,6 +87,14 @@ def test_noise_is_neither_clipped_nor_rounded():
     values = noisy(dark, 50, 0, PROTOCOLS["gaussian"]) * 255
     assert values.min() < -100
     assert np.abs(values - values.round()).max() > 0.4
+
+
+def test_psnr_scales_with_the_range_and_is_infinite_for_equal_arrays(pair):
+    restored, truth = pair
+    assert psnr(restored * 255, truth * 255, 255) == pytest.approx(psnr(restored, truth), abs=1e-4)
+    assert psnr((truth * 255).astype(np.uint8), (truth * 255).astype(np.uint8), 255) == np.inf
+    expected = -10 * np.log10(np.square(restored.astype(float) - truth).mean())
+    assert psnr(restored, truth) == pytest.approx(expected, abs=1e-9)  # not clipped
 
 
 def test_a_border_is_left_out(pair):

@@ -1,4 +1,4 @@
-"""The report: nothing is lost, nothing is mistaken for something else, nothing loads from elsewhere."""
+"""The report: nothing is lost, nothing can be confused, nothing loads from elsewhere."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_failed_unmeasured_and_not_found_differ_in_every_format(folder):
 
 def test_a_failure_and_a_difference_are_named_at_the_top_with_their_reason(folder):
     page = page_of(folder)
-    top = page.text[: page.text.index("printed by the source")]
+    top = page.text[: page.text.index("the letter names the source")]
     assert "KBNet_s, CBSD68 σ 25: 31.66 measured, 31.80 published" in top
     assert re.search(r"threads\s*2", top)  # what all measurements share is part of the summary
     assert "KBNet_s, CBSD68 σ 50: failed, RuntimeError: <b>out</b> of memory" in top
@@ -348,7 +348,7 @@ def test_a_spread_is_never_rounded_to_nothing():
     assert shown.spread == "0.0004"
 
 
-def test_pictures_stand_in_the_page_and_beside_the_markdown(folder):
+def test_pictures_are_in_the_page_and_beside_the_markdown(folder):
     page = page_of(folder)
     sources = [a["src"].partition(",")[0] for t, a in page.tags if t == "img"]
     assert sources == ["data:image/svg+xml;base64", "data:image/png;base64", "data:image/png;base64"]

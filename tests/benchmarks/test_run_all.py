@@ -1,4 +1,4 @@
-"""The whole command on a tiny suite of its own."""
+"""The whole command on a tiny suite."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def measured(place, out="out"):
 
 
 def refused(place, capsys, *words, out="out"):
-    """Run; it must end with 2 and one line that holds the words."""
+    """Run; it must end with 2 and one line that contains the words."""
     assert run_all.main(command(place, out=out)) == 2
     said = capsys.readouterr().err.strip()
     assert "\n" not in said
@@ -120,7 +120,7 @@ def refused(place, capsys, *words, out="out"):
 
 
 def failed(place, capsys, *words):
-    """Run; it must end with 1, go on with the rest, and name the failure on one line."""
+    """Run; it must end with 1, measure the rest, and name the failure on one line."""
     assert run_all.main(command(place)) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(lines) == 1
@@ -128,10 +128,10 @@ def failed(place, capsys, *words):
     assert any(c and c["status"] == "measured" for c in measured(place).values())
 
 
-def test_cells_are_measured_missing_things_are_named_and_the_report_lies_there(place, capsys):
+def test_cells_are_measured_what_is_missing_is_named_and_the_report_is_written(place, capsys):
     assert run_all.main(command(place)) == 0
     found = measured(place)
-    assert 20.17 < found["input", "c25"]["value"] < 20.9  # 20 log10(255 / 25), and a little for clipping
+    assert 20.17 < found["input", "c25"]["value"] < 20.9  # 20 log10(255 / 25), plus a little from clipping
     assert found["KBNet", "c25"]["provenance"]["weights"] == "tiny.pth"
     assert found["KBNet", "macs"]["value"] > 0
     assert "example.org/absent" in found["input", "a"]["reason"]
@@ -140,7 +140,7 @@ def test_cells_are_measured_missing_things_are_named_and_the_report_lies_there(p
     assert str(place / "out" / "report.html") in said
     rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| ")}
     assert "[31.00]" in rows["KBNet"]
-    assert "[32.50]" in rows["printed"]  # what the literature prints stands beside what is measured
+    assert "[32.50]" in rows["printed"]  # published beside measured
     assert "peer" not in rows
 
 
@@ -164,7 +164,7 @@ def test_other_weights_and_other_data_are_measured_anew(place, tiny_s):
     assert second["input", "c25"] == first["input", "c25"]
 
 
-def test_a_killed_run_goes_on_and_computes_nothing_twice(place, monkeypatch):
+def test_a_killed_run_resumes_and_computes_nothing_twice(place, monkeypatch):
     assert run_all.main(command(place, out="whole")) == 0
     cells = place / "out" / "cells"
     process = started(place)
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(place, monkeypatch):
     process.communicate()
     kept = sum(p.read_text().count("\n") for p in cells.glob("*.parts"))
     finished = len(list(cells.glob("*.json")))
-    assert list(cells.glob("*.lock"))  # nobody could tidy up
+    assert list(cells.glob("*.lock"))  # it could not clean up
 
     compared = []
     compare = protocols.compare
@@ -232,7 +232,7 @@ def test_ctrl_c_ends_with_130_and_a_line(place, monkeypatch, capsys):
 
     monkeypatch.setattr(protocols, "compare", interrupt)
     assert run_all.main(command(place)) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
     assert not list((place / "out" / "cells").glob("*.lock"))
 
 
@@ -309,7 +309,7 @@ def test_a_truncated_image_is_a_failed_cell(place, capsys):
 
 def test_weights_of_another_network_are_a_failed_cell(place, capsys, tiny_l):
     save_network(tiny_l(), place / "weights" / "tiny.pth")
-    failed(place, capsys, "tiny.pth", "KBNet_l", "the row is of KBNet_s")
+    failed(place, capsys, "tiny.pth", "KBNet_l", "the row is KBNet_s")
 
 
 def test_weights_of_no_network_are_a_failed_cell(place, capsys):
@@ -319,7 +319,7 @@ def test_weights_of_no_network_are_a_failed_cell(place, capsys):
 
 def test_a_folder_that_cannot_be_written_is_refused(place, capsys):
     (place / "file").write_text("")
-    refused(place, capsys, "--out", "cannot be written", out="file/out")
+    refused(place, capsys, "--out", "cannot be written to", out="file/out")
 
 
 def test_folders_and_names_that_are_not_there_are_refused(place, capsys):
@@ -343,16 +343,16 @@ def test_a_model_of_ones_own_gets_a_row(place):
     assert found["tiny", "c25"]["value"] == found["KBNet", "c25"]["value"]
 
 
-def test_the_list_says_where_things_are_had(place, capsys):
+def test_the_list_says_where_to_get_what_is_missing(place, capsys):
     assert run_all.main(command(place, "--list")) == 0
     said = capsys.readouterr().out
     assert "Clean" in said
-    assert "missing: lay out as test/Absent/*.png; get it from example.org/absent" in said
+    assert "missing: expected at test/Absent/*.png; get it from example.org/absent" in said
     assert "peer_25.pth" in said
     assert not (place / "out").exists()
 
 
-def test_the_shipped_tables_are_valid_and_hold_the_known_numbers():
+def test_the_shipped_tables_are_valid_and_contain_the_known_numbers():
     suite = Suite(FOLDER)
     tables = {t.name: t for t in suite.tables}
     color = tables["gaussian_color"]

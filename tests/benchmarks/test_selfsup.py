@@ -1,4 +1,4 @@
-"""The benchmark of training without truth: its data, its figures, its report."""
+"""The benchmark of training on noisy pictures alone: its data, its figures, its report."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def test_the_noise_is_that_of_the_protocol_and_is_not_clipped(data):
     drawn = np.random.default_rng([0, 1]).standard_normal(clean.shape) * 25
     assert np.allclose(second - clean, drawn, atol=1e-3)
     assert not np.array_equal(first, second)
-    assert selfsup.psnr(first, clean, clip=False) == pytest.approx(20.17, abs=0.3)
+    assert selfsup.score(first, clean, clip=False) == pytest.approx(20.17, abs=0.3)
 
 
 def test_a_frame_is_compared_with_the_mean_stretched_as_it_is(data):
-    ((noisy, truth),) = selfsup.w2s(data, None, 2)
+    ((noisy, truth),) = selfsup.frames(data, None, 2)
     assert noisy.dtype == np.uint8
-    assert selfsup.psnr(noisy, truth, clip=False) > 50
+    assert selfsup.score(noisy, truth, clip=False) > 50
     with pytest.raises(FileNotFoundError, match=r"no pictures \*_0\.png"):
-        selfsup.w2s(data, None, 0)
+        selfsup.frames(data, None, 0)
 
 
 @pytest.mark.skipif(not can_train(), reason="training needs the extra train")
-def test_a_run_trains_measures_and_says_its_budget(data, tmp_path, monkeypatch, capsys):
+def test_a_run_trains_measures_and_reports_its_budget(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KBNET_MODELS", "")
     out = tmp_path / "out"
     arguments = ["--data", str(data), "--out", str(out), "--task", "bsd68", "--iterations", "1", *TINY]
@@ -62,7 +62,7 @@ def test_a_run_trains_measures_and_says_its_budget(data, tmp_path, monkeypatch, 
     assert result["budget"]["iterations"] == 1
 
 
-def test_without_data_the_mend_is_named(monkeypatch, capsys):
+def test_without_data_the_message_says_what_to_do(monkeypatch, capsys):
     monkeypatch.delenv("KBNET_DATA", raising=False)
     assert selfsup.main([]) == 2
-    assert "set KBNET_DATA, or give --data" in capsys.readouterr().err
+    assert "set KBNET_DATA or use --data" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The comparison of training loops asks both for the same."""
+"""The comparison of training loops gives both the same task."""
 
 from __future__ import annotations
 

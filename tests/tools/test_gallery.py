@@ -1,4 +1,4 @@
-"""The sheets of crops beside the cards."""
+"""The sheets of crops that belong to the cards."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_a_scene_is_a_whole_crop_and_its_noise_repeats(name):
     for scene in gallery.SCENES[name]:
         truth = gallery.crop(scene, channels)
         assert truth.shape[:2] == (gallery.SIZE, gallery.SIZE)
-        one, two = (scene.spoil(truth, np.random.default_rng(3)) for _ in range(2))
+        one, two = (scene.degrade(truth, np.random.default_rng(3)) for _ in range(2))
         assert np.array_equal(one, two)
         assert not np.allclose(one, truth, atol=0.01)
 
 
 def test_an_unknown_model_is_refused(capsys, tmp_path):
     assert gallery.main(["denoise-colour", "--out", str(tmp_path)]) == 2
-    assert "no scenes for denoise-colour" in capsys.readouterr().err
+    assert "no scenes for denoise-colour; did you mean 'denoise-color'?" in capsys.readouterr().err

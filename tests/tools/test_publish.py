@@ -1,4 +1,4 @@
-"""From an experiment to a shipped model and its card, again and again; and whether the recipe repeats."""
+"""From an experiment to a shipped model and its card, once and again; and whether the recipe repeats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 
 from kbnet_plugin import load_network, zoo
 from kbnet_plugin.zoo import locations, registry
+from tools import cards, publish
 from tools import check_recipe as recipe
-from tools import publish
 from tools.cards import read_card, sha256, write_card
 
 ROOT = Path(zoo.__file__).parents[2]
 QUICKSTART = ROOT / "options" / "kbnet_quickstart.yml"
 SAID = ["--title", "a test", "--task", "denoise", "--version", "1.0", "--license", "MIT"]
+DATA = ["--datasets", "scikit-image"]
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def run(house, *arguments):
 
 
 def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
-    assert run(house, *SAID) == 0
+    assert run(house, *SAID, *DATA) == 0
     found = load_network(house / "models" / "x.safetensors")
     last = load_network(house / "experiment" / "models" / "net_g_100.pth")
     for name, tensor in last.state_dict().items():
@@ -67,8 +68,45 @@ def test_the_last_averaged_weights_are_written_in_half_precision(house, capsys):
     )
 
 
+def test_a_card_has_the_fields_of_hugging_face(house):
+    assert run(house, *SAID, *DATA) == 0
+    card = house / "models" / "x.md"
+    facts, _ = read_card(card)
+    assert facts["license"] == "mit"
+    assert facts["library_name"] == "kbnet"
+    assert facts["tags"] == ["image-restoration", "image-denoising", "kbnet", "pytorch"]
+    assert (facts["datasets"], facts["metrics"]) == (["scikit-image"], ["psnr"])
+    assert run(house, "--datasets", "A", "B", "--metrics", "psnr", "ssim") == 0
+    again, _ = read_card(card)
+    assert (again["datasets"], again["metrics"], again["tags"]) == (
+        ["A", "B"],
+        ["psnr", "ssim"],
+        facts["tags"],
+    )
+
+
+@pytest.mark.parametrize("card", sorted(cards.MODELS.glob("*.md")), ids=lambda p: p.stem)
+def test_a_shipped_card_lacks_none_of_them(card):
+    facts, text = read_card(card)
+    assert cards.missing_fields(facts) == []
+    assert facts["library_name"] == "kbnet"
+    assert {"image-restoration", "kbnet", "pytorch"} <= set(facts["tags"])
+    assert "psnr" in facts["metrics"]
+    for name in facts["datasets"]:
+        assert name in text
+    assert "non-commercial" in text  # the terms of BSDS500
+
+
+@pytest.mark.parametrize("field", cards.HUGGING_FACE)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_missing_field_is_noticed(field, empty):
+    facts, _ = read_card(next(cards.MODELS.glob("*.md")))
+    facts = facts | {field: []} if empty else {k: v for k, v in facts.items() if k != field}
+    assert cards.missing_fields(facts) == [field]
+
+
 def test_publishing_again_keeps_what_people_wrote(house, tiny_s):
-    assert run(house, *SAID) == 0
+    assert run(house, *SAID, *DATA) == 0
     card = house / "models" / "x.md"
     facts, _ = read_card(card)
     write_card(card, facts | {"thanks": "to all", "losses": {20: 0.5}}, "\nby hand\n")
@@ -82,7 +120,7 @@ def test_publishing_again_keeps_what_people_wrote(house, tiny_s):
 
 
 def test_losses_of_another_recipe_are_dropped_and_the_start_is_named(house, capsys):
-    assert run(house, *SAID) == 0
+    assert run(house, *SAID, *DATA) == 0
     card = house / "models" / "x.md"
     facts, text = read_card(card)
     assert "starts_from" not in facts
@@ -101,7 +139,7 @@ def test_losses_of_another_recipe_are_dropped_and_the_start_is_named(house, caps
 
 
 def test_an_experiment_with_another_option_file_is_noted(house, capsys):
-    assert run(house, *SAID) == 0
+    assert run(house, *SAID, *DATA) == 0
     assert "another option file" not in capsys.readouterr().out
     path = house / "experiment" / "x.yml"
     path.write_text(path.read_text(encoding="utf-8").replace("2e-3", "3e-3"), encoding="utf-8")
@@ -112,9 +150,11 @@ def test_an_experiment_with_another_option_file_is_noted(house, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the card does not say title yet: give --title"),
-        ([*SAID, "--checkpoint", "x.pth"], "--checkpoint needs --iterations"),
-        ([*SAID, "--options", "/etc/none.yml"], "none.yml: not in this repository"),
+        ([], "the card names no title yet: use --title"),
+        (SAID, "the card names no datasets yet: use --datasets"),
+        ([*SAID[:-2], *DATA], "the card names no license yet: use --license"),
+        ([*SAID, *DATA, "--checkpoint", "x.pth"], "--checkpoint needs --iterations"),
+        ([*SAID, *DATA, "--options", "/etc/none.yml"], "none.yml: not in this repository"),
     ],
 )
 def test_what_is_missing_is_one_line_and_nothing_is_written(house, capsys, arguments, said):
@@ -129,7 +169,7 @@ def test_weights_too_large_for_half_precision_are_refused(house, capsys, tiny_s)
     state = tiny_s().state_dict()
     state["intro.bias"] = state["intro.bias"] + 1e6
     torch.save(state, house / "experiment" / "models" / "net_g_120.pth")
-    assert run(house, *SAID) == 2
+    assert run(house, *SAID, *DATA) == 2
     assert "intro.bias is not finite in float16" in capsys.readouterr().err
     assert not list((house / "models").iterdir())
 
@@ -142,7 +182,7 @@ def history(path, factor=1.0):
 
 @pytest.mark.parametrize("sign", [1, -1])  # PSNRLoss is negative
 def test_recorded_losses_are_compared(house, capsys, sign):
-    assert run(house, *SAID) == 0
+    assert run(house, *SAID, *DATA) == 0
     same = history(house / "history.csv", factor=sign)
     assert recipe.main(same) == 2
     assert "the card has no losses" in capsys.readouterr().err
@@ -151,7 +191,7 @@ def test_recorded_losses_are_compared(house, capsys, sign):
     assert facts["losses"] == {i: sign / i for i in range(20, 201, 20)}
     assert recipe.main(same) == 0
     assert recipe.main(history(house / "other.csv", factor=sign * 1.02)) == 1
-    assert "DOES NOT REPEAT" in capsys.readouterr().out
+    assert "IS NOT REPRODUCED" in capsys.readouterr().out
 
 
 def test_the_start_of_a_recipe_is_trained_as_the_whole_would_be():

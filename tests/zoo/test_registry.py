@@ -1,4 +1,4 @@
-"""Models by name: what ships is what its card says, and the user's own stand beside it."""
+"""Models by name: shipped ones match their cards, and the user's own are listed after them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ each = pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """The user's folder, not there yet."""
+    """Set the folder of the user's models; it does not exist yet."""
     monkeypatch.setenv(zoo.FOLDER_VARIABLE, str(tmp_path / "own"))
     return tmp_path / "own"
 
 
-def test_the_defaults_ship_and_the_first_stands_first():
+def test_the_defaults_ship_and_the_first_is_listed_first():
     assert SHIPPED[0].name == zoo.DEFAULT
     assert zoo.DEFAULT_GRAY in [m.name for m in SHIPPED]
     assert not [m.problem for m in SHIPPED if m.problem]
@@ -45,7 +45,7 @@ def test_a_shipped_model_is_small(model):
 
 
 @each
-def test_card_and_file_say_the_same(model):
+def test_card_and_file_agree(model):
     facts, text = read_card(model.card)
     network = load_network(model.path)
     cost = count(network)
@@ -56,22 +56,26 @@ def test_card_and_file_say_the_same(model):
     assert facts["channels"] == network.img_channel == model.in_channels
     assert facts["window"] == model.window
     assert model.window / facts["patch"] in (0.5, 0.75)
-    for key in ("name", "title", "task", "version", "license"):
+    assert facts["license"] == model.license.lower()  # as Hugging Face writes it
+    for key in ("name", "title", "task", "version"):
         assert facts[key] == getattr(model, key), key
         assert facts[key]
     with safe_open(model.path, framework="pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
     assert facts["iterations"] > 0
     assert facts["data"]
-    for heading in ("What it is for, and what not", "Data and licenses", "Recipe", "Where it fails"):
+    for heading in ("Intended use", "Data and licenses", "Recipe", "Limitations"):
         assert f"\n## {heading}\n" in text
 
 
 @each
-def test_a_card_leads_to_its_recipe_and_to_nothing_of_one_machine(model):
+def test_a_card_names_its_recipe_and_no_absolute_path(model):
     facts, text = read_card(model.card)
     options = yaml.safe_load((ROOT / facts["option_file"]).read_text(encoding="utf-8"))
     assert facts["seed"] == options["manual_seed"]
+    assert facts["option_file_sha256"] == sha256(ROOT / facts["option_file"])
+    if start := facts.get("starts_from"):
+        assert start["sha256"] == sha256(ROOT / start["file"])
     absolute = re.findall(r"(?<![\w:/.])/(?!path/to)\w+/\S*", yaml.safe_dump(facts) + text)
     assert not absolute
 
@@ -110,7 +114,7 @@ def test_a_shipped_model_leaves_clean_pictures_alone(model):
         assert 10 * np.log10(255**2 / error) >= 40, picture.__name__
 
 
-def test_own_models_stand_after_the_shipped_ones_by_what_they_say(own, tiny_s):
+def test_own_models_are_listed_after_the_shipped_ones_with_their_metadata(own, tiny_s):
     network = tiny_s(img_channel=1)
     added = zoo.register_model(
         network, "cells", title="my cells", task="denoise", window=48, range="percentile", card="# Hi"
@@ -134,7 +138,7 @@ def test_a_model_of_that_name_is_kept_unless_overwritten(own, tiny_s):
     first, second = tiny_s(), tiny_s(width=16)
     own.mkdir()
     save_network(first, own / "a.pth")
-    with pytest.raises(FileExistsError, match=r"a.pth: there is a model of that name already"):
+    with pytest.raises(FileExistsError, match=r"a.pth: a model of this name exists already"):
         zoo.register_model(second, "a")
     assert [p.name for p in own.iterdir()] == ["a.pth"]
     zoo.register_model(second, "a", overwrite=True)
@@ -166,7 +170,7 @@ def test_a_failed_addition_leaves_the_old_model(own, tiny_s, monkeypatch):
     assert (own / "a.safetensors").read_bytes() == before
 
 
-def test_broken_files_are_listed_with_a_line_and_harm_nothing(own, tiny_s):
+def test_broken_files_are_listed_with_their_problem(own, tiny_s):
     own.mkdir()
     (own / "junk.safetensors").write_bytes(b"junk")
     (own / "junk2.pth").write_bytes(b"junk")
@@ -198,7 +202,7 @@ def test_a_changed_file_is_read_again(own, tiny_s):
     assert zoo.get_model("a").title == "second"
 
 
-def test_what_a_stranger_wrote_in_the_head_does_no_harm(own, tiny_s):
+def test_invalid_metadata_in_a_file_is_ignored(own, tiny_s):
     own.mkdir()
     save_network(tiny_s(), own / "a.safetensors", {"window": "-3", "range": "9,1", "title": "odd"})
     model = zoo.get_model("a")
@@ -213,23 +217,19 @@ def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "said"),
+    ("name", "error", "message"),
     [
-        (
-            "denoise-colour",
-            ValueError,
-            "no model or file is called 'denoise-colour'; did you mean",
-        ),
+        ("denoise-colour", ValueError, "no model or file is called 'denoise-colour'; did you mean"),
         ("xyz", ValueError, "no model or file is called 'xyz'; known: denoise-color, denoise-gray"),
         ("xyz.pth", FileNotFoundError, "xyz.pth: no such file"),
         ("a/xyz", FileNotFoundError, "a/xyz: no such file"),
         (".", FileNotFoundError, ".: a folder, not a file"),
     ],
 )
-def test_what_is_not_there_is_one_line(name, error, said):
+def test_a_missing_model_is_named_in_one_line(name, error, message):
     with pytest.raises(error) as caught:
         zoo.get_model(name)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
