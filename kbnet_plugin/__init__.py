@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "save_network"]
 
-_HOMES = {
+_MODULES = {
     "KBNet_l": "nn",
     "KBNet_s": "nn",
     "Restorer": "inference.restorer",
@@ -21,10 +21,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: a program that only lists models or draws a window does not wait for it.
-    if name not in _HOMES:
+    # Lazy, because torch takes seconds to import and listing models or drawing a window needs none of it.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     return value

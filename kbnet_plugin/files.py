@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def check_folder(path: Path) -> None:
+    """Raise FileNotFoundError if the folder that `path` would be written to does not exist."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to; create it first")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name in the same folder, whose file replaces `path` when the block ends well.
+    """Yield a temporary path in the same folder; its file replaces `path` when the block succeeds.
+
+    If the block raises, the temporary file is deleted and `path` stays as it was.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to; create it first")
+    check_folder(path)
     # The suffix stays last, because writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode  # as the umask has it; some writers make files private
+        mode = temporary.stat().st_mode  # the umask's; some writers make files private
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb+") as file:

@@ -134,7 +134,7 @@ def _restore(
     with user_errors():
         from kbnet_plugin.inference.batch import pair, restore_files
 
-        choose = options.choice()
+        choose = options.chooser()
         jobs = pair([source], target)
         yield jobs
         steps = restore_files(choose, jobs, axes=axes, overwrite=overwrite, resume=not overwrite)

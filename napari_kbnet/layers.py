@@ -61,7 +61,7 @@ def describe(layer: Any, axes: str) -> str:
     """
     arranged = arrange(full_resolution(layer).shape, axes)
     height, width = arranged.size
-    colours = arranged.channels - arranged.alpha
+    colours = arranged.colours
     kind = {1: "gray", 3: "RGB"}.get(colours, f"{colours}-channel") + (" + alpha" if arranged.alpha else "")
     return f"{arranged.count:,} {kind} plane{'s' if arranged.count > 1 else ''} of {height} x {width}"
 
@@ -134,5 +134,5 @@ def picture(arranged: Layout, block: Any) -> Any:
     """Turn a block indexed by `cut` into (H, W) or (H, W, C), without opacity."""
     single = tuple(i for i, a in enumerate(arranged.axes) if a not in "YX" + arranged.channel_axis)
     whole = arranged.to_picture(np.asarray(block).squeeze(single))
-    whole = whole[..., : arranged.channels - arranged.alpha]
+    whole = whole[..., : arranged.colours]
     return whole if arranged.channel_axis else whole[..., 0]

@@ -10,7 +10,7 @@ from kbnet_plugin.arrays.intensity import RangeRule
 from .loading import load_torch
 
 if TYPE_CHECKING:
-    from kbnet_plugin.inference.batch import Choice
+    from kbnet_plugin.inference.batch import Chooser
 
 PLUGIN = "kbnet"
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -53,12 +53,12 @@ class Options:
             if field.name != "model" and (value := getattr(self, field.name)) != field.default
         }
 
-    def choice(self) -> Choice:
+    def chooser(self) -> Chooser:
         """Build what chooses a restorer for an array; imports torch."""
         load_torch()
-        from kbnet_plugin.inference.batch import choice
+        from kbnet_plugin.inference.batch import make_chooser
 
-        return choice(self.model or None, **self.settings())
+        return make_chooser(self.model or None, **self.settings())
 
 
 def saved() -> Options:

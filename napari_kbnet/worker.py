@@ -31,7 +31,7 @@ from .options import Options
 
 if TYPE_CHECKING:
     from kbnet_plugin import Restorer
-    from kbnet_plugin.inference.batch import Choice, Chosen
+    from kbnet_plugin.inference.batch import Chooser, Chosen
     from kbnet_plugin.inference.restorer import Plan
 
 _WIDE = 4096  # pixels; wider planes are displayed through an overview while they grow
@@ -136,7 +136,7 @@ def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
     if _last and _last[0] == key and _last[1] is array:
         found: Chosen = _last[2]
         return found
-    chosen = _choice(options, stamp)(array, axes)
+    chosen = _chooser(options, stamp)(array, axes)
     _last[:] = [key, array, chosen]
     return chosen
 
@@ -150,8 +150,8 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=1)
-def _choice(options: Options, _stamp: int) -> Choice:
-    return options.choice()
+def _chooser(options: Options, _stamp: int) -> Chooser:
+    return options.chooser()
 
 
 def make_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str]:

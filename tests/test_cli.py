@@ -1,4 +1,4 @@
-"""The `kbnet` command: what it does, what it says, and how it ends."""
+"""The `kbnet` command: its effects, output and exit status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def picture(path, shape=(20, 30, 3), dtype=np.uint8):
 
 @pytest.fixture
 def run(capsys, checkpoint, monkeypatch, tmp_path):
-    """Run the command beside `checkpoint`; returns status, standard output, standard error."""
+    """Run the command next to `checkpoint`; return status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -84,14 +84,14 @@ def test_folders_and_files_are_restored_to_a_folder(run, tmp_path):
     assert out.endswith("3 restored, 0 kept, 0 failed\n")
 
 
-def test_existing_files_are_kept_said_and_counted_unless_overwritten(run, tmp_path):
+def test_existing_files_are_kept_and_reported_unless_overwritten(run, tmp_path):
     (tmp_path / "out").mkdir()
     old = picture("out/a.png", (5, 5))
     for name in ("a.png", "b.png"):
         picture(name)
     status, out, _ = run("restore", "a.png", "b.png", "-o", "out", "--model", "tiny.pth")
     assert status == 0
-    assert "out/a.png kept: it exists; --overwrite replaces it" in out
+    assert "out/a.png kept, as it exists; --overwrite replaces it" in out
     assert out.endswith("1 restored, 1 kept, 0 failed\n")
     assert np.array_equal(read_image("out/a.png")[0], old)
     status, out, _ = run("restore", "a.png", "-o", "out/a.png", "--model", "tiny.pth", "--overwrite")
@@ -137,7 +137,7 @@ def test_a_lack_of_memory_is_one_line_and_the_others_are_done(run, tmp_path, mon
     assert "out of memory; free some" in err
 
 
-def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
+def test_unsuitable_channels_are_named(run, tiny_s, tmp_path):
     save_network(tiny_s(img_channel=5), tmp_path / "five.pth")
     picture("a.png")
     status, _, err = run("restore", "a.png", "-o", "b.png", "--model", "five.pth", "--axes", "YXS")
@@ -171,7 +171,10 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
         ("restore empty -o out --model tiny.pth", "empty: no pictures in this folder"),
         ("restore notes.txt -o b.png --model tiny.pth", "notes.txt: unknown image type"),
         ("restore half.png -o b.png --model tiny.pth", "half.png: damaged or incomplete PNG"),
-        ("restore jpeg.tif -o b.png --model tiny.pth", "jpeg.tif: a JPEG by its content, a TIFF by its name"),
+        (
+            "restore jpeg.tif -o b.png --model tiny.pth",
+            "jpeg.tif: a JPEG by its content but a TIFF by its name",
+        ),
         ("restore a.png -o b.gif --model tiny.pth", "b.gif: unknown image type"),
         ("restore a.png -o nowhere/b.png --model tiny.pth", "nowhere: no such folder to write b.png to"),
         ("restore a.png -o a.png --model tiny.pth --overwrite", "a.png: would be replaced by its own result"),
@@ -179,14 +182,17 @@ def test_what_the_model_does_not_take_is_named(run, tiny_s, tmp_path):
         ("restore a.png sub/a.png -o out --model tiny.pth", "would both go to out/a.png"),
         ("restore a.png deep.tif -o b.png --model tiny.pth", "b.png: not a folder, and several pictures"),
         ("restore sub -o a.png --model tiny.pth", "a.png: not a folder, and several pictures need one"),
-        ("restore deep.tif -o b.jpg --model tiny.pth", "b.jpg: JPEG cannot hold uint16"),
+        ("restore deep.tif -o b.jpg --model tiny.pth", "b.jpg: JPEG cannot store uint16"),
         ("restore a.png -o b.png --model tiny.pth --tile 9", "tile must exceed twice the halo"),
         ("restore a.png -o b.png --model tiny.pth --range 9,1", "range must run from a lower to a higher"),
         (
             "restore a.png -o b.png --model tiny.pth --range wide",
             "range must be 'auto', 'dtype', 'percentile' or",
         ),
-        ("restore a.png -o b.png --model tiny.pth --axes YX", "a.png: axes 'YX' are 2, the array has 3"),
+        (
+            "restore a.png -o b.png --model tiny.pth --axes YX",
+            "a.png: axes 'YX' name 2 dimensions, but the array has 3",
+        ),
         ("restore a.png -o b.png --model tiny.pth --precision int8", "invalid choice: 'int8'"),
         ("restore jpeg.tif -o b.zarr --model tiny.pth", "jpeg.tif: damaged or incomplete TIFF"),
         ("info nowhere.pth", "nowhere.pth: no such file"),
@@ -292,15 +298,15 @@ def test_a_damaged_stack_in_a_folder_does_not_stop_the_others(run, tmp_path):
     assert sorted(p.name for p in Path("out").iterdir() if p.suffix == ".tif") == ["a.tif", "c.tif"]
 
 
-def test_without_a_model_the_picture_chooses_and_it_is_said(run):
+def test_without_a_model_one_is_chosen_and_named(run):
     for name, shape in (("in/colour.png", (20, 30, 3)), ("in/gray.png", (20, 30))):
         Path("in").mkdir(exist_ok=True)
         picture(name, shape)
     status, out, err = run("restore", "in", "-o", "out", "--device", "cpu")
     assert (status, err) == (0, "")
     assert out.splitlines()[1:4:2] == [
-        "  denoise-color: too small for its noise to be measured",
-        "  denoise-gray: too small for its noise to be measured",
+        "  denoise-color: too small to measure its noise",
+        "  denoise-gray: too small to measure its noise",
     ]
     for name in ("colour", "gray"):
         array, _ = read_image(f"in/{name}.png")
@@ -330,7 +336,7 @@ def test_models_are_listed_with_what_they_cost(run, monkeypatch, tmp_path, tiny_
     assert "truncated" in found["junk"]["problem"]
 
 
-def test_a_model_shows_its_card_or_what_is_known(run, monkeypatch, tmp_path, tiny_s):
+def test_a_model_without_a_card_is_described(run, monkeypatch, tmp_path, tiny_s):
     monkeypatch.setenv("KBNET_MODELS", str(tmp_path))
     card = zoo.get_model("denoise-color").card.read_text(encoding="utf-8")
     assert run("models", "denoise-color") == (0, card, "")
@@ -342,7 +348,7 @@ def test_a_model_shows_its_card_or_what_is_known(run, monkeypatch, tmp_path, tin
     assert "64 pixels" in out
 
 
-def test_info_says_what_a_checkpoint_is_and_costs(run):
+def test_info_describes_a_checkpoint(run):
     status, out, err = run("info", "tiny.pth")
     assert (status, err) == (0, "")
     for said in (
@@ -351,16 +357,16 @@ def test_info_says_what_a_checkpoint_is_and_costs(run):
         "3 in, 3 out",
         "MACs, 3x256x256, in full",
         "MACs, 3x256x256, as published",
-        "(convolutions alone)",
+        "(convolutions only)",
         "KBA on ",
     ):
         assert said in out
 
 
-def test_info_without_a_file_says_what_is_here(run):
+def test_info_without_a_model_describes_the_machine(run):
     status, out, _ = run("info")
     assert status == 0
-    for said in (f"kbnet {__version__}", torch.__version__, "cpu", "reference: runs"):
+    for said in (f"kbnet {__version__}", torch.__version__, "cpu", "reference: available"):
         assert said in out
 
 
@@ -375,7 +381,7 @@ def test_help_has_examples(run, arguments):
     assert "examples:\n  kbnet " in out
 
 
-def test_version_is_said(run):
+def test_version_is_printed(run):
     assert run("--version")[:2] == (0, f"kbnet {__version__}\n")
 
 
@@ -390,7 +396,7 @@ def test_training_without_basicsr_is_one_line(run, monkeypatch, command):
     assert err == f"kbnet: {command} needs BasicSR, which is not installed: pip install 'kbnet[train]'\n"
 
 
-def test_training_hands_every_argument_on(run, monkeypatch):
+def test_training_passes_every_argument_on(run, monkeypatch):
     seen = []
 
     class Bridge:
@@ -405,7 +411,7 @@ def test_training_hands_every_argument_on(run, monkeypatch):
     assert seen == [["train", "-opt", "x.yml", "--help", "--version"]]
 
 
-def test_an_interrupt_leaves_no_half_written_file(run, monkeypatch, tmp_path):
+def test_an_interrupt_leaves_no_partial_file(run, monkeypatch, tmp_path):
     for name in ("a.png", "b.png"):
         picture(name)
 

@@ -33,19 +33,19 @@ OPTIONAL = ("range", "starts_from")
 TEXT = """
 # {title}
 
-## What it is for, and what not
+## Intended use
 
 ## Data and licenses
 
 ## Recipe
 
-## The race of architectures
+## Choice of architecture
 
-## What it reaches
+## Results
 
-## What it costs
+## Cost
 
-## Where it fails
+## Limitations
 
 ## Versions
 """

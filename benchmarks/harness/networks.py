@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.inference.batch import choice
+from kbnet_plugin.inference.batch import make_chooser
 from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.zoo.architectures import identify
 from kbnet_plugin.zoo.weights import build_network, read_state_dict
@@ -166,7 +166,7 @@ def architecture(name: str) -> Callable[..., nn.Module]:
 
 def automatic(device: str = "cpu") -> Network:
     """Return what users get who name no model: model, range and treatment follow each image's noise."""
-    choose = choice(device=device)
+    choose = make_chooser(device=device)
 
     def call(image: Tensor, _sigma: float | None) -> Tensor:
         picture = image[0].permute(1, 2, 0).numpy()

@@ -1,1 +1,1 @@
-"""What an array means: axes, intensity range, noise, tiles. No torch here."""
+"""What an array means: its axes, intensity range, noise and tiles. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Noise of known strength, added to clean pictures: for training, tests and samples. numpy alone."""
+"""Add noise of known strength to clean pictures, for training, tests and samples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from numpy.typing import NDArray
 
 
 def seeded_by_index(index: int) -> np.random.Generator:
-    """Random numbers for the noise of a test set's picture: by its index, the same in every run.
+    """Return the generator for the noise of one picture of a test set.
 
-    Validation, benchmarks and papers' protocols that this package defines all draw from it.
+    Validation and the benchmarks draw from it, so a picture gets the same noise in every run.
+
+    Parameters
+    ----------
+    index : int
+        Position of the picture in its set, from 0.
     """
     return np.random.default_rng([0, index])
 
 
 def add_gaussian(image: NDArray[Any], sigma: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Add white Gaussian noise; nothing is clipped.
+    """Add white Gaussian noise, without clipping.
 
     Parameters
     ----------
@@ -26,6 +31,11 @@ def add_gaussian(image: NDArray[Any], sigma: float, generator: np.random.Generat
     sigma : float
         Standard deviation, in the units of `image`.
     generator : numpy Generator
+
+    Returns
+    -------
+    ndarray of float64
+        Of the same shape.
     """
     return image + generator.standard_normal(image.shape) * sigma
 
@@ -33,20 +43,24 @@ def add_gaussian(image: NDArray[Any], sigma: float, generator: np.random.Generat
 def add_poisson_gaussian(
     signal: NDArray[Any], gain: float, read_noise: float, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Add the noise of a sensor: shot noise and read noise; nothing is clipped.
+    """Add shot noise and read noise as a sensor does, without clipping.
 
     The result is ``gain * Poisson(signal / gain) + read_noise * N(0, 1)``.
 
     Parameters
     ----------
     signal : ndarray
-        Linear in the light that fell on the sensor, any shape. What lies below 0 counts as 0, unless `gain`
-        is 0.
+        Proportional to the light on the sensor, any shape. Negative values count as 0, unless `gain` is 0.
     gain : float
         Variance per unit of signal; 0 for no shot noise.
     read_noise : float
         Standard deviation in the dark, in the units of `signal`.
     generator : numpy Generator
+
+    Returns
+    -------
+    ndarray of float64
+        Of the same shape.
 
     References
     ----------
@@ -58,10 +72,10 @@ def add_poisson_gaussian(
 
 
 def to_linear(image: NDArray[Any]) -> NDArray[Any]:
-    """sRGB to linear light, both 0..1 (IEC 61966-2-1)."""
+    """Convert sRGB to linear light, both 0..1 (IEC 61966-2-1)."""
     return np.where(image <= 0.04045, image / 12.92, ((image.clip(min=0) + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(image: NDArray[Any]) -> NDArray[Any]:
-    """Linear light to sRGB, both 0..1 (IEC 61966-2-1)."""
+    """Convert linear light to sRGB, both 0..1 (IEC 61966-2-1)."""
     return np.where(image <= 0.0031308, image * 12.92, 1.055 * image.clip(min=0) ** (1 / 2.4) - 0.055)

@@ -1,4 +1,4 @@
-"""From an array's own values to the 0..1 that the networks know, and back without loss."""
+"""Scale an array's values to the 0..1 that networks are trained on, and back without loss."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ if TYPE_CHECKING:
     from .noise import Noise
 
 PERCENTILES = 0.1, 99.9
-"""Of the values; between them lies the range that a picture uses."""
+"""Percentiles of the values that become 0 and 1 by the rule ``"percentile"``."""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the brightness; ITU-R BT.601."""
+"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
 
 RangeRule = Literal["auto", "dtype", "percentile"] | tuple[float, float]
+"""How a `Range` is found (see `find_range`), or the values that become 0 and 1."""
+
 _RULES: tuple[Literal["auto", "dtype", "percentile"], ...] = ("auto", "dtype", "percentile")
 
 
 class Range(NamedTuple):
-    """The value that becomes 0, and how much makes 1."""
+    """Linear scale from an array's values to 0..1.
+
+    Attributes
+    ----------
+    low : float
+        Value that becomes 0.
+    span : float
+        Difference that becomes 1.
+    """
 
     low: float
     span: float
 
     def apply(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Values in units of the range, float32."""
+        """Return ``(values - low) / span`` in float32, computed in `working` precision."""
         work = working(values.dtype)
         scaled: NDArray[Any] = values.astype(work)
         if self.low:
@@ -38,7 +48,13 @@ class Range(NamedTuple):
 
 
 def check_rule(rule: Any) -> RangeRule:
-    """Return a rule, or raise ValueError saying what one is."""
+    """Return a valid range rule, numbers as floats.
+
+    Raises
+    ------
+    ValueError
+        If it is neither one of the names nor two finite, rising numbers.
+    """
     for name in _RULES:
         if isinstance(rule, str) and rule == name:
             return name
@@ -54,19 +70,28 @@ def check_rule(rule: Any) -> RangeRule:
 
 
 def find_range(rule: RangeRule, dtype: np.dtype[Any], noise: Noise) -> Range:
-    """Range of a picture, or of planes of one kind together.
+    """Find the range of a picture, or of planes of one kind together.
 
     Parameters
     ----------
     rule : "auto", "dtype", "percentile" or (float, float)
-        ``"auto"``: that of the dtype for bool and 8-bit integers, and 0 to 1 for floats that look like it;
-        for everything else percentiles. ``"dtype"``: integers and bool span 0 to the largest of their dtype;
-        floats within -0.5 and 1.5 span 0 to 1, others their own least to largest. ``"percentile"``: the
-        0.1th to the 99.9th of the values, hot and dead pixels left out. Or the two ends themselves.
+        ``"auto"``: limits of the dtype for bool and 8-bit integers, 0 to 1 for floats that look like it, and
+        percentiles otherwise. ``"dtype"``: 0 to the largest value of the dtype for integers and bool; for
+        floats 0 to 1 if all are within -0.5..1.5, else minimum to maximum. ``"percentile"``: 0.1th to 99.9th
+        percentile, without hot and dead pixels. Or the values that become 0 and 1.
     dtype : dtype
         Of the array.
     noise : Noise
-        As measured; its values are looked at only where `needs_values` says so.
+        Measured on the array; used only if `needs_values` is true.
+
+    Returns
+    -------
+    Range
+
+    Raises
+    ------
+    ValueError
+        If the values are too far apart for float64.
     """
     if isinstance(rule, tuple):
         return Range(rule[0], rule[1] - rule[0])
@@ -86,7 +111,7 @@ def find_range(rule: RangeRule, dtype: np.dtype[Any], noise: Noise) -> Range:
 
 
 def needs_values(rule: RangeRule, dtype: np.dtype[Any]) -> bool:
-    """Whether a range depends on the values of an array."""
+    """Tell whether the range depends on the values of the array."""
     if isinstance(rule, tuple) or dtype.kind == "b":
         return False
     if dtype.kind == "f" or rule == "percentile":
@@ -95,13 +120,13 @@ def needs_values(rule: RangeRule, dtype: np.dtype[Any]) -> bool:
 
 
 def is_unit(noise: Noise) -> bool:
-    """Whether values look as if they ran from 0 to 1: nearly all within -0.5 and 1.5, some above a half."""
+    """Tell whether values look like 0..1: the 1st percentile at least -0.5, the 99th within 0.5..1.5."""
     low, high = noise.inner
     return low >= -0.5 and 0.5 < high <= 1.5
 
 
 def percentile_range(values: NDArray[Any]) -> Range:
-    """Range between the percentiles of some values; NaN and infinity do not count."""
+    """Return the range between the `PERCENTILES` of some values, ignoring NaN and infinity."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return Range(0.0, 1.0)
@@ -110,8 +135,8 @@ def percentile_range(values: NDArray[Any]) -> Range:
 
 
 def float_range(low: float, high: float) -> Range:
-    """Range of floats that run from `low` to `high`."""
-    if low >= -0.5 and high <= 1.5:  # so too where there are none: inf, -inf
+    """Return the range of floats from `low` to `high`: 0 to 1 if they are within -0.5..1.5."""
+    if low >= -0.5 and high <= 1.5:  # also if there are none: inf, -inf
         return Range(0.0, 1.0)
     return _between(low, high)
 
@@ -119,17 +144,17 @@ def float_range(low: float, high: float) -> Range:
 def _between(low: float, high: float) -> Range:
     span = high - low
     if not np.isfinite(span):
-        raise ValueError(f"values from {low:g} to {high:g} are too far apart to be scaled; name a range")
+        raise ValueError(f"values from {low:g} to {high:g} are too far apart to be scaled; set a range")
     return Range(low, span if span > 0 else 1.0)
 
 
 def working(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
-    """The float that holds every value of a dtype (of 64-bit integers, nearly)."""
+    """Return the float type that represents all values of a dtype (64-bit integers only nearly)."""
     return np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
 
 
 def cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Floats as another dtype; integers are rounded and clipped."""
+    """Convert floats to another dtype, rounding and clipping to integers; may overwrite `values`."""
     if dtype.kind == "b":
         return values >= 0.5
     if dtype.kind == "f":

@@ -1,8 +1,8 @@
-"""What noise a picture carries, measured from the picture alone.
+"""Measure the noise of a picture from the picture alone.
 
-Everything is read off its flattest blocks. In them white noise has the same power at every distance between
-pixels; noise that was interpolated, smoothed or compressed has less of it between neighbours than between
-pixels further apart, and so has structure, which is why blocks with little structure are chosen.
+Everything is measured in the flattest blocks. White noise differs equally between pixels at any distance;
+noise that was interpolated, smoothed or compressed differs less between neighbours than between pixels
+further apart. So does structure, hence the flattest blocks.
 
 References
 ----------
@@ -28,68 +28,67 @@ from .intensity import LUMA, PERCENTILES
 BLOCK = 16
 """Side of the blocks that are compared, in pixels."""
 
-_FLAT = 0.2  # of the blocks of one brightness, those with the least structure
-_FLATTEST = 0.1  # of all blocks; what correlated noise is measured in
-_BINS = 8  # of brightness
-_FEWEST = 16  # blocks of a bin
-_DRAWN = 0.7  # of the blocks of one value each: from here on a picture was drawn
-_FEWEST_LEVELS = 3  # that a line is fitted to
+_FLAT = 0.2  # fraction of the blocks of one brightness that counts: those with the least structure
+_FLATTEST = 0.1  # fraction of all blocks that correlated noise is measured in
+_BINS = 8  # of brightness, at most
+_FEWEST = 16  # blocks per bin
+_DRAWN = 0.7  # fraction of constant blocks from which a picture counts as drawn, so that they are kept
+_FEWEST_LEVELS = 3  # for fitting a line
 _DISTANCES = 1, 2, 4  # pixels
-_FAR = 8  # pixels; noise no longer shares anything at this distance
-_ISOLATED = 4.0  # how far a hot pixel stands out, in units of the largest deviation around it
-_HOT = 8.0  # and in units of the noise
-_GRID = 1.12  # how much larger steps at the borders of JPEG's blocks are than elsewhere
-_PLANES = 16  # of a stack that are looked at
-_PIXELS = 1 << 20  # in all of them
-_WINDOW = 64  # pixels of a side, where planes are not looked at whole
-_SATURATED = 1e-3  # share of pixels at the largest value from which it is a ceiling
+_FAR = 8  # pixels; noise is uncorrelated at this distance
+_ISOLATED = 4.0  # contrast of a hot pixel, in units of the largest contrast among its neighbours
+_HOT = 8.0  # contrast of a hot pixel, in standard deviations of the noise
+_GRID = 1.12  # ratio of steps at the borders of JPEG's blocks to other steps, from which they are visible
+_PLANES = 16  # of a stack, at most
+_PIXELS = 1 << 20  # in all planes together, at most
+_WINDOW = 64  # side in pixels, if planes are not read whole
+_SATURATED = 1e-3  # fraction of pixels at an extreme value from which it is a limit
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What was measured; values are in the picture's own units.
+    """Noise of a picture, in the units of its values.
 
     Attributes
     ----------
     levels, deviations : tuple of float
-        Brightness, ascending, and the standard deviation of the noise there, mean over channels; one value
-        of noise that neighbours share.
+        Brightness, ascending, and standard deviation of the noise there, averaged over channels. A single
+        level if the noise is correlated; none if it could not be measured.
     gain, read : float
-        Of the fit ``variance = gain * (brightness - black) + read**2``.
+        Fit ``variance = gain * (brightness - black) + read**2``.
     black : float
-        The darkest brightness that was measured: the camera's offset, where the picture shows it.
+        Darkest brightness measured: the camera's offset, if the picture shows it.
     dependence : float
-        How much the variance grows over the brightness that was measured, against its mean: 0 for noise that
-        is equally strong everywhere.
+        Growth of the variance over the measured brightness, relative to its mean: 0 if the noise is equally
+        strong everywhere.
     whiteness : float
-        Power of the noise between neighbours over that between pixels two apart, of the brightness: 1 for
-        white noise, 0.2 to 0.4 for noise that a camera has interpolated.
+        Power of the noise of the brightness between neighbours, relative to pixels two apart: 1 for white
+        noise, 0.2 to 0.4 for noise that a camera interpolated.
     chroma_whiteness : float or None
-        The same of the colours; None where these are not three.
+        The same for the colours; None unless there are three.
     chroma : float
-        Standard deviation of the noise of the colours between neighbours; 0 where these are not three.
+        Standard deviation of the noise of the colours between neighbours; 0 unless there are three.
     correlation : ((float, float), (float, float))
-        Of neighbours and of pixels two apart, along rows and along columns.
+        Correlation of neighbours and of pixels two apart, along rows and along columns; -1 to 1.
     spread : (float, float)
-        How much more varies in the tenth flattest block of a hundred than in the flattest one, and in half of
-        the blocks than in the tenth: noise lies over all of a picture, structure does not. Ratios of standard
-        deviations between pixels four apart.
+        Standard deviation between pixels four apart, in ratios: of the 10th to the 1st percentile of the
+        blocks, and of the median to the 10th. Noise is everywhere in a picture, structure is not.
     hot, dead : float
-        Share of single pixels that stand far above or below their surroundings.
+        Fraction of single pixels far above and far below their surroundings.
     dark, saturated : float
-        Share of pixels at the smallest and the largest value, where that is a limit.
+        Fraction of pixels at the smallest and the largest value, if that is a limit; else 0.
     low, high : float
-        0.1th and 99.9th percentile, hot and dead pixels left out.
+        0.1th and 99.9th percentile, without hot and dead pixels.
     inner : (float, float)
         1st and 99th percentile.
     least, largest : float
-        Of all finite values.
+        Minimum and maximum of the finite values.
     step : float
-        Greatest common divisor of integer values; 0 of floats.
+        Greatest common divisor of the differences of integer values; 0 for floats.
     grid : bool
-        Whether the borders of JPEG's blocks show.
+        Whether the borders of JPEG's blocks are visible.
     blocks : int
-        That were looked at; the noise is unknown, and its deviations empty, where these were too few.
+        Number of blocks used. If there were too few, the noise is not `known`.
     """
 
     levels: tuple[float, ...] = ()
@@ -118,16 +117,19 @@ class Noise:
 
     @property
     def known(self) -> bool:
-        """Whether there was enough to measure."""
+        """Whether the noise could be measured."""
         return bool(self.deviations)
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise at the median of the brightness that was measured; 0 if unknown."""
+        """Median of the standard deviations at the measured levels; 0 if unknown."""
         return float(np.median(self.deviations)) if self.deviations else 0.0
 
     def deviation_at(self, level: NDArray[Any]) -> NDArray[np.float64]:
-        """Standard deviation of the noise at some brightness: interpolated, and extended by the fit."""
+        """Return the standard deviation of the noise at any brightness; infinity if unknown.
+
+        It is interpolated between levels, constant below them, and follows the fit above them.
+        """
         levels, variances = np.array(self.levels), np.square(self.deviations)
         if not levels.size:
             return np.full(np.shape(level), np.inf)
@@ -143,8 +145,8 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
     Parameters
     ----------
     windows : sequence of ndarray
-        (h, w, C) pieces of it, without opacity, of any numeric dtype. Whole pictures, or pieces
-        that begin at multiples of 8 pixels, where JPEG's blocks do. NaN and infinity do not count.
+        (h, w, C) pieces without opacity, of any numeric dtype: whole pictures, or windows that start at
+        multiples of 8 pixels, as JPEG's blocks do. NaN and infinity are ignored.
 
     Returns
     -------
@@ -152,10 +154,9 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
 
     Notes
     -----
-    The noise between pixels at a distance d is that of ``(a - b - c + d) / 2``, the corners of a square, in
-    blocks of 16 x 16. Blocks are sorted by brightness; of each brightness those with the least variance of
-    their 4 x 4 means count, which says nothing of white noise and so does not favour blocks where there
-    happens to be less of it.
+    The noise at a distance is measured as ``(a - b - c + d) / 2`` at the corners of squares with that side,
+    in blocks of 16 x 16. Blocks are binned by brightness. In each bin, those count whose 4 x 4 means vary
+    least: white noise hardly affects these means, so blocks with accidentally weak noise are not preferred.
     """
     pictures = [_finite(np.asarray(w)) for w in windows]
     pictures = [p for p in pictures if p.size]
@@ -163,7 +164,7 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
         return Noise()
     facts = _values(pictures, np.asarray(windows[0]).dtype)
     blocks = np.concatenate([_blocks(p) for p in pictures])
-    # What was drawn or cut off, of one value, says nothing of the noise beside it; unless it is nearly all.
+    # Constant blocks, drawn or clipped, do not show the noise of the rest, unless they are nearly everything.
     constant = (blocks == blocks[:, :1, :1]).all(axis=(1, 2, 3))
     if constant.sum() < _DRAWN * len(blocks):
         blocks = blocks[~constant]
@@ -181,22 +182,22 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
 
 
 def isolated(picture: NDArray[np.floating[Any]], least: float | NDArray[Any]) -> tuple[Any, Any]:
-    """Find single pixels that stand out from all of their neighbours.
+    """Find single pixels that differ from all of their neighbours.
 
     Parameters
     ----------
     picture : ndarray
         (H, W).
     least : float or ndarray
-        How far they stand out at least.
+        Smallest difference from the median around.
 
     Returns
     -------
     found : ndarray of bool
-        (H, W). Next to them nothing stands out by a quarter of that: a bright point that a lens has drawn is
-        wider than one pixel, and is none of these.
+        (H, W). No neighbour differs by more than a quarter as much: a bright point imaged by a lens is wider
+        than one pixel, and is not found.
     median : ndarray
-        (H, W); of 3 x 3 pixels, what to put in their place.
+        (H, W). Median of 3 x 3 pixels, to replace them with.
     """
     median = ndimage.median_filter(picture, 3, mode="reflect")
     apart = np.abs(picture - median)
@@ -210,7 +211,7 @@ def isolated(picture: NDArray[np.floating[Any]], least: float | NDArray[Any]) ->
 
 
 def spike(noise: Noise) -> float:
-    """How far a single pixel must stand out from its surroundings to be hot; infinity if noise is unknown."""
+    """Return the smallest contrast of a hot pixel to its surroundings; infinity if the noise is unknown."""
     if not noise.known:
         return float("inf")
     return float(_HOT * max(noise.deviation_at(np.array([*noise.levels, noise.high])).max(), 1e-9))
@@ -230,12 +231,12 @@ def _values(pictures: Sequence[NDArray[np.float64]], dtype: np.dtype[Any]) -> di
     values = np.concatenate([p.ravel() for p in pictures])
     least, largest = float(values.min()), float(values.max())
     facts: dict[str, Any] = {"least": least, "largest": largest, **_percentiles(values)}
-    if dtype.kind in "ui" and 0 < largest - least < 1 << 53:  # beyond, float64 knows no single units
+    if dtype.kind in "ui" and 0 < largest - least < 1 << 53:  # float64 skips integers beyond
         facts["step"] = float(np.gcd.reduce(np.unique(values - least).astype(np.int64)))
     if dtype.kind in "ui":
         for name, limit in (("dark", least), ("saturated", largest)):
-            share = float((values == limit).mean())
-            facts[name] = share if share > _SATURATED and largest > least else 0.0
+            fraction = float((values == limit).mean())
+            facts[name] = fraction if fraction > _SATURATED and largest > least else 0.0
     return facts
 
 
@@ -245,7 +246,7 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _blocks(picture: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 16, 16, C)."""
+    """Cut a picture (H, W, C) into blocks (N, 16, 16, C); what is left over is dropped."""
     height, width = (n // BLOCK * BLOCK for n in picture.shape[:2])
     if not height or not width:
         return np.empty((0, BLOCK, BLOCK, picture.shape[2]))
@@ -255,7 +256,7 @@ def _blocks(picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _detail(blocks: NDArray[np.float64], distance: int) -> NDArray[np.float64]:
-    """Power of the noise of every block (N, 16, 16, ...) between pixels at a distance."""
+    """Return the power of the noise of every block (N, 16, 16, ...) between pixels at a distance."""
     a, b = blocks[:, :-distance], blocks[:, distance:]
     corners = a[:, :, :-distance] - b[:, :, :-distance] - a[:, :, distance:] + b[:, :, distance:]
     power: NDArray[np.float64] = np.square(corners / 2).mean(axis=(1, 2))
@@ -263,11 +264,11 @@ def _detail(blocks: NDArray[np.float64], distance: int) -> NDArray[np.float64]:
 
 
 def _power(blocks: NDArray[np.float64], least: float, largest: float) -> dict[str, Any]:
-    """Noise against brightness, and how it goes with the distance."""
+    """Measure how the noise depends on brightness and on distance."""
     colours = blocks.shape[3] == 3
     bright = blocks @ np.array(LUMA) if colours else blocks.mean(axis=3)
     mean = bright.mean(axis=(1, 2))
-    # Where values end, noise is cut off; such blocks only serve where there are no others.
+    # Noise is clipped at the limits of the values; such blocks are used only if there are too few others.
     touches = ((bright <= least) | (bright >= largest)).mean(axis=(1, 2)) > 0.02
     used = ~touches if (~touches).sum() >= _FEWEST else np.ones(len(blocks), bool)
     cells = bright.reshape(-1, BLOCK // 4, 4, BLOCK // 4, 4).mean(axis=(2, 4))
@@ -294,8 +295,8 @@ def _power(blocks: NDArray[np.float64], least: float, largest: float) -> dict[st
     facts["correlation"] = _correlation(bright[flattest])
 
     if not white:
-        # Where neighbours share noise, nothing tells it from structure but being everywhere: the flattest
-        # blocks of all say how strong it is, and not how that depends on the brightness.
+        # Correlated noise differs from structure only in being everywhere: the flattest blocks show how
+        # strong it is, but not how that depends on the brightness.
         return facts | {
             "levels": (float(np.median(mean[flattest])),),
             "deviations": (_root(far[flattest]),),
@@ -319,7 +320,7 @@ def _fit(levels: NDArray[np.float64], variances: NDArray[np.float64]) -> dict[st
     black = float(levels[0])
     if len(levels) < _FEWEST_LEVELS or levels[-1] <= black or not variances.any():
         return {"black": black, "read": float(np.mean(variances)) ** 0.5}
-    # What varies as the variance itself is weighted by its inverse.
+    # The error of a variance is proportional to it, hence the weights.
     weights = 1 / np.maximum(variances, variances.max() * 1e-3)
     gain, offset = np.polyfit(levels - black, variances, 1, w=weights)
     gain = max(float(gain), 0.0)
@@ -334,7 +335,7 @@ def _fit(levels: NDArray[np.float64], variances: NDArray[np.float64]) -> dict[st
 
 
 def _correlation(blocks: NDArray[np.float64]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of neighbours and of pixels two apart, along rows and columns, from the variogram."""
+    """Return the correlation of neighbours and of pixels two apart, along rows and columns, by variogram."""
     found = []
     at = np.arange(BLOCK) - (BLOCK - 1) / 2
     slopes = [np.tensordot(blocks.mean(axis=3 - axis), at, 1) / np.square(at).sum() for axis in (1, 2)]
@@ -394,19 +395,20 @@ def _has_grid(pictures: Sequence[NDArray[np.float64]]) -> bool:
 
 
 def sample(arranged: Layout, channel: int = 0) -> list[tuple[tuple[int, ...], tuple[slice, slice]]]:
-    """Choose what of an array the noise of a channel is measured from.
+    """Choose the windows of an array that the noise of a channel is measured in.
 
     Parameters
     ----------
     arranged : Layout
+        Of the array.
     channel : int
-        Along the axis C, where channels are restored one by one.
+        Index along the axis C, if channels are restored one by one; see `Layout.channel`.
 
     Returns
     -------
     list of (plane, (rows, columns))
-        A million pixels at most: whole planes where that suffices, else windows of 64 x 64 pixels on a grid,
-        in up to 16 planes from the first to the last.
+        A million pixels at most, in up to 16 planes from the first to the last: whole planes if they fit,
+        else windows of 64 x 64 pixels on a grid.
     """
     planes = [plane for plane in arranged.planes() if arranged.channel(plane) == channel]
     chosen = np.unique(np.linspace(0, len(planes) - 1, min(len(planes), _PLANES)).astype(int))

@@ -1,4 +1,4 @@
-"""A plan of overlapping tiles: where each is read, which part of its result is kept, where that goes."""
+"""Cut a plane into overlapping tiles: what each reads, which part of its result is kept, where that goes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Tile:
     Attributes
     ----------
     source : (slice, slice)
-        What the network sees, in the plane.
+        Pixels of the plane that the network sees.
     crop : (slice, slice)
-        What is kept of its result, in the tile.
+        Part of the tile's result that is kept.
     target : (slice, slice)
-        Where that lies in the plane. Targets cover the plane once.
+        Where that part goes in the plane. Targets cover the plane exactly once.
     """
 
     source: tuple[slice, slice]
@@ -31,14 +31,14 @@ def plan(shape: tuple[int, int], tile: int = 512, halo: int = 32, multiple: int 
     Parameters
     ----------
     shape : (int, int)
-        Height and width of the plane.
+        Height and width of the plane, in pixels.
     tile : int
-        Largest side of a tile, halo included. A plane that fits is one tile.
+        Largest side of a tile in pixels, halo included. A plane that fits is one tile.
     halo : int
-        Pixels at inner edges that are computed only as context.
+        Width in pixels of the context at inner edges, which is computed but not kept.
     multiple : int
         Tiles start at multiples of this, so that a network that subsamples sees the same grid as in the
-        whole plane. The last tile may therefore be up to ``multiple - 1`` short.
+        whole plane. The last tile may therefore be up to ``multiple - 1`` pixels shorter.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def plan(shape: tuple[int, int], tile: int = 512, halo: int = 32, multiple: int 
     Raises
     ------
     ValueError
-        If a tile leaves nothing after its halos.
+        If the halo is negative, or nothing of a tile remains between its halos.
 
     Examples
     --------
@@ -66,8 +66,10 @@ def _cut(length: int, tile: int, halo: int, multiple: int) -> list[tuple[slice, 
         return [(slice(0, length),) * 3]
     largest = (tile - 2 * halo) // multiple * multiple
     if largest < 1:
-        raise ValueError(f"tile must exceed twice the halo by {multiple} at least: tile {tile}, halo {halo}")
-    # As many tiles as the largest size needs, then no larger than that many need.
+        raise ValueError(
+            f"tile must exceed twice the halo by at least {multiple}; tile is {tile}, halo is {halo}"
+        )
+    # The fewest tiles of the largest size, then the smallest size for that number.
     count = -(-(length - 2 * halo) // largest)
     step = -(-(length - 2 * halo) // (count * multiple)) * multiple
     size = step + 2 * halo

@@ -1,10 +1,11 @@
-"""The `kbnet` command: one module a command, imported only when it is called."""
+"""The `kbnet` command: one module per command, imported only when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,18 +14,18 @@ from ..errors import one_line
 from ._common import BAD_INPUT, INTERRUPTED, Parser, fail
 
 _COMMANDS = {
-    "restore": "restore pictures",
-    "info": "what a model is, or what this machine offers",
-    "inspect": "measure the noise of a picture, and say what it needs",
-    "models": "list the models that are here",
-    "export": "write a model for other programs",
-    "fit": "learn a model from noisy pictures alone",
+    "restore": "restore pictures and stacks",
+    "info": "describe a model, or this machine",
+    "inspect": "measure the noise of a picture and recommend a model",
+    "models": "list the available models",
+    "export": "convert a model for other programs",
+    "fit": "train a model on noisy pictures alone",
 }
 _BASICSR = {
-    "train": "train through BasicSR",
-    "test": "test through BasicSR",
+    "train": "train with BasicSR",
+    "test": "test with BasicSR",
     "options": "list the keys of option files",
-    "prepare": "cut a dataset into crops for training",
+    "prepare": "cut a data set into crops for training",
 }
 
 _EXAMPLES = """\
@@ -38,7 +39,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run a command, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in _BASICSR:
@@ -53,20 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help or an error
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return fail("interrupted; finished pictures are kept, and stacks go on with --resume", INTERRUPTED)
+        return fail("interrupted; finished pictures are kept, and --resume continues stacks", INTERRUPTED)
     except (ValueError, OSError) as error:
         return fail(one_line(error), BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        return fail("out of memory; free some, or name another --device", BAD_INPUT)
+        return fail("out of memory; free some, or use another --device", BAD_INPUT)
 
 
 def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that knows every command's name, and the options of those that are wanted."""
+    """Make a parser that knows the names of all commands, and the options of those that are wanted."""
     parser = Parser(
         prog="kbnet",
-        description="Restore pictures with KBNet, and train it.",
+        description="Restore pictures with KBNet, and train its networks.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,9 +77,9 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in wanted:
             module = _module(name)
-            command.description, command.epilog = module.DESCRIPTION, module.EPILOG
+            command.description, command.epilog = textwrap.fill(module.DESCRIPTION, 79), module.EPILOG
             module.add_arguments(command)
-    # Only for the list of commands: main() hands them on before anything is parsed.
+    # Only for the list of commands: main() delegates them before anything is parsed.
     for name, text in _BASICSR.items():
         commands.add_parser(name, help=f"{text}; see kbnet {name} --help")
     return parser

@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, a parser that says what is wrong in one line, tables."""
+"""What the commands share: exit statuses, the parser, options, tables."""
 
 from __future__ import annotations
 
@@ -7,37 +7,69 @@ import sys
 from typing import Any, NoReturn
 
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-AXES_HELP = "what the axes of the input are: letters of T Z C S Y X"
+"""Exit statuses."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names `--help`."""
+    """A parser whose errors are one line that mentions ``--help``."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit with the status of bad input."""
+        """Print the message and exit with status 2."""
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def add_axes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--axes``."""
+    parser.add_argument(
+        "--axes",
+        help="axes of the input, one letter each: T (time), Z, C (channels, each by itself), S (colours, "
+        "together), Y, X; by default read from the file or inferred from the shape",
+    )
+
+
+def add_range(parser: argparse.ArgumentParser, scope: str, rules: str, default: str) -> None:
+    """Add ``--range``."""
+    parser.add_argument(
+        "--range",
+        type=_intensity_range,
+        help=f"values that the network sees as 0 and 1{scope}: {rules}, or LOW,HIGH; default: {default}",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, names: str) -> None:
+    """Add ``--device``."""
+    parser.add_argument("--device", default="auto", help=f"auto (default), {names}")
+
+
+def add_overwrite(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--overwrite``."""
+    parser.add_argument("--overwrite", action="store_true", help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
 def fail(message: str, status: int) -> int:
-    """Print one line on standard error; returns the status."""
+    """Print one line to standard error, and return the status."""
     print(f"kbnet: {message}", file=sys.stderr)
     return status
 
 
-def intensity_range(text: str) -> Any:
-    """The value of ``--range``: a rule's name, or two numbers."""
-    return tuple(text.split(",")) if "," in text else text
-
-
 def giga(macs: int) -> str:
-    """A count in units of a thousand million."""
+    """Format a count in units of 10^9."""
     return f"{macs / 1e9:.2f} G"
 
 
 def print_table(title: str, facts: dict[str, str]) -> int:
-    """Print names and values in two columns under a title."""
+    """Print names and values in two columns below a title, and return the status of success."""
     width = max(map(len, facts))
     print(title)
     for name, value in facts.items():
         print(f"  {name:<{width}}  {value}")
     return GOOD
+
+
+def _intensity_range(text: str) -> Any:
+    return tuple(text.split(",")) if "," in text else text

@@ -8,41 +8,43 @@ from pathlib import Path
 
 from .. import zoo
 from ..zoo.locations import EXPORT_FORMATS
-from ._common import GOOD
+from ._common import GOOD, add_overwrite
 
-DESCRIPTION = "Write a model as safetensors, as BasicSR's .pth or as ONNX, checked against torch."
+DESCRIPTION = (
+    "Convert a model to safetensors, to BasicSR's .pth or to ONNX. ONNX files are checked against torch."
+)
 EPILOG = """\
 examples:
-  kbnet export denoise-color -o denoise-color.pth     for BasicSR, spandrel, the released code
-  kbnet export net_g_latest.pth -o mine.onnx          for ONNX Runtime and what builds on it
+  kbnet export denoise-color -o denoise-color.pth     for BasicSR, spandrel or the authors' code
+  kbnet export net_g_latest.pth -o mine.onnx          for ONNX Runtime and programs that use it
 
-In ONNX batch, height and width are free, from one pixel on; values are 0..1 in float32. The network's means
-are taken over the whole input: cut large pictures into tiles of about the pooling window (kbnet info MODEL).
+ONNX files accept any batch size, height and width; values are float32 in 0..1. Their network averages over
+its whole input, so cut large pictures into tiles of about the pooling window (see kbnet info MODEL).
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("model", metavar="MODEL", help="a name or a checkpoint")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, type=Path, help="what to write")
-    parser.add_argument("--format", choices=EXPORT_FORMATS, help="by default what FILE ends in")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    """Add the options of the command."""
+    parser.add_argument("model", metavar="MODEL", help="name of a model, or a checkpoint")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, type=Path, help="file to write")
+    parser.add_argument("--format", choices=EXPORT_FORMATS, help="by default the suffix of FILE")
+    add_overwrite(parser, "replace an existing file")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file; returns the exit status."""
+    """Write the file, and return the exit status."""
     from ..zoo.export import export
 
     output, wanted = options.output, options.format
     if wanted and output.suffix.lower() != f".{wanted}":
-        raise ValueError(f"{output}: {wanted} goes into a file that ends in .{wanted}; rename it")
+        raise ValueError(f"{output}: --format {wanted} requires a name that ends in .{wanted}")
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output}: exists; --overwrite replaces it")
     model = zoo.get_model(options.model)
     if output.suffix.lower() == ".onnx" and sys.stderr.isatty():
-        print("building the ONNX graph; this takes a minute or more ...", file=sys.stderr)
+        print("building the ONNX graph, which takes a minute or more ...", file=sys.stderr)
     differences = export(model, output)
     print(f"{output}  {output.stat().st_size / 1e6:.2f} MB")
     for size, difference in differences.items():
-        print(f"  {size}: largest difference from torch {difference:.1e} of 0..1")
+        print(f"  {size}: largest difference from torch {difference:.1e} for values in 0..1")
     return GOOD

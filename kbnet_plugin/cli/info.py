@@ -9,30 +9,32 @@ from .._version import __version__
 from ..zoo.architectures import identify
 from ._common import giga, print_table
 
-DESCRIPTION = "Print what a model or checkpoint is, or without one what this machine offers."
+DESCRIPTION = (
+    "Describe a model or checkpoint. Without one, print the version, devices and backends of this machine."
+)
 EPILOG = """\
 examples:
-  kbnet info denoise-color    what a model is and what it costs
-  kbnet info sidd.pth         the same of a checkpoint
-  kbnet info                  version, devices, backends
+  kbnet info denoise-color    kind, size and cost of a model
+  kbnet info sidd.pth         the same for a checkpoint
+  kbnet info                  version, devices and backends
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a name or a checkpoint")
+    """Add the options of the command."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="name of a model, or a checkpoint")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the facts; returns the exit status."""
+    """Print the facts, and return the exit status."""
     return describe_machine() if options.model is None else describe(options.model)
 
 
 def describe_machine() -> int:
-    """Print version, devices and backends."""
+    """Print version, devices and backends, and return the exit status."""
     import torch
 
-    devices = [device for device in ("cpu", "cuda", "mps") if _is_there(device)]
+    devices = [device for device in ("cpu", "cuda", "mps") if _is_available(device)]
     facts = {"torch": torch.__version__, "devices": ", ".join(devices)}
     for device in devices:
         facts |= _backends(device)
@@ -40,7 +42,7 @@ def describe_machine() -> int:
 
 
 def describe(name: str) -> int:
-    """Print what a model is and what it costs."""
+    """Describe a model and its cost, and return the exit status."""
     from ..inference.device import find_device
     from ..nn.cost import count
 
@@ -50,7 +52,7 @@ def describe(name: str) -> int:
     cost = count(network)
     parts = {"convolutions": cost.convolution, "KBA": cost.kba, "attention products": cost.attention}
     about = {
-        "for": model.title,
+        "purpose": model.title,
         "version": model.version,
         "license": model.license,
         "pooling window": model.window and f"{model.window} pixels",
@@ -68,13 +70,13 @@ def describe(name: str) -> int:
             "parameters": f"{cost.parameters:,}",
             f"MACs, {size}, in full": f"{giga(cost.macs_total)} = "
             + " + ".join(f"{giga(macs)} {name}" for name, macs in parts.items() if macs),
-            f"MACs, {size}, as published": f"{giga(cost.macs_published)} (convolutions alone)",
+            f"MACs, {size}, as published": f"{giga(cost.macs_published)} (convolutions only)",
         }
         | _backends(find_device().type),
     )
 
 
-def _is_there(device: str) -> bool:
+def _is_available(device: str) -> bool:
     from ..inference.device import find_device
 
     try:
@@ -85,12 +87,12 @@ def _is_there(device: str) -> bool:
 
 
 def _backends(device: str) -> dict[str, str]:
-    """What "auto" takes for float32 on this device, and what keeps the others from running."""
+    """Name the backend in use for float32 on a device, and why others cannot run."""
     import torch
 
     from .. import ops
 
     x, a = torch.empty(1, 8, 2, 2, device=device), torch.empty(1, 32, 2, 2, device=device)
     w, b = torch.empty(1, 32, 8 * 4 * 9, device=device), torch.empty(1, 32, 8, device=device)
-    others = (f"{name}: {reason or 'runs'}" for name, reason in ops.available_backends(device).items())
+    others = (f"{name}: {reason or 'available'}" for name, reason in ops.available_backends(device).items())
     return {f"KBA on {device}": f"{ops.select_backend(x, a, w, b, groups=2)} ({'; '.join(others)})"}

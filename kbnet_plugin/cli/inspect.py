@@ -7,29 +7,29 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ._common import AXES_HELP, GOOD
+from ._common import GOOD, add_axes, add_json
 
-DESCRIPTION = "Measure the noise of a picture or stack, and say how it would be restored."
+DESCRIPTION = "Measure the noise of a picture or stack, and recommend a model and settings."
 EPILOG = """\
 examples:
   kbnet inspect noisy.png
-  kbnet inspect stack.ome.tif --json    for programs: a list of channels
+  kbnet inspect stack.ome.tif --json    for programs, with a list of channels
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     parser.add_argument("input", metavar="FILE", type=Path, help="a picture or a stack")
-    parser.add_argument("--axes", help=AXES_HELP)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_axes(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was measured; returns the exit status."""
+    """Print the measurements, and return the exit status."""
     import numpy as np
 
     from ..arrays.axes import layout
-    from ..inference.choose import describe, look, treatment
+    from ..inference.choose import choose_treatment, describe_noise, measure_channels
     from ..io.stacks import open_array
 
     path = options.input
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
             arranged = layout(tuple(int(n) for n in array.shape), known, 3)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        noises, dtype = look(array, arranged.axes), np.dtype(array.dtype)
-    found = treatment(noises, dtype, arranged.channels - arranged.alpha)
+        noises, dtype = measure_channels(array, arranged.axes), np.dtype(array.dtype)
+    found = choose_treatment(noises, dtype, arranged.colours)
     if options.json:
         chosen = {"model": found.model, "settings": dict(found.settings), "kind": found.kind}
         content = {"file": str(path), "shape": arranged.shape, "axes": arranged.axes, "dtype": str(dtype)}
@@ -50,6 +50,6 @@ def run(options: argparse.Namespace) -> int:
     for number, noise in enumerate(noises):
         if len(noises) > 1:
             print(f" channel {number}")
-        print("\n".join(f"  {line}" for line in describe(noise)))
+        print("\n".join(f"  {line}" for line in describe_noise(noise)))
     print(f"  needs     {found}")
     return GOOD

@@ -8,28 +8,28 @@ import json
 from typing import Any
 
 from .. import zoo
-from ._common import GOOD, giga
+from ._common import GOOD, add_json, giga
 
-DESCRIPTION = "List the models that ship with kbnet and your own, or print the card of one."
+DESCRIPTION = "List the shipped models and your own, or print the card of one."
 EPILOG = """\
 examples:
-  kbnet models                  names, what they are for, what they cost
-  kbnet models denoise-color    its card: data, recipe, quality, where it fails
+  kbnet models                  names, purposes and costs
+  kbnet models denoise-color    card of a model: data, training, quality, limits
   kbnet models --json           for programs
 
-.safetensors and .pth files in the folder KBNET_MODELS (by default kbnet/models in your data folder) are
-listed by their names.
+Your own models are .safetensors and .pth files in the folder KBNET_MODELS, by default kbnet/models in your
+data folder.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("name", metavar="MODEL", nargs="?", help="print its card")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    """Add the options of the command."""
+    parser.add_argument("name", metavar="MODEL", nargs="?", help="print the card of this model")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the list, or a card; returns the exit status."""
+    """Print the list or a card, and return the exit status."""
     name = options.name
     listed = zoo.list_models() if name is None else [zoo.get_model(name)]
     if options.json:
@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
                 model.title or f"{model.variant}, {model.in_channels} channels",
             )
         )
-    rows.insert(0, ("name", "parameters", "MACs at 256x256", "file", "what it does"))
+    rows.insert(0, ("name", "parameters", "MACs at 256x256", "file", "purpose"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[-1]]))
-    print(f"\nyour own models: {zoo.folder()} ({zoo.FOLDER_VARIABLE} names another folder)")
+    print(f"\nyour own models: {zoo.folder()} (set {zoo.FOLDER_VARIABLE} to change this)")
     return GOOD
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import one_line
 from ..inference.settings import HALO, PRECISIONS, TILE, WINDOW, check_decorrelate
-from ._common import AXES_HELP, GOOD, SOME_FAILED, fail, intensity_range
+from ._common import GOOD, SOME_FAILED, add_axes, add_device, add_overwrite, add_range, fail
 
 if TYPE_CHECKING:
     from ..inference.batch import Step
 
 DESCRIPTION = (
-    "Restore pictures (PNG, JPEG, TIFF) and stacks (TIFF, OME-TIFF, OME-Zarr); axes, dtype, range, alpha and "
-    "metadata are kept."
+    "Restore pictures (PNG, JPEG, TIFF) and stacks (TIFF, OME-TIFF, OME-Zarr). Axes, dtype, range, opacity "
+    "and metadata are kept."
 )
 EPILOG = """\
 examples:
@@ -28,19 +28,23 @@ examples:
   kbnet restore a.tif b.jpg photos/ -o restored/ --model gau_color_25.pth --overwrite
   kbnet restore stack.ome.tif -o clean.zarr --model sidd.pth --range percentile
   kbnet restore big.zarr -o clean.zarr --model sidd.pth --resume
-  kbnet restore photo.jpg -o clean.png --strength 0.6 --chroma 1    takes the colour noise, keeps some grain
+  kbnet restore photo.jpg -o clean.png --strength 0.6 --chroma 1    no colour noise, some grain
 
-By default the noise of each picture is measured, and model, range and treatment are chosen by it; a line says
-which and why. `kbnet inspect` shows what is measured. A picture that is already clean is left alone.
+By default the noise of each picture is measured, and a suitable model and settings are chosen; one line says
+which and why. `kbnet inspect` shows the measurements. Pictures that are already clean are left alone.
 
-exit status: 0 all done, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
+exit status: 0 success, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
-        "inputs", metavar="IN", nargs="+", type=Path, help="a picture, a stack, a folder of them or a pattern"
+        "inputs",
+        metavar="IN",
+        nargs="+",
+        type=Path,
+        help="a picture, a stack, a folder of them, or a pattern",
     )
     parser.add_argument(
         "-o",
@@ -48,74 +52,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         required=True,
         type=Path,
-        help="a file for one picture, otherwise a folder (made if need be)",
+        help="a file for one picture, otherwise a folder, which is created if necessary",
     )
     parser.add_argument(
         "--model",
-        help="a name that `kbnet models` lists, or a checkpoint, .pth or .safetensors; by default the "
-        "shipped one that the picture's noise asks for",
+        help="a name that `kbnet models` lists, or a checkpoint (.pth or .safetensors); default: the shipped "
+        "model that suits the noise",
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or mps")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
-    parser.add_argument("--resume", action="store_true", help="go on with stacks that were interrupted")
+    add_device(parser, "cpu, cuda or mps")
+    add_overwrite(parser, "replace existing output files")
+    parser.add_argument("--resume", action="store_true", help="continue interrupted stacks")
     parser.add_argument(
-        "--dry-run", "--plan", action="store_true", help="print tiles, memory and time, and stop"
+        "--dry-run",
+        "--plan",
+        action="store_true",
+        help="print the number of tiles and the estimated memory and time, and restore nothing",
     )
-    parser.add_argument("--axes", help=AXES_HELP)
+    add_axes(parser)
+    add_range(parser, "", "auto, dtype, percentile", "that of the model, or auto")
     parser.add_argument(
-        "--range",
-        type=intensity_range,
-        help="what spans 0..1: auto (default, unless the model asks for another), dtype, percentile, or "
-        "LOW,HIGH",
+        "--strength",
+        type=float,
+        help="from 0 (leaves the input unchanged) to 1 (full correction, default)",
     )
-    parser.add_argument("--strength", type=float, help="0 (the input) to 1 (default)")
     parser.add_argument(
-        "--chroma", type=float, help="the same for the colours alone, where --strength is for brightness"
+        "--chroma",
+        type=float,
+        help="strength for the colours; --strength then applies to the brightness only",
     )
     parser.add_argument(
         "--decorrelate",
         metavar="N,SIGMA",
         type=_decorrelate,
-        help="restore every Nth pixel by itself, with white noise of SIGMA (of 255) added: for noise that "
-        "neighbouring pixels share; by default where it is measured, 'no' never",
+        help="for noise that neighbouring pixels share: restore the images of every Nth pixel separately, "
+        "with white noise of SIGMA (of 255) added; default: if such noise is measured; no: never",
     )
     parser.add_argument(
         "--keep-mean",
         action=argparse.BooleanOptionalAction,
-        help="keep the mean of every neighbourhood, for measurements of intensity; by default where noise "
-        "grows with the brightness and where 16 bits or more are gray",
+        help="keep local mean intensities, for quantitative measurements; default: if noise grows with the "
+        "brightness, and for gray data of more than 8 bits",
     )
     parser.add_argument(
-        "--self-ensemble", action="store_true", help="mean of eight turns, eight times the time"
+        "--self-ensemble",
+        action="store_true",
+        help="average over eight rotations and flips; eight times slower",
     )
     parser.add_argument(
-        "--tile", type=int, help=f"largest side of a tile; {TILE}, less where memory is short"
+        "--tile",
+        type=int,
+        help=f"largest side of a tile in pixels, default: {TILE}, or less if memory is short",
     )
-    parser.add_argument("--halo", type=int, help=f"overlap of tiles, {HALO} pixels by default")
-    parser.add_argument("--batch", type=int, default=1, help="tiles that are computed together")
+    parser.add_argument("--halo", type=int, help=f"overlap of tiles in pixels, default: {HALO}")
+    parser.add_argument("--batch", type=int, default=1, help="number of tiles that are computed together")
     parser.add_argument(
         "--pooling",
         choices=("local", "global"),
         default="local",
-        help="what the network takes its means over: patches on a grid (default), or each tile",
+        help="average inside the network over patches on a grid (local, default) or over each tile",
     )
     parser.add_argument(
         "--window",
         type=int,
-        help=f"side of the patches of local pooling, in pixels; by default the model's, or {WINDOW}",
+        help=f"side of the patches of local pooling in pixels, default: that of the model, or {WINDOW}",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="what is computed in; auto is float16 on CUDA, else float32",
+        help="precision of the network; auto (default) is float16 on CUDA, else float32",
     )
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="compute on a dask cluster: tcp://host:port")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="compute on the dask cluster at tcp://host:port"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Restore every input; returns the exit status."""
-    from ..inference.batch import choice, pair, plans, restore_files
+    """Restore every input, and return the exit status."""
+    from ..inference.batch import make_chooser, pair, plan_files, restore_files
     from ..inference.dask import connect
 
     jobs = pair(options.inputs, options.output, make=not options.dry_run)
@@ -127,9 +141,9 @@ def run(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }
-    choose = choice(options.model, **settings)
+    choose = make_chooser(options.model, **settings)
     if options.dry_run:
-        for job, chosen, plan in plans(choose, jobs, options.axes):
+        for job, chosen, plan in plan_files(choose, jobs, options.axes):
             print(f"{job.source}\n{plan}")
             if chosen.reason:
                 print(f"chosen  {chosen.reason}")
@@ -148,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _restore_jobs(steps: Iterator[Step], count: int) -> int:
-    """Go through the files, each behind a bar; says what became of them, and returns the exit status."""
+    """Restore the files, each with a progress bar, report on them, and return the exit status."""
     ended: Counter[str] = Counter()
     for step in steps:
         label = f"[{ended.total() + 1}/{count}] " if count > 1 else ""
@@ -156,7 +170,7 @@ def _restore_jobs(steps: Iterator[Step], count: int) -> int:
             step = _run(steps, f"{label}{step.job.source.name}")
         ended[step.state] += 1
         if step.state == "kept":
-            print(f"{label}{step.job.target} kept: it exists; --overwrite replaces it")
+            print(f"{label}{step.job.target} kept, as it exists; --overwrite replaces it")
         elif step.error is not None:
             if count == 1:
                 raise step.error
@@ -172,10 +186,10 @@ def _restore_jobs(steps: Iterator[Step], count: int) -> int:
 
 
 def _run(steps: Iterator[Step], name: str) -> Step:
-    """Go through a file's tiles behind a bar; returns its last step."""
+    """Restore the tiles of a file with a progress bar, and return its last step."""
     from tqdm import tqdm
 
-    # On a terminal at once; a file that collects the output is spared short bars and frequent lines.
+    # In a file that collects the output, no bars for short runs and no frequent lines.
     delay, interval = (0, 0.1) if sys.stderr.isatty() else (1, 10)
     with tqdm(desc=name, unit="tile", leave=False, delay=delay, mininterval=interval) as bar:
         for step in steps:

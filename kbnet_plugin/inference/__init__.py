@@ -1,1 +1,1 @@
-"""Running a network on arrays, stacks and many files."""
+"""Run networks on arrays, stacks and many files."""

@@ -1,4 +1,4 @@
-"""Many files at once: which goes where, what is kept, and what became of each."""
+"""Restore many files, one after the other."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ..arrays.axes import layout
 from ..io.ome_zarr import is_zarr
 from ..io.pictures import FORMATS, check_format, read_image, write_image
 from ..io.stacks import is_stack, open_array, open_stack, working_folder
-from .choose import look, treatment
+from .choose import choose_treatment, measure_channels
 from .device import is_out_of_memory
 from .restorer import Plan, Restorer
 from .stacks import restore_stack
 
 
 class Chosen(NamedTuple):
-    """How an array is restored.
+    """The restorer for an array.
 
     Attributes
     ----------
     restorer : Restorer
     model : str
-        Its name, where nobody named one.
+        Name of the model that was chosen; empty if the caller named one.
     settings : mapping
-        What was set for this array.
+        Settings of the caller, and those that were chosen.
     reason : str
-        Why, in a line; empty where a model was named.
+        Why, in one line; empty if the caller named a model.
     """
 
     restorer: Restorer
@@ -46,13 +46,13 @@ class Chosen(NamedTuple):
     reason: str = ""
 
 
-Choice = Callable[[Any, str | None], Chosen]
-"""From an array, which is looked at, and its axes to how it is restored."""
+Chooser = Callable[[Any, str | None], Chosen]
+"""Function of an array and its axes, or None for axes inferred from its shape, that returns its restorer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A picture or stack, and the file that its restored self goes to."""
+    """A picture or stack to restore, and the file to write."""
 
     source: Path
     target: Path
@@ -60,24 +60,23 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a job has come.
+    """Progress of a job.
 
     Attributes
     ----------
     job : Job
     state : {"running", "restored", "kept", "failed"}
-        The last three end a job: written, left alone since the target exists, or as `error` says.
+        The last three end a job: its target has been written, existed already, or could not be written.
     done, total : int
-        Tiles; both 0 until the first of them is finished.
+        Number of finished tiles, and of all; both 0 before the first is finished.
     size : (int, int) or None
-        Height and width, of a picture that is not a stack.
-    model : str
-        Name of the model, where the job chose it.
-    reason : str
-        Why, in a line.
+        Height and width of a picture in pixels; None for a stack.
+    model, reason : str
+        As in `Chosen`.
     seconds : float
-        Since the job began.
+        Time since the job started.
     error : ValueError, OSError, MemoryError or None
+        Why the job failed.
     """
 
     job: Job
@@ -91,21 +90,21 @@ class Step:
     error: ValueError | OSError | MemoryError | None = None
 
 
-def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
-    """Build the restorers that jobs choose from.
+def make_chooser(model: str | PathLike[str] | None = None, **settings: Any) -> Chooser:
+    """Make the function that chooses a restorer for each picture.
 
     Parameters
     ----------
     model : str or path, optional
-        As for `Restorer.from_pretrained`; by default each picture's noise is measured, and the shipped model
-        and the treatment that fit it are taken (see `kbnet_plugin.inference.choose`).
+        As for `Restorer.from_pretrained`. By default the noise of each picture is measured, and a shipped
+        model and settings are chosen for it; see `kbnet_plugin.inference.choose`.
     **settings
-        As for `Restorer`; None where the picture is to decide.
+        As for `Restorer`; they override those that are chosen. None means not set.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        As `Restorer.from_pretrained`.
+        As for `Restorer.from_pretrained`.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     build = functools.cache(lambda name: Restorer.from_pretrained(name, **settings))
@@ -115,10 +114,10 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
 
     def choose(array: Any, axes: str | None) -> Chosen:
         arranged = layout(tuple(int(n) for n in array.shape), axes, 3)
-        colours = arranged.channels - arranged.alpha
-        found = treatment(look(array, arranged.axes), np.dtype(array.dtype), colours)
+        colours = arranged.colours
+        found = choose_treatment(measure_channels(array, arranged.axes), np.dtype(array.dtype), colours)
         own = {name: value for name, value in found.settings.items() if name not in settings}
-        # Whoever names a strength wants something done, also to a picture that is clean.
+        # A strength set by the caller also applies to a picture that is clean.
         adapted = build(found.model).with_settings(**own) if own else build(found.model)
         return Chosen(adapted, found.model, settings | own, str(found))
 
@@ -126,23 +125,24 @@ def choice(model: str | PathLike[str] | None = None, **settings: Any) -> Choice:
 
 
 def pair(inputs: Sequence[Path], output: Path, *, make: bool = True) -> list[Job]:
-    """Pair every picture with the file that its restored self goes to.
+    """Pair every picture with the file to write.
 
     Parameters
     ----------
     inputs : sequence of path
-        Pictures, stacks, folders of them, and patterns.
+        Pictures, stacks, folders of them, and patterns such as ``*.png``.
     output : path
         A file for one picture, otherwise a folder.
     make : bool
-        Make the folder where it is not there yet.
+        Create the folder if it does not exist.
 
     Raises
     ------
     FileNotFoundError
-        If an input or the folder of an output file does not exist.
+        If an input, or the folder of an output file, does not exist.
     ValueError
-        If a folder holds no pictures, several would go to one file, or one would replace its source.
+        If a folder contains no pictures, several pictures have the same target, or one would replace its
+        source.
     """
     sources: list[Path] = []
     inputs = [found for path in inputs for found in _expand(path)]
@@ -168,7 +168,7 @@ def pair(inputs: Sequence[Path], output: Path, *, make: bool = True) -> list[Job
         other = targets.setdefault(job.target, job.source)
         if other != job.source:
             raise ValueError(
-                f"{other} and {job.source} would both go to {job.target}; restore them one by one"
+                f"{other} and {job.source} would both go to {job.target}; restore them into different folders"
             )
     if one_file and not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent}: no such folder to write {output.name} to; create it first")
@@ -177,10 +177,26 @@ def pair(inputs: Sequence[Path], output: Path, *, make: bool = True) -> list[Job
     return jobs
 
 
-def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Iterator[tuple[Job, Chosen, Plan]]:
-    """Say of every job how it is restored, and what that will take.
+def plan_files(
+    choose: Chooser, jobs: Sequence[Job], axes: str | None = None
+) -> Iterator[tuple[Job, Chosen, Plan]]:
+    """Choose a restorer for every job, and estimate what it requires.
 
-    Parameters, and errors as those that `restore_files` yields; here they are raised.
+    Parameters
+    ----------
+    choose, jobs, axes
+        As for `restore_files`.
+
+    Yields
+    ------
+    job : Job
+    chosen : Chosen
+    plan : Plan
+
+    Raises
+    ------
+    ValueError, OSError
+        Those that `restore_files` yields as `Step.error`.
     """
     for job in jobs:
         with open_array(job.source, axes, stack=is_zarr(job.target)) as (array, known):
@@ -189,7 +205,7 @@ def plans(choose: Choice, jobs: Sequence[Job], axes: str | None = None) -> Itera
 
 
 def restore_files(
-    choose: Choice,
+    choose: Chooser,
     jobs: Sequence[Job],
     *,
     axes: str | None = None,
@@ -197,29 +213,28 @@ def restore_files(
     resume: bool = False,
     client: Any = None,
 ) -> Generator[Step, None, None]:
-    """Restore files one after the other; what is wrong with one does not stop the others.
+    """Restore files one after the other; an error in one does not stop the others.
 
     Parameters
     ----------
-    choose : Choice
-        As `choice` makes it.
+    choose : Chooser
+        As from `make_chooser`.
     jobs : sequence of Job
-        As `pair` makes them.
+        As from `pair`.
     axes : str, optional
-        Of the sources, in place of what their files say.
+        Axes of the sources, instead of those that their files define.
     overwrite : bool
-        Replace targets that exist; otherwise they are kept.
+        Replace existing targets, which are otherwise kept.
     resume : bool
-        Go on with stacks that were interrupted.
+        Resume interrupted stacks.
     client : distributed.Client, optional
         As for `Restorer.restore_into`.
 
     Yields
     ------
     Step
-        For each job one when it begins, one after every tile, and one at its end. Between two of these the
-        caller may stop for good: finished files are there, a picture under way is not, and a stack goes on
-        with `resume`.
+        For each job, one at its start, one after every tile, and one at its end. The caller may stop at any
+        of them: finished files remain, an unfinished picture is dropped, an unfinished stack can be resumed.
     """
     for job in jobs:
         began = time.perf_counter()
@@ -244,14 +259,14 @@ def restore_files(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            # A new one: its traceback would keep what filled the memory.
-            said = f"{job.source}: out of memory; free some, or choose a smaller tile or another device"
-            step = replace(step, state="failed", error=MemoryError(said))
+            # Not the error itself, whose traceback would keep alive what filled the memory.
+            message = f"{job.source}: out of memory; free some, or choose a smaller tile or another device"
+            step = replace(step, state="failed", error=MemoryError(message))
         yield step
 
 
 def _restore_stack(
-    choose: Choice, job: Job, axes: str | None, overwrite: bool, resume: bool, client: Any
+    choose: Chooser, job: Job, axes: str | None, overwrite: bool, resume: bool, client: Any
 ) -> Generator[Step, None, None]:
     with open_stack(job.source) as (array, info):
         chosen = _chosen(choose, job, array, axes or info.axes)
@@ -263,9 +278,9 @@ def _restore_stack(
             yield Step(job, done=done, total=total, model=chosen.model, reason=chosen.reason)
 
 
-def _restore_picture(choose: Choice, job: Job, axes: str | None, client: Any) -> Generator[Step, None, None]:
+def _restore_picture(choose: Chooser, job: Job, axes: str | None, client: Any) -> Generator[Step, None, None]:
     image, metadata = read_image(job.source)
-    check_format(job.target, image.dtype, image.shape)  # before the work, not after it
+    check_format(job.target, image.dtype, image.shape)  # fails before the work, not after it
     restorer, model, _, reason = _chosen(choose, job, image, axes)
     height, width = image.shape[:2]
     try:
@@ -278,7 +293,7 @@ def _restore_picture(choose: Choice, job: Job, axes: str | None, client: Any) ->
     write_image(job.target, restored, metadata)
 
 
-def _chosen(choose: Choice, job: Job, array: Any, axes: str | None) -> Chosen:
+def _chosen(choose: Chooser, job: Job, array: Any, axes: str | None) -> Chosen:
     try:
         return choose(array, axes)
     except ValueError as error:
@@ -290,7 +305,7 @@ def _piecewise(job: Job) -> bool:
 
 
 def _expand(path: Path) -> list[Path]:
-    """What a pattern matches, where the shell left it to us."""
+    """Expand a pattern that the shell has not expanded."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     return [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] or [path]

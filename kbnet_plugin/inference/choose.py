@@ -1,4 +1,4 @@
-"""Which model and which treatment a picture needs, by the noise that was measured; it knows no torch."""
+"""Choose a shipped model and its settings for a picture, by the noise measured in it; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.axes import Layout, layout
+from ..arrays.axes import layout
 from ..arrays.intensity import find_range, is_unit
-from ..arrays.noise import Noise, measure_noise, sample
+from ..arrays.noise import Noise
 from ..zoo.locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
+from .reading import measure_channel
 
-# Levels of noise are in units of the range over 255, as literature has them.
-_CLEAN = 0.8  # noise below it is left alone: no model that ships gains anything there
-_CORRELATED_CLEAN = 0.25  # the same for noise that neighbours share, which is seen from further away
-_WHITE = 0.6  # of the colours' whiteness
-_GRAY_WHITE = 0.45  # of gray pictures, where fine structure takes part
-_HALVED = 0.7  # of the whiteness of the brightness, where the colours are not white
-_SHARED = 0.4, 0.3  # whiteness below which neighbours share noise: weak noise, and noise of any strength
+# Levels of noise are standard deviations in 1/255 of the range, as in the literature.
+_CLEAN = 0.8  # weaker noise is left alone, as no shipped model improves on it
+_CORRELATED_CLEAN = 0.25  # the same for correlated noise, which is more visible
+_WHITE = 0.6  # least whiteness of white noise, for the colours
+_GRAY_WHITE = 0.45  # for gray pictures, where fine structure lowers it
+_HALVED = 0.7  # for the brightness, if the colours are not white
+_CORRELATED = 0.4, 0.3  # largest whiteness of correlated noise, if weak and if strong
 _WEAK = 5.0
-# Of `Noise.spread`, from how strong noise on: beyond that it is structure. JPEG wipes out weak noise in
-# places; the flattest blocks say something of strong noise alone.
+# Level, and largest `Noise.spread` from that level on; beyond, it is structure. JPEG erases weak noise in
+# places, and only strong noise dominates the flattest blocks.
 _STRUCTURE = ((0.0, (float("inf"), 5.0)), (1.0, (float("inf"), 3.5)), (2.5, (2.5, 3.5)))
-# Of `Noise.dependence`, of which photons alone give 2: equally strong noise stays below the first, and where
-# it is not weak, so that structure is nothing beside it, below the second.
+# Largest `Noise.dependence` (2 for pure shot noise) of noise that is equally strong everywhere: in general,
+# and if it is strong, so that structure hardly disturbs the measurement.
 _DEPENDENT, _STRONG = (1.2, 0.95), 10.0
 _STRIDE = 2
-_COVER = 8.0, 16.0  # the white noise that is added: twice the noise within these
-_LIMIT, _WHITE_LIMIT = 1.5, 1.2  # of noise that is equally strong more is known
+_ADDED = 8.0, 16.0  # bounds of the white noise that is added, which is twice the measured noise
+_LIMIT, _WHITE_LIMIT = 1.5, 1.2  # tighter for white noise, of which more is known
 
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What to do with a picture.
+    """How to restore a picture; `str` formats it for people.
 
     Attributes
     ----------
     model : str
         Name of a shipped model.
     settings : mapping
-        For `Restorer`, where they differ from its defaults.
+        Settings of `Restorer` that differ from its defaults.
     reason : str
-        In a few words, for people.
+        What was measured, in a few words.
     kind : {"white", "dependent", "correlated", "halved", "clean", "unknown"}
-        Of the noise.
+        Kind of noise: white, growing with the brightness, correlated between neighbours, white in the
+        brightness alone, too weak to remove, or not measurable.
     """
 
     model: str
@@ -56,73 +58,61 @@ class Treatment:
     def __str__(self) -> str:
         if self.kind == "clean":
             return f"left alone: {self.reason}"
-        return f"{self.model}{self.how}: {self.reason}"
-
-    @property
-    def how(self) -> str:
-        """What is done besides, in a few words."""
+        how = " on each colour by itself" if self.kind == "halved" else ""
         if "decorrelate" in self.settings:
-            stride, cover = self.settings["decorrelate"]
-            return f", every {_ORDINALS[stride]} pixel by itself with white noise of {cover:.0f} added"
-        return " on each colour by itself" if self.kind == "halved" else ""
+            stride, sigma = self.settings["decorrelate"]
+            how = f" on every {_ORDINALS[stride]} pixel by itself, with white noise of {sigma:.0f} added"
+        return f"{self.model}{how}: {self.reason}"
 
 
 _ORDINALS = {1: "", 2: "second", 3: "third", 4: "fourth"}
 
 
-def look(array: Any, axes: str | None = None) -> list[Noise]:
-    """Measure the noise of every channel of an array that is restored by itself.
+def measure_channels(array: Any, axes: str | None = None) -> list[Noise]:
+    """Measure the noise of every channel of an array (colours, which are restored together, count as one).
 
     Parameters
     ----------
     array : array
-        Anything with shape and dtype that can be sliced; a million pixels of each channel are read.
+        Anything with shape and dtype that can be sliced; at most a million pixels per channel are read.
     axes : str, optional
-        As for `Restorer`.
+        As for `Restorer.__call__`.
 
     Raises
     ------
     ValueError
-        If axes do not fit the shape, or the shape leaves a choice.
+        If the axes do not fit the shape, or the shape is ambiguous.
+    DamagedError
+        If the data cannot be decoded.
     """
     arranged = layout(tuple(int(n) for n in array.shape), axes, 3)
-    return [_look(array, arranged, channel) for channel in range(arranged.channel_count)]
+    return [measure_channel(array, arranged, channel) for channel in range(arranged.channel_count)]
 
 
-def _look(array: Any, arranged: Layout, channel: int) -> Noise:
-    colours = arranged.channels - arranged.alpha
-    return measure_noise(
-        [
-            arranged.to_picture(np.asarray(array[arranged.key(plane, window)]))[..., :colours]
-            for plane, window in sample(arranged, channel)
-        ]
-    )
-
-
-def treatment(noises: Sequence[Noise], dtype: np.dtype[Any], colours: int) -> Treatment:
-    """Choose model and settings.
+def choose_treatment(noises: Sequence[Noise], dtype: np.dtype[Any], colours: int) -> Treatment:
+    """Choose model and settings for a picture.
 
     Parameters
     ----------
     noises : sequence of Noise
-        Of every channel; the noisiest decides.
+        One per channel, as from `measure_channels`; the noisiest decides.
     dtype : dtype
         Of the array.
     colours : {1, 3}
-        That are restored together.
+        Number of colours that are restored together.
     """
     return max((_treatment(noise, dtype, colours) for noise in noises), key=lambda t: t[0])[1]
 
 
 def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float, Treatment]:
-    """The treatment of one channel, and how noisy that is."""
+    """Choose the treatment for one channel, and return it with its level of noise."""
     unit = find_range("auto", dtype, noise).span / 255
     counts = colours == 1 and not (dtype.kind == "b" or dtype.itemsize == 1)
     if dtype.kind == "f" and is_unit(noise):
         counts = False
     usual = DEFAULT if colours == 3 else DEFAULT_MICRO if counts else DEFAULT_GRAY
     if not noise.known:
-        return 0.0, Treatment(usual, {}, "too small for its noise to be measured", "unknown")
+        return 0.0, Treatment(usual, {}, "too small to measure its noise", "unknown")
     level, neighbours = noise.deviation / unit, noise.correlation
     strong = max(noise.deviations) / unit
     dependent = colours == 1 and _depends(noise, level)
@@ -130,43 +120,39 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     if colours == 3:
         white = (noise.chroma_whiteness or 0) >= _WHITE and chroma >= _CLEAN
         halved = not white and noise.whiteness >= _HALVED and level >= 2
-    shared = noise.whiteness < _SHARED[0 if level <= _WEAK else 1]
+    correlated = noise.whiteness < _CORRELATED[0 if level <= _WEAK else 1]
     if white and (strong if dependent or counts else level) >= _CLEAN:
         settings: dict[str, Any] = {"limit": _WHITE_LIMIT}
         if dependent or counts:
-            grows = "grows with the brightness" if dependent else "is white"
-            said = f"{_range_of(noise)}its noise {grows}{_level(noise)}"
-            settings = {"limit": _LIMIT, "keep_mean": True}  # those who count photons measure intensities
-            return strong, Treatment(DEFAULT_MICRO, settings, said, "dependent")
+            kind = "noise that grows with the brightness" if dependent else "white noise"
+            reason = f"values from {noise.low:.4g} to {noise.high:.4g}, {kind}{_level(noise)}"
+            settings = {"limit": _LIMIT, "keep_mean": True}  # intensities in such pictures are often measured
+            return strong, Treatment(DEFAULT_MICRO, settings, reason, "dependent")
         return level, Treatment(usual, settings, f"white noise of about {level:.1f} of 255", "white")
     if halved:
-        said = (
-            f"white noise of about {level:.1f} of 255 in the brightness alone, as in JPEGs of halved colour"
-        )
-        return level, Treatment(DEFAULT_GRAY, {"limit": _LIMIT}, said, "halved")
-    if shared and level >= _CORRELATED_CLEAN and not _is_structure(noise, level):
-        cover = float(round(np.clip(2 * level, *_COVER)))
-        settings = {"decorrelate": (_STRIDE, cover), "limit": _LIMIT}
+        reason = f"white noise of about {level:.1f} of 255 in the brightness alone, as in many JPEGs"
+        return level, Treatment(DEFAULT_GRAY, {"limit": _LIMIT}, reason, "halved")
+    if correlated and level >= _CORRELATED_CLEAN and not _is_structure(noise, level):
+        added = float(round(np.clip(2 * level, *_ADDED)))
+        settings = {"decorrelate": (_STRIDE, added), "limit": _LIMIT}
         percent = round(50 * (neighbours[0][0] + neighbours[1][0]))
-        said = (
-            f"noise of about {level:.1f} of 255 that neighbouring pixels share ({percent} %), as cameras "
-            "leave it"
-        )
-        return level, Treatment(usual, settings, said, "correlated")
+        share = f"that neighbouring pixels share ({percent} %), as from a camera"
+        reason = f"noise of about {level:.1f} of 255 {share}"
+        return level, Treatment(usual, settings, reason, "correlated")
     if level < _CLEAN:
-        said = f"what noise there is, about {level:.1f} of 255, is below what a model would remove"
+        why = f"its noise of about {level:.1f} of 255 is too weak for a model to remove"
     else:
-        said = "what varies in it looks like structure, not like noise"
-    return 0.0, Treatment(usual, {"strength": 0.0}, f"already clean ({said})", "clean")
+        why = "its variation looks like structure, not noise"
+    return 0.0, Treatment(usual, {"strength": 0.0}, f"already clean ({why})", "clean")
 
 
 def _depends(noise: Noise, level: float) -> bool:
-    """Whether noise grows with the brightness; its level is of 255."""
+    """Return whether noise grows with the brightness; `level` is in 1/255 of the range."""
     return noise.dependence > _DEPENDENT[level >= _STRONG]
 
 
 def _is_structure(noise: Noise, level: float) -> bool:
-    """Whether what neighbours share is here and there, where noise would be everywhere."""
+    """Return whether the variation is concentrated in places, where noise would be everywhere."""
     limits = next(limits for least, limits in reversed(_STRUCTURE) if level >= least)
     return any(found > limit for found, limit in zip(noise.spread, limits, strict=True))
 
@@ -177,20 +163,16 @@ def _level(noise: Noise) -> str:
     return f" of about {noise.deviation:.3g}"
 
 
-def _range_of(noise: Noise) -> str:
-    return f"values of {noise.low:.4g} to {noise.high:.4g}, "
-
-
-def describe(noise: Noise) -> list[str]:
-    """What was measured, in sentences for people."""
+def describe_noise(noise: Noise) -> list[str]:
+    """Describe the noise of a channel in lines for people."""
     lines = [
-        f"values    {noise.least:g} to {noise.largest:g}, 99.8 % of them within {noise.low:g} and "
+        f"values    {noise.least:g} to {noise.largest:g}, 99.8 % of them between {noise.low:g} and "
         f"{noise.high:g}"
     ]
     if noise.step > 1:
-        lines.append(f"step      {noise.step:g}: the lower bits are not used")
+        lines.append(f"step      {noise.step:g}: the lowest bits are unused")
     if not noise.known:
-        return [*lines, "noise     too few pixels to measure it"]
+        return [*lines, "noise     not measured: too few pixels"]
     ends = " and ".join(
         f"{noise.deviations[end]:.3g} at {noise.levels[end]:.4g}"
         for end in sorted({0, len(noise.levels) - 1})
@@ -199,18 +181,18 @@ def describe(noise: Noise) -> list[str]:
     if noise.gain > 0 and _depends(noise, 255 * noise.deviation / max(noise.high - noise.low, 1e-300)):
         lines.append(
             f"          variance = {noise.gain:.4g} x (value - {noise.black:.4g}) + {noise.read:.4g}^2: "
-            "it grows with the brightness"
+            "grows with the brightness"
         )
     else:
-        lines.append("          about equally strong at every brightness")
+        lines.append("          about the same at every brightness")
     (right, right2), (down, down2) = noise.correlation
     lines.append(
-        f"pixels    neighbours share {right:.0%} along rows, {down:.0%} along columns; "
-        f"two apart {right2:.0%}, {down2:.0%}"
+        f"          correlation of neighbours {right:.0%} along rows, {down:.0%} along columns; "
+        f"of pixels two apart {right2:.0%}, {down2:.0%}"
     )
     if noise.chroma_whiteness is not None:
         lines.append(
-            f"colours   noise of {noise.chroma:.3g}, whiteness {noise.chroma_whiteness:.2f} (1 is white)"
+            f"colours   noise {noise.chroma:.3g}, whiteness {noise.chroma_whiteness:.2f} (white noise: 1)"
         )
     if noise.hot or noise.dead:
         lines.append(f"outliers  {noise.hot:.2%} of the pixels are hot, {noise.dead:.2%} dead")
@@ -219,5 +201,5 @@ def describe(noise: Noise) -> list[str]:
             f"limits    {noise.dark:.1%} at the smallest value, {noise.saturated:.1%} at the largest"
         )
     if noise.grid:
-        lines.append("JPEG      the borders of its 8 x 8 blocks show")
+        lines.append("JPEG      borders of 8 x 8 blocks are visible")
     return lines

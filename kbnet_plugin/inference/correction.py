@@ -1,4 +1,4 @@
-"""From pixels to what a network is given, and from its answer to a correction that can be trusted."""
+"""Prepare pixels for a network, and limit and apply the correction that it computes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from torch import Tensor
 from ..arrays.intensity import LUMA, Range, cast, working
 from ..arrays.noise import Noise, isolated, spike
 
-_HOLE = 8  # pixels around a NaN whose mean stands for it
-_CLIP = -1.0, 2.0  # of the range: what lies beyond is of no use to a network, and may spoil its surroundings
-_LIMIT = 17  # pixels of the square in which a correction is compared with the noise
-_LEVEL = 65  # pixels of the square whose mean is kept
-_FLAT = 7  # pixels of a square of one value that is left as it is
+_HOLE = 8  # pixels on each side of a NaN whose mean replaces it
+_CLIP = -1.0, 2.0  # in units of the range; more extreme values would only disturb their surroundings
+# Sides of squares, in pixels:
+_LIMIT = 17  # in which a correction is compared with the noise
+_LEVEL = 65  # whose mean is kept
+_FLAT = 7  # which are left unchanged if all values are equal
 
 
 class Context(NamedTuple):
-    """What a tile needs to know of its channel.
+    """Facts about a channel that all its tiles share.
 
     Attributes
     ----------
     scale : Range
+        Values that the network sees as 0 and 1.
     noise : Noise or None
-        As measured, where it limits the correction.
+        Measured noise that limits the correction; None for no limit.
     """
 
     scale: Range
@@ -36,7 +38,7 @@ class Context(NamedTuple):
 
 
 def prepare(colour: NDArray[Any], context: Context) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Values for the network, and what replacing hot pixels has changed, both in units of the range.
+    """Scale pixels for the network and replace those that would disturb it.
 
     Parameters
     ----------
@@ -47,9 +49,10 @@ def prepare(colour: NDArray[Any], context: Context) -> tuple[NDArray[np.float32]
     Returns
     -------
     values : ndarray
-        (H, W, C), float32, clipped; NaN, infinity and hot pixels replaced by what is around them.
+        (H, W, C), float32, in units of the range, clipped to -1..2. NaN, infinity, hot and dead pixels are
+        replaced by their surroundings.
     change : ndarray or None
-        (H, W, 1), of the hot and dead pixels; None where there are none.
+        What replacing hot and dead pixels added to `values`, (H, W, 1); None if there are none.
     """
     finite = np.isfinite(colour) if colour.dtype.kind == "f" else None
     values = _filled(colour, context.scale, finite)
@@ -65,7 +68,18 @@ def prepare(colour: NDArray[Any], context: Context) -> tuple[NDArray[np.float32]
 def limited(
     change: NDArray[np.float32], values: NDArray[np.float32], context: Context, limit: float
 ) -> NDArray[np.float32]:
-    """A correction that is nowhere stronger than the noise."""
+    """Weaken a correction wherever it is stronger than the noise.
+
+    Parameters
+    ----------
+    change, values : ndarray
+        The correction and the input of the network, (H, W, C), in units of the range.
+    context : Context
+        With noise.
+    limit : float
+        Largest ratio of the correction's root mean square to the noise's standard deviation, in squares of
+        17 x 17 pixels.
+    """
     noise, scale = context.noise, context.scale
     assert noise is not None
     if not noise.known:
@@ -74,12 +88,12 @@ def limited(
     level = ndimage.uniform_filter(bright, _LIMIT) * scale.span + scale.low
     power = ndimage.uniform_filter(np.square(change).mean(axis=2), _LIMIT)
     allowed = limit * noise.deviation_at(level) / scale.span
-    share = np.minimum(1, allowed / np.sqrt(np.maximum(power, 1e-20)))
-    return change * share[..., None].astype(np.float32)
+    factor = np.minimum(1, allowed / np.sqrt(np.maximum(power, 1e-20)))
+    return change * factor[..., None].astype(np.float32)
 
 
 def weighted(delta: Tensor, strength: float, chroma: float | None) -> Tensor:
-    """The correction, by the strength of brightness and colours."""
+    """Scale a correction (B, C, H, W) by `strength`, and its colours by `chroma` unless that is None."""
     if chroma is None or delta.shape[1] != 3:
         return strength * delta
     bright = (delta * delta.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
@@ -89,11 +103,30 @@ def weighted(delta: Tensor, strength: float, chroma: float | None) -> Tensor:
 def corrected(
     block: NDArray[Any], change: NDArray[np.float32], span: float, crop: tuple[slice, slice], alpha: bool
 ) -> NDArray[Any]:
-    """Pixels (H, W, C) of a crop with a correction, in units of the range, added; opacity is copied."""
+    """Add a correction to the pixels of a crop.
+
+    Parameters
+    ----------
+    block : ndarray
+        (H, W, C), opacity included.
+    change : ndarray
+        (H, W, C') in units of the range, for the first C' channels.
+    span : float
+        Unit of the range.
+    crop : (slice, slice)
+        Rows and columns to return.
+    alpha : bool
+        Whether the last channel of `block` is opacity, which is copied.
+
+    Returns
+    -------
+    ndarray
+        (h, w, C') or with opacity (h, w, C' + 1), in the dtype of `block`. NaN and infinity are kept.
+    """
     kept = block[crop]
     colour = kept[..., : change.shape[2]]
     work = working(block.dtype)
-    with np.errstate(invalid="ignore"):  # of pixels that are NaN or infinite, and stay so
+    with np.errstate(invalid="ignore"):  # from NaN and infinity, which are kept below
         restored = cast(colour.astype(work) + change[crop].astype(work) * work(span), block.dtype)
     finite = np.isfinite(colour) if colour.dtype.kind == "f" else None
     if finite is not None and not finite.all():
@@ -102,13 +135,13 @@ def corrected(
 
 
 def keep_level(change: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A correction (H, W, C) that leaves the mean of every neighbourhood as it is."""
+    """Remove from a correction (H, W, C) its mean over every neighbourhood of 65 x 65 pixels."""
     level: NDArray[np.float32] = ndimage.uniform_filter(change, (_LEVEL, _LEVEL, 1))
     return change - level
 
 
 def flat(picture: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where nothing varies around a pixel, (H, W, 1)."""
+    """Find the pixels of (H, W, C) whose neighbourhood of 7 x 7 is constant, (H, W, 1)."""
     size = (_FLAT, _FLAT, 1)
     same = ndimage.maximum_filter(picture, size) == ndimage.minimum_filter(picture, size)
     flat: NDArray[np.bool_] = same.all(axis=2, keepdims=True)
@@ -116,7 +149,7 @@ def flat(picture: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _filled(colour: NDArray[Any], scale: Range, finite: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """Values for the network; NaN and infinity replaced by the mean around them, or nought."""
+    """Scale (H, W, C); NaN and infinity become the mean of their surroundings, or 0 if there is none."""
     if finite is None or finite.all():
         return scale.apply(colour)
     values = scale.apply(np.where(finite, colour, colour.dtype.type(scale.low)))

@@ -1,4 +1,4 @@
-"""The same tiles as dask tasks: lazy arrays, and clusters that compute for a job that runs here."""
+"""Compute tiles with dask: lazy arrays, and clusters that compute for a job in this process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .correction import Context
     from .engine import Engine
 
-_TIMEOUT = "10s"  # for a cluster to answer
+_TIMEOUT = "10s"  # for connecting to a cluster
 _LOST = ("KilledWorker", "CommClosedError", "CancelledError", "FutureCancelledError", "FuturesCancelledError")
 
 
 def connect(address: str) -> Any:
-    """Client of a running dask scheduler.
+    """Connect to a running dask scheduler, such as ``tcp://host:8786``.
 
     Raises
     ------
     ValueError
         If distributed is not installed.
     ConnectionError
-        If there is no scheduler at the address.
+        If no scheduler answers at the address.
     """
     try:
         distributed = importlib.import_module("distributed")
@@ -44,22 +44,30 @@ def connect(address: str) -> Any:
 
 
 def remote(engine: Engine, client: Any) -> tuple[Callable[..., Any], int]:
-    """How a cluster computes a step, and how many steps may be under way."""
+    """Return a function that computes a step on a cluster, and how many steps may run at a time.
+
+    The function takes the arguments of `Engine.solve` and returns a future.
+
+    Raises
+    ------
+    ConnectionError
+        If the cluster is lost, here or from a future's ``result``.
+    """
     try:
-        # A task, not a scattered value: when its worker dies the scheduler makes it again.
-        held = client.submit(_itself, engine, pure=False)
+        # A task, not a scattered value, so that the scheduler makes it again if its worker dies.
+        shared = client.submit(_itself, engine, pure=False)
         ahead = 2 * max(1, sum(client.nthreads().values()))
     except Exception as error:
         raise _gone(client, error) from None
 
     def submit(*step: Any) -> _Awaited:
-        return _Awaited(client, client.submit(_solve, held, *step, pure=False, retries=2))
+        return _Awaited(client, client.submit(_solve, shared, *step, pure=False, retries=2))
 
     return submit, ahead
 
 
 class _Awaited:
-    """A future whose cluster may vanish."""
+    """A future that names its cluster if that is lost."""
 
     def __init__(self, client: Any, future: Any) -> None:
         self.client, self.future = client, future
@@ -76,49 +84,48 @@ class _Awaited:
 def _gone(client: Any, error: BaseException) -> ConnectionError:
     return ConnectionError(
         f"the cluster at {client.scheduler.address if client.scheduler else 'its address'} is gone "
-        f"({type(error).__name__}); finished tiles are kept, and resuming goes on with the others"
+        f"({type(error).__name__}); finished tiles are kept, and resuming computes the others"
     )
 
 
 def restored(engine: Engine, array: Any, arranged: Layout) -> Any:
-    """Lazy dask array of the restored `array`, one chunk a tile."""
+    """Return the restored `array` as a lazy dask array with one chunk per tile."""
     da = importlib.import_module("dask.array")
     delayed = importlib.import_module("dask").delayed
-    # By name, or every use would hash the weights again.
-    held = delayed(engine, name=f"kbnet-engine-{engine.token}", traverse=False)
+    # Named, or every use would hash the weights again.
+    shared = delayed(engine, name=f"kbnet-engine-{engine.token}", traverse=False)
     solve = delayed(_solve_one, pure=False)
     tiles = engine.tiles(arranged)
-    inner = [a for a in arranged.axes if a in "YX" + arranged.channel_axis]
+    inner = [a for a in arranged.axes if a in arranged.picture_axes]
     same = engine.in_channels == engine.out_channels
     channels = arranged.channels if same else engine.out_channels
 
-    contexts = _contexts(engine, held, array, arranged)
+    contexts = _contexts(engine, shared, array, arranged)
 
     def restore_plane(plane: tuple[int, ...]) -> Any:
         context = contexts(arranged.channel(plane))
         rows: dict[int, list[Any]] = {}
         for tile in tiles:
-            window = array[arranged.key(plane, engine.around(tile, arranged.size))]
+            window = array[arranged.key(plane, engine.window_around(tile, arranged.size))]
             size = {a: s.stop - s.start for a, s in zip("YX", tile.target, strict=True)}
             shape = tuple(size.get(a, channels) for a in inner)
-            part = solve(held, window, context, tile, arranged)
+            part = solve(shared, window, context, tile, arranged)
             rows.setdefault(tile.target[0].start, []).append(da.from_delayed(part, shape, array.dtype))
         joined = [da.concatenate(row, axis=inner.index("X")) for row in rows.values()]
         return da.concatenate(joined, axis=inner.index("Y"))
 
-    outer = [a for a in arranged.axes if a not in inner]
     stacked = da.stack([restore_plane(plane) for plane in arranged.planes()])
-    counts = tuple(arranged.shape[arranged.axes.index(a)] for a in outer)
-    # Planes come in the order of the outer axes; splitting the first axis copies nothing.
+    counts = tuple(arranged.shape[arranged.axes.index(a)] for a in arranged.stack_axes)
+    # Planes are in the order of the stack axes, so splitting the first axis copies nothing.
     split = stacked.reshape(counts + stacked.shape[1:])
-    order = [*outer, *inner]
+    order = [*arranged.stack_axes, *inner]
     return split.transpose([order.index(a) for a in arranged.axes])
 
 
-def _contexts(engine: Engine, held: Any, array: Any, arranged: Layout) -> Callable[[int], Any]:
-    """How to find what the tiles of a channel need to know: tasks, whose results equal `Engine.context`."""
+def _contexts(engine: Engine, shared: Any, array: Any, arranged: Layout) -> Callable[[int], Any]:
+    """Return a function that makes the task of finding a channel's context, equal to `Engine.context`."""
     delayed = importlib.import_module("dask").delayed
-    colours = slice(arranged.channels - arranged.alpha)
+    colours = slice(arranged.colours)
     dtype = np.dtype(array.dtype)
 
     def read(plane: tuple[int, ...], window: tuple[slice, slice]) -> Any:
@@ -131,17 +138,15 @@ def _contexts(engine: Engine, held: Any, array: Any, arranged: Layout) -> Callab
 
     @functools.cache
     def context(channel: int) -> Any:
-        return delayed(_context, pure=False)(held, dtype, noise(channel) if engine.looks(dtype) else None)
+        return delayed(_context, pure=False)(
+            shared, dtype, noise(channel) if engine.needs_noise(dtype) else None
+        )
 
     return context
 
 
-def _pictures(pieces: list[Any], arranged: Layout, colours: slice) -> list[NDArray[Any]]:
-    return [arranged.to_picture(np.asarray(piece))[..., colours] for piece in pieces]
-
-
 def _measured(pieces: list[Any], arranged: Layout, colours: slice) -> Noise:
-    return measure_noise(_pictures(pieces, arranged, colours))
+    return measure_noise([arranged.to_picture(np.asarray(piece))[..., colours] for piece in pieces])
 
 
 def _context(engine: Engine, dtype: np.dtype[Any], noise: Noise | None) -> Context:

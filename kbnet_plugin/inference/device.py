@@ -1,4 +1,4 @@
-"""Devices, how much memory they have, and how much of it a network takes."""
+"""Devices, their free memory, and how much of it a network needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Turn a device's name into a device that is there; ``"auto"`` is CUDA, then MPS, then the CPU.
+    """Find a device by name.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` (the first available of CUDA, MPS and CPU) or a name that `torch.device` accepts.
 
     Raises
     ------
@@ -25,12 +30,12 @@ def find_device(name: str = "auto") -> torch.device:
     try:
         torch.empty(0, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):  # one for every way of not being there
+    except (RuntimeError, AssertionError, NotImplementedError):  # depends on why it is missing
         raise ValueError(f"device {name!r} is not available on this machine; use auto or cpu") from None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new job may take on a device; of a container its own limit counts."""
+    """Return the bytes that a new job may use on a device; the limit of a container counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -45,10 +50,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
-    """Working memory of a forward pass for each pixel of its input: as measured, and a fifth.
+    """Estimate the working memory of a forward pass per pixel of its input, in bytes.
 
-    Nearly all of it is spent at full resolution: a block of KBNet_s holds about 7 feature maps at its peak
-    besides the coefficients of its bases, one of KBNet_l about 12 of the refinement's doubled width.
+    Nearly all of it is needed at full resolution: at its peak, a block of KBNet_s stores about 7 feature maps
+    besides the coefficients of its bases, and one of KBNet_l about 12, of the refinement's doubled width. The
+    estimate adds a fifth to what was measured.
+
+    Parameters
+    ----------
+    network : KBNet_s or KBNet_l
+    itemsize : int
+        Bytes per value.
     """
     if isinstance(network, KBNet_s):
         return itemsize * (8 * network.intro.out_channels + 80)
@@ -56,11 +68,11 @@ def bytes_per_pixel(network: KBNet_s | KBNet_l, itemsize: int = 4) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory did not suffice, of the CPU or of a device."""
-    # The CPU's and MPS's allocators have no exception of their own.
-    said = str(error)
+    """Return whether an exception means that the CPU or a device ran out of memory."""
+    # The allocators of the CPU and of MPS have no exception of their own.
+    message = str(error)
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in said
-        or "out of memory" in said
+        or "can't allocate memory" in message
+        or "out of memory" in message
     )

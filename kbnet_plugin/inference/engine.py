@@ -1,6 +1,6 @@
-"""The network's side: tiles in, tiles out.
+"""The network's side of restoring: tiles in, tiles out.
 
-An `Engine` pickles itself, network included, and that is all a worker of a cluster is given.
+An `Engine` pickles itself, network included; it is all that a worker of a cluster needs.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import Tensor
 
 from ..arrays.axes import Layout
 from ..arrays.intensity import Range, find_range, needs_values
-from ..arrays.noise import Noise, measure_noise, sample
+from ..arrays.noise import Noise
 from ..arrays.tiling import Tile, plan
-from ..errors import DamagedError
 from ..nn import KBNet_l, KBNet_s
-from ..nn.pooling import Grid, given_means, recorded_means, with_open_pools
+from ..nn.pooling import Grid, record_means, replace_means, with_replaceable_means
 from ..zoo.weights import build_network
 from .correction import Context, corrected, flat, keep_level, limited, prepare, weighted
 from .device import bytes_per_pixel, find_device, free_memory, is_out_of_memory
+from .reading import measure_channel
 from .settings import HALO, TILE, Settings
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PATTERN = 512  # pixels after which the noise that is added repeats
+_PERIOD = 512  # pixels after which the added noise repeats
 
 
 class Engine:
-    """A network on a device, with the settings by which it is run.
+    """A network on a device, with settings.
 
     Parameters
     ----------
@@ -43,36 +43,51 @@ class Engine:
         Moved to the device.
     settings : Settings
 
+    Attributes
+    ----------
+    network : KBNet_s or KBNet_l
+        With local pooling, a copy that shares the weights of `original`.
+    original : KBNet_s or KBNet_l
+        As passed.
+    settings : Settings
+        As passed.
+    device : torch.device
+    dtype : torch.dtype
+        In which the network computes.
+    halo : int
+        Pixels at inner edges of tiles that are computed only as context.
+
     Raises
     ------
     ValueError
-        If the device is not there, or a tile leaves nothing between its halos.
+        If the device is not available, the pooling window is too small for the network, or a tile leaves
+        nothing between its halos.
     """
 
     def __init__(self, network: KBNet_s | KBNet_l, settings: Settings) -> None:
         self.settings = settings
-        self.stride, self.cover = settings.decorrelate or (1, 0.0)
         self.device = find_device(settings.device)
-        self.halo = HALO * self.stride if settings.halo is None else settings.halo
+        self._stride, self._sigma = settings.decorrelate or (1, 0.0)
+        self.halo = HALO * self._stride if settings.halo is None else settings.halo
         if settings.halo is None and settings.tile is not None:
             self.halo = min(self.halo, max(16, 5 * settings.tile // 16 // 8 * 8))
         precision = settings.precision
         if precision == "auto":
             precision = "float16" if self.device.type == "cuda" else "float32"
         self.dtype = _DTYPES[precision]
-        network = self.given = network.to(self.device).eval()
+        network = self.original = network.to(self.device).eval()
         local = settings.pooling == "local"
         if local and settings.window < network.size_multiple:
             raise ValueError(
                 f"window must be at least {network.size_multiple} pixels for this network, "
                 f"not {settings.window}"
             )
-        self.grid = Grid(settings.window) if local else None
-        self.network = with_open_pools(network) if local else network
-        # What has been found to fit in memory, learned when something does not.
-        self._most, self._largest, self._together = settings.batch, 1 << 62, 1 << 62
+        self._grid = Grid(settings.window) if local else None
+        self.network = with_replaceable_means(network) if local else network
+        # Lowered when the network runs out of memory: tiles per batch, side of a tile, patches per batch.
+        self._most_tiles, self._largest_side, self._most_patches = settings.batch, 1 << 62, 1 << 62
         smallest = settings.tile or self._smallest
-        plan((smallest + 1, smallest + 1), smallest, self.halo, self._multiple)  # told at once
+        plan((smallest + 1, smallest + 1), smallest, self.halo, self._multiple)  # raises before any work
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
@@ -80,24 +95,19 @@ class Engine:
 
     @property
     def in_channels(self) -> int:
-        """Channels that the network takes."""
+        """Number of channels that the network takes."""
         net = self.network
         return net.img_channel if isinstance(net, KBNet_s) else net.inp_channels
 
     @property
     def out_channels(self) -> int:
-        """Channels that the network returns."""
+        """Number of channels that the network returns."""
         net = self.network
         return net.img_channel if isinstance(net, KBNet_s) else net.out_channels
 
-    @property
-    def token(self) -> str:
-        """Hash of the weights and of the settings."""
-        return hashlib.sha256(f"{self.fingerprint}{asdict(self.settings)}".encode()).hexdigest()[:16]
-
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights."""
+        """Hash of the weights, 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for name, tensor in self.network.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -105,21 +115,21 @@ class Engine:
         return digest.hexdigest()[:16]
 
     @property
-    def idle(self) -> bool:
-        """Whether everything comes back as it is."""
-        return self.settings.strength == 0 and not self.settings.chroma
+    def token(self) -> str:
+        """Hash of weights and settings, 16 hexadecimal digits."""
+        return hashlib.sha256(f"{self.fingerprint}{asdict(self.settings)}".encode()).hexdigest()[:16]
 
     @property
     def tile(self) -> int:
-        """Largest side of a tile: as was asked for, or what fits now."""
-        return self.settings.tile or self.fitting_tile()
+        """Largest side of a tile in pixels: as set, or what fits into free memory at the moment."""
+        return self.settings.tile or self._fitting_tile()
 
     def tiles(self, arranged: Layout, tile: int | None = None) -> list[Tile]:
-        """Tiles of a plane, of the default side or another."""
+        """Cut a plane into tiles; `tile` overrides the largest side in pixels."""
         return plan(arranged.size, tile or self.tile, self.halo, self._multiple)
 
-    def piece(self, arranged: Layout, window: tuple[slice, slice]) -> Tile:
-        """A tile for some window of a plane alone, with what a run's tiles have around it."""
+    def tile_of(self, arranged: Layout, window: tuple[slice, slice]) -> Tile:
+        """Make one tile of any window of a plane, with the context that tiles usually have."""
         step, parts = self._multiple, []
         for inner, length in zip(window, arranged.size, strict=True):
             start = max(0, inner.start - self.halo) // step * step
@@ -128,41 +138,34 @@ class Engine:
         (y, x) = parts
         return Tile((y[0], x[0]), (y[1], x[1]), (y[2], x[2]))
 
-    def looks(self, dtype: np.dtype[Any]) -> bool:
-        """Whether the noise of an array is to be measured, or its values looked at."""
-        return not self.idle and (self.settings.limit is not None or needs_values(self.settings.range, dtype))
-
-    def measure(self, source: Any, arranged: Layout, channel: int = 0) -> Noise:
-        """Measure the noise of the planes of a channel, from pieces of some of them."""
-        colours = arranged.channels - arranged.alpha
-        return measure_noise(
-            [
-                read(source, arranged, plane, window)[..., :colours]
-                for plane, window in sample(arranged, channel)
-            ]
-        )
+    def needs_noise(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether `context` depends on the noise or the values of an array of this dtype."""
+        limited = self.settings.limit is not None
+        return not self._leaves_unchanged and (limited or needs_values(self.settings.range, dtype))
 
     def context(self, source: Any, arranged: Layout, channel: int = 0) -> Context:
-        """Find what the tiles of a channel need to know of it."""
+        """Find the facts about a channel of an array that its tiles share."""
         dtype = np.dtype(source.dtype)
-        return self.context_from(
-            dtype, self.measure(source, arranged, channel) if self.looks(dtype) else None
-        )
+        noise = measure_channel(source, arranged, channel) if self.needs_noise(dtype) else None
+        return self.context_from(dtype, noise)
 
     def context_from(self, dtype: np.dtype[Any], noise: Noise | None) -> Context:
-        """The same from the noise that was measured, where `looks` asks for it."""
+        """Derive the same from noise that has been measured, or None unless `needs_noise`."""
         scale = find_range(self.settings.range, dtype, noise or Noise())
         return Context(scale, noise if self.settings.limit is not None else None)
 
-    def scale(self, source: Any, arranged: Layout, plane: tuple[int, ...]) -> Range:
-        """What the network sees as 0 and 1 in a plane, also where it changes nothing."""
+    def intensity_range(self, source: Any, arranged: Layout, plane: tuple[int, ...]) -> Range:
+        """Find the values of a plane that the network sees as 0 and 1, even if it changes nothing."""
         dtype = np.dtype(source.dtype)
-        known = needs_values(self.settings.range, dtype)
-        noise = self.measure(source, arranged, arranged.channel(plane)) if known else Noise()
+        measured = needs_values(self.settings.range, dtype)
+        noise = measure_channel(source, arranged, arranged.channel(plane)) if measured else Noise()
         return find_range(self.settings.range, dtype, noise)
 
-    def around(self, tile: Tile, size: tuple[int, int]) -> tuple[slice, slice]:
-        """What to read for a tile of a plane (height, width): more than its source where pooling is local."""
+    def window_around(self, tile: Tile, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns to read for a tile.
+
+        With local pooling this includes the patches around it. `size` is (height, width) of the plane.
+        """
         margin = self._margin
         rows, columns = (
             slice(max(0, s.start - margin), min(n, s.stop + margin))
@@ -170,8 +173,8 @@ class Engine:
         )
         return rows, columns
 
-    def inner(self, tile: Tile) -> tuple[slice, slice]:
-        """Where a tile's source lies in what is read around it."""
+    def source_within(self, tile: Tile) -> tuple[slice, slice]:
+        """Return the place of a tile's source within its `window_around`."""
         rows, columns = (
             slice(min(self._margin, s.start), min(self._margin, s.start) + s.stop - s.start)
             for s in tile.source
@@ -185,29 +188,44 @@ class Engine:
         tiles: Sequence[Tile],
         alpha: bool,
     ) -> list[NDArray[Any]]:
-        """Restore tiles of one shape from what lies `around` them (H, W, C); what a worker does.
+        """Restore tiles of one shape; on a cluster, workers call this.
+
+        Parameters
+        ----------
+        blocks : sequence of ndarray
+            The `window_around` each tile, (H, W, C).
+        contexts : sequence of Context
+            Of the channel of each tile.
+        tiles : sequence of Tile
+        alpha : bool
+            Whether the last channel is opacity, which is copied.
 
         Returns
         -------
         list of ndarray
-            (H, W, C) of the crop of each.
+            The crop of each tile, (h, w, C'), where C' is C unless the network returns fewer channels than it
+            takes.
+
+        Raises
+        ------
+        MemoryError
+            If even the smallest tile does not fit.
         """
         count = blocks[0].shape[2] - alpha
-        inner = [self.inner(tile) for tile in tiles]
-        if self.idle and self.in_channels == self.out_channels:
+        inner = [self.source_within(tile) for tile in tiles]
+        if self._leaves_unchanged and self.in_channels == self.out_channels:
             pairs = zip(blocks, tiles, inner, strict=True)
             return [block[source][tile.crop].copy() for block, tile, source in pairs]
         prepared, parts, means = [], [], []
         for block, context, tile, source in zip(blocks, contexts, tiles, inner, strict=True):
             values, replaced = prepare(block[..., :count], context)
-            part, mean = self._parts(self._input([values]), tile)
+            part, mean = self._parts(self._to_tensor([values]), tile)
             parts.append(part)
             means.append(mean)
             prepared.append((block[source], values[source], None if replaced is None else replaced[source]))
-        x = self._input([values for _, values, _ in prepared])
-        # The network adds its answer to its input. Only the answer goes through 32 bits: what it leaves
-        # alone keeps every digit.
-        answer = self._answer(x, torch.cat(parts), _joint(means))
+        x = self._to_tensor([values for _, values, _ in prepared])
+        # Only the correction passes through 32 bits, so that pixels which it leaves alone keep every digit.
+        answer = self._answer(x, torch.cat(parts), _joined_means(means))
         strength, limit = self.settings.strength, self.settings.limit
         deltas = weighted(answer - x[:, : answer.shape[1]], strength, self.settings.chroma)
         results = []
@@ -226,82 +244,142 @@ class Engine:
         return results
 
     def pixels(self, arranged: Layout) -> int:
-        """Pixels of a plane that go through the network, halos and the patches of local means included."""
+        """Count the pixels that the network computes for a plane, including halos and patches."""
         tiles = self.tiles(arranged)
         total = sum(
             (t.source[0].stop - t.source[0].start) * (t.source[1].stop - t.source[1].start) for t in tiles
         )
-        if self.grid is not None:
+        if self._grid is not None:
             total += sum(self._pixels_of_patches(t, arranged.size) for t in tiles)
         return total
 
     def memory(self, height: int, width: int) -> int:
-        """Bytes that a batch of tiles takes, estimated."""
+        """Estimate the bytes that a batch of tiles of this size needs."""
         return height * width * self.settings.batch * self._bytes_per_pixel
 
-    def fitting_tile(self) -> int:
-        """The default size, or the largest half of it that half of the free memory holds."""
-        room = free_memory(self.device) / 2 / self.settings.batch / self._bytes_per_pixel
-        room *= self.stride**2  # whose parts go through the network one by one
-        tile = max(TILE * self.stride, self._smallest)
-        while tile**2 > room and tile // 2 >= self._smallest:
-            tile //= 2
-        return tile
-
     def seconds_per_pixel(self, side: int = 128) -> float:
-        """Measured on one small tile."""
+        """Time the network on one tile of `side` x `side` pixels."""
         x = torch.zeros(1, self.in_channels, side, side, device=self.device)
-        self._ensemble(x[..., :32, :32])  # kernels are chosen and compiled in a first call
+        self._ensemble(x[..., :32, :32])  # the first call chooses and compiles kernels
         began = time.perf_counter()
         self._ensemble(x).cpu()
         return (time.perf_counter() - began) / side**2
 
     @property
-    def _margin(self) -> int:
-        return self.grid.margin * self.stride if self.grid is not None else 0
+    def _leaves_unchanged(self) -> bool:
+        return self.settings.strength == 0 and not self.settings.chroma
 
-    def _input(self, pictures: Sequence[NDArray[np.float32]]) -> Tensor:
+    @property
+    def _multiple(self) -> int:
+        return self.network.size_multiple * self._stride
+
+    @property
+    def _smallest(self) -> int:
+        return 2 * self.halo + self._multiple
+
+    @property
+    def _margin(self) -> int:
+        return self._grid.margin * self._stride if self._grid is not None else 0
+
+    @property
+    def _bytes_per_pixel(self) -> int:
+        return bytes_per_pixel(self.network, 4 if self.dtype == torch.float32 else 3)
+
+    def _fitting_tile(self) -> int:
+        """Halve the default size until a batch of tiles fits into half of the free memory."""
+        room = free_memory(self.device) / 2 / self.settings.batch / self._bytes_per_pixel
+        room *= self._stride**2  # the parts of a tile go through the network one by one
+        tile = max(TILE * self._stride, self._smallest)
+        while tile**2 > room and tile // 2 >= self._smallest:
+            tile //= 2
+        return tile
+
+    def _to_tensor(self, pictures: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Stack (H, W, C) to (B, C, H, W) on the device."""
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.device)
 
-    def _answer(self, x: Tensor, parts: Tensor, means: Sequence[Tensor] | None) -> Tensor:
-        """What the network makes of pictures (B, C, H, W), in parts."""
-        takes, gives = self.in_channels, self.out_channels
-        count, (height, width) = x.shape[1], x.shape[2:]
-        y = self._joined(self._ensemble(parts, means), height, width)
-        if count > takes:
-            y = y.view(len(x), count * gives, height, width)
-        return y.mean(1, keepdim=True) if count < takes else y
-
     def _parts(self, x: Tensor, tile: Tile) -> tuple[Tensor, list[Tensor] | None]:
-        """What the network is given of the source of a tile, (N, C, h, w), and its means.
+        """Split a tile into the images that the network takes.
+
+        These are single colours if the network is gray, and every nth pixel if the noise is decorrelated.
 
         Parameters
         ----------
         x : Tensor
-            (1, C, H, W), what lies around the tile. Colours or every nth pixel may go by themselves.
+            The `window_around` the tile, (1, C, H, W).
         tile : Tile
+
+        Returns
+        -------
+        parts : Tensor
+            (N, C', h, w), of the tile's source.
+        means : list of Tensor or None
+            As `_means` returns them.
         """
-        takes, count, n = self.in_channels, x.shape[1], self.stride
-        rows, columns = self.inner(tile)
+        inputs, count, n = self.in_channels, x.shape[1], self._stride
+        rows, columns = self.source_within(tile)
         top, left = tile.source[0].start - rows.start, tile.source[1].start - columns.start
-        y = self._covered(x, top, left)
-        y = y.transpose(0, 1) if count > takes else y.expand(-1, takes, -1, -1) if count < takes else y
+        y = self._with_noise(x, top, left)
+        y = y.transpose(0, 1) if count > inputs else y.expand(-1, inputs, -1, -1) if count < inputs else y
         y = self._split(y)
-        means = self._means(y, tile, (top // n, left // n)) if self.grid is not None else None
+        means = self._means(y, tile, (top // n, left // n)) if self._grid is not None else None
         return y[..., rows.start // n : -(-rows.stop // n), columns.start // n : -(-columns.stop // n)], means
 
+    def _answer(self, x: Tensor, parts: Tensor, means: Sequence[Tensor] | None) -> Tensor:
+        """Run the network on the parts of pictures `x` (B, C, H, W), and join its results."""
+        inputs, outputs = self.in_channels, self.out_channels
+        count, (height, width) = x.shape[1], x.shape[2:]
+        y = self._join(self._ensemble(parts, means), height, width)
+        if count > inputs:
+            y = y.view(len(x), count * outputs, height, width)
+        return y.mean(1, keepdim=True) if count < inputs else y
+
+    def _with_noise(self, x: Tensor, top: int, left: int) -> Tensor:
+        """Add white noise to a window that starts at (top, left), as a function of the place in the plane."""
+        if not self._sigma:
+            return x
+        rows, columns = (
+            np.arange(start, start + n) % _PERIOD for start, n in zip((top, left), x.shape[2:], strict=True)
+        )
+        added = _white_noise()[: x.shape[1], rows[:, None], columns]
+        return x + torch.from_numpy(added).to(x) * (self._sigma / 255)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Split (B, C, H, W) into the images of every nth pixel, (B * n * n, C, H/n, W/n)."""
+        n = self._stride
+        if n == 1:
+            return x
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % n, 0, -height % n), mode="replicate")
+        b, c, h, w = x.shape
+        return x.view(b, c, h // n, n, w // n, n).permute(0, 3, 5, 1, 2, 4).reshape(-1, c, h // n, w // n)
+
+    def _join(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Undo `_split`."""
+        n = self._stride
+        if n == 1:
+            return x
+        _, c, h, w = x.shape
+        x = x.view(-1, n, n, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(-1, c, h * n, w * n)
+        return x[..., :height, :width]
+
     def _means(self, parts: Tensor, tile: Tile, origin: tuple[int, int]) -> list[Tensor] | None:
-        """Means for every pool over the source of a tile, (N, C, h, w); None where the pools need no help.
+        """Compute the means that replace the network's own, for every pool.
 
         Parameters
         ----------
         parts : Tensor
-            (N, C, H, W), what lies around the tile.
+            (N, C, H, W), of the `window_around` the tile.
         tile : Tile
         origin : (int, int)
-            Where the parts begin, in pixels of theirs.
+            Row and column where the parts start, in their pixels.
+
+        Returns
+        -------
+        list of Tensor or None
+            (N, C, h, w) over the tile's source, or None if its own global means are the right ones.
         """
-        assert self.grid is not None
+        assert self._grid is not None
         axes = self._patches(tile, origin, (parts.shape[2], parts.shape[3]))
         if all(patches == [(0, n)] for patches, n in zip(axes, parts.shape[2:], strict=True)):
             return None
@@ -313,93 +391,53 @@ class Engine:
         found = self._record(torch.cat(cut), max(1, parts[0, 0].numel() // cut[0][0, 0].numel()))
         cell = self.network.size_multiple
         across = [
-            self.grid.weights(
-                patches, s.start // self.stride, -(-(s.stop - s.start) // self.stride // cell), cell
+            self._grid.weights(
+                patches, s.start // self._stride, -(-(s.stop - s.start) // self._stride // cell), cell
             )
             for patches, s in zip(axes, tile.source, strict=True)
         ]
         fields = []
         for number in sorted(found[0]):
             mean = torch.cat([means[number] for means in found]).cpu()
-            mean = mean.view(len(axes[0]), len(axes[1]), -1, self.stride**2, mean.shape[1]).mean(3)
+            mean = mean.view(len(axes[0]), len(axes[1]), -1, self._stride**2, mean.shape[1]).mean(3)
             field = torch.einsum("yxgc,hy,wx->gchw", mean, *across)
-            fields.append(field.repeat_interleave(self.stride**2, 0).to(self.device))
+            fields.append(field.repeat_interleave(self._stride**2, 0).to(self.device))
         return fields
 
     def _patches(
         self, tile: Tile, origin: tuple[int, int], size: tuple[int, int]
     ) -> list[list[tuple[int, int]]]:
-        """Along rows and columns, in pixels of the parts."""
-        assert self.grid is not None
+        """List the patches for a tile along rows and along columns, in pixels of its parts."""
+        assert self._grid is not None
         return [
-            self.grid.patches(start, start + n, (s.start // self.stride, -(-s.stop // self.stride)))
+            self._grid.patches(start, start + n, (s.start // self._stride, -(-s.stop // self._stride)))
             for start, n, s in zip(origin, size, tile.source, strict=True)
         ]
 
     def _pixels_of_patches(self, tile: Tile, size: tuple[int, int]) -> int:
-        window = self.around(tile, size)
-        origin = (window[0].start // self.stride, window[1].start // self.stride)
-        known = (window[0].stop // self.stride - origin[0], window[1].stop // self.stride - origin[1])
+        n, window = self._stride, self.window_around(tile, size)
+        origin = (window[0].start // n, window[1].start // n)
+        known = (window[0].stop // n - origin[0], window[1].stop // n - origin[1])
         rows, columns = (sum(b - a for a, b in axis) for axis in self._patches(tile, origin, known))
-        return rows * columns * self.stride**2
+        return rows * columns * n**2
 
-    def _record(self, pictures: Tensor, most: int) -> list[dict[int, Tensor]]:
-        """The means of every pool over pictures (N, C, h, w), at most so many in a call: (n, C, 1, 1)."""
+    def _record(self, patches: Tensor, most: int) -> list[dict[int, Tensor]]:
+        """Run the network on patches (N, C, h, w), `most` at a time, and record its means, (n, C, 1, 1)."""
         found: list[dict[int, Tensor]] = []
         done = 0
-        while done < len(pictures):
-            batch = pictures[done : done + min(most, self._together)]
+        while done < len(patches):
+            batch = patches[done : done + min(most, self._most_patches)]
             try:
-                with recorded_means() as means:
+                with record_means() as means:
                     self._run(batch)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                self._together = len(batch) // 2
+                self._most_patches = len(batch) // 2
                 continue
             found.append(means)
             done += len(batch)
         return found
-
-    def _covered(self, x: Tensor, top: int, left: int) -> Tensor:
-        """A picture with white noise added, which depends on nothing but the place in the plane."""
-        if not self.cover:
-            return x
-        rows, columns = (
-            np.arange(start, start + n) % _PATTERN for start, n in zip((top, left), x.shape[2:], strict=True)
-        )
-        added = _pattern()[: x.shape[1], rows[:, None], columns]
-        return x + torch.from_numpy(added).to(x) * (self.cover / 255)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """The pictures of every nth pixel, as many more."""
-        n = self.stride
-        if n == 1:
-            return x
-        height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % n, 0, -height % n), mode="replicate")
-        b, c, h, w = x.shape
-        return x.view(b, c, h // n, n, w // n, n).permute(0, 3, 5, 1, 2, 4).reshape(-1, c, h // n, w // n)
-
-    def _joined(self, x: Tensor, height: int, width: int) -> Tensor:
-        n = self.stride
-        if n == 1:
-            return x
-        _, c, h, w = x.shape
-        x = x.view(-1, n, n, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(-1, c, h * n, w * n)
-        return x[..., :height, :width]
-
-    @property
-    def _multiple(self) -> int:
-        return self.network.size_multiple * self.stride
-
-    @property
-    def _smallest(self) -> int:
-        return 2 * self.halo + self._multiple
-
-    @property
-    def _bytes_per_pixel(self) -> int:
-        return bytes_per_pixel(self.network, 4 if self.dtype == torch.float32 else 3)
 
     def _ensemble(self, x: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         if not self.settings.self_ensemble:
@@ -414,11 +452,11 @@ class Engine:
         return total / 8
 
     def _fit(self, x: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
-        """Run the network, in smaller pieces where memory does not suffice."""
-        side, halo = max(x.shape[2:]), self.halo // self.stride
-        if len(x) <= self._most and side <= self._largest:
+        """Run the network, in smaller pieces if memory runs out."""
+        side, halo = max(x.shape[2:]), self.halo // self._stride
+        if len(x) <= self._most_tiles and side <= self._largest_side:
             try:
-                with given_means(means):
+                with replace_means(means):
                     return self._run(x)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -426,20 +464,20 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(x) > 1:
-                self._most = len(x) // 2
+                self._most_tiles = len(x) // 2
             elif side // 2 < 2 * halo + self.network.size_multiple:
                 raise MemoryError(
-                    f"out of memory for a tile of {side} pixels; free some, or use --device cpu"
+                    f"out of memory for a tile of {side} pixels; free some, or use the device cpu"
                 )
             else:
-                self._largest = side // 2
-        if len(x) > self._most:
-            parts = zip(*(t.split(self._most) for t in (x, *(means or ()))), strict=True)
+                self._largest_side = side // 2
+        if len(x) > self._most_tiles:
+            parts = zip(*(t.split(self._most_tiles) for t in (x, *(means or ()))), strict=True)
             return torch.cat([self._fit(part[0], part[1:] or None) for part in parts])
         height, width = x.shape[2:]
         out = torch.empty((len(x), self.out_channels, height, width), device=x.device)
         cell = self.network.size_multiple
-        for part in plan((height, width), self._largest, halo, cell):
+        for part in plan((height, width), self._largest_side, halo, cell):
             rows, columns = (slice(s.start // cell, -(-s.stop // cell)) for s in part.source)
             own = [t[..., rows, columns] for t in means] if means else None
             out[(..., *part.target)] = self._fit(x[(..., *part.source)], own)[(..., *part.crop)]
@@ -456,40 +494,23 @@ class Engine:
         return y
 
 
-def read(source: Any, arranged: Layout, plane: tuple[int, ...], window: tuple[slice, slice]) -> NDArray[Any]:
-    """Read a window of a plane of an array, (H, W, C)."""
-    key = arranged.key(plane, window)
-    try:
-        return arranged.to_picture(np.asarray(source[key]))
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # readers raise whatever their decoders do
-        where = ", ".join(f"{s.start}:{s.stop}" if isinstance(s, slice) else str(s) for s in key)
-        raise DamagedError(
-            f"cannot read [{where.replace('None:None', ':')}]: damaged data ({error})"
-        ) from error
-
-
-def _joint(means: Sequence[list[Tensor] | None]) -> list[Tensor] | None:
-    """The means of several tiles together."""
+def _joined_means(means: Sequence[list[Tensor] | None]) -> list[Tensor] | None:
+    """Concatenate the means of several tiles, pool by pool."""
     known = [m for m in means if m is not None]
     return [torch.cat(pool) for pool in zip(*known, strict=True)] if known else None
 
 
-_Step = list[tuple[tuple[int, ...], Tile]]
-
-
 @lru_cache(maxsize=1)
-def _pattern() -> NDArray[np.float32]:
-    """White noise (3, H, W) of variance 1, always the same."""
-    return np.random.default_rng(0).standard_normal((3, _PATTERN, _PATTERN), dtype=np.float32)
+def _white_noise() -> NDArray[np.float32]:
+    """Make white noise of variance 1, (3, H, W), the same on every machine."""
+    return np.random.default_rng(0).standard_normal((3, _PERIOD, _PERIOD), dtype=np.float32)
 
 
 _rebuilt: dict[tuple[str, Settings], Engine] = {}
 
 
 def _rebuild(fingerprint: str, state: dict[str, Tensor], settings: Settings) -> Engine:
-    """Build an engine in another process, once for each of its settings."""
+    """Build an engine in another process, once for each pair of weights and settings."""
     key = fingerprint, settings
     if key not in _rebuilt:
         _rebuilt[key] = Engine(build_network(state), settings)

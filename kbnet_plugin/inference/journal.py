@@ -1,4 +1,4 @@
-"""Which tiles of a job are finished, so that an interrupted one continues where it stopped."""
+"""Record which tiles of a job are finished, so that it can be resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-_STEPS, _SECONDS = 16, 2.0  # whichever comes first: what is finished is put on disk
+_STEPS, _SECONDS = 16, 2.0  # flush after either
 
 
 class Journal:
-    """A file that lists what is finished; one line a step, on disk only after the step's result is.
+    """A file that lists finished steps, one per line; a context manager.
 
-    Putting results on disk takes long on some disks, so it is done for several steps together. What is lost
-    with the process or the power is these few steps, and they are done again.
+    A step is recorded only after its result is on disk. As syncing is slow on some disks, several steps share
+    one sync; a crash loses at most these, and they are computed again.
 
     Parameters
     ----------
     path : path
-        Made where it is not there yet.
+        Created if it does not exist.
     settings : mapping
-        All that the result depends on, as JSON. A journal of other settings is refused: its finished steps
-        would not fit.
+        Everything that the result depends on, as JSON. A journal with other settings is refused, as its
+        results would not fit.
     sync : callable, optional
-        Puts on disk what the steps wrote.
+        Makes sure that the results of the steps are on disk.
+
+    Attributes
+    ----------
+    done : set of int
+        Numbers of the finished steps.
 
     Raises
     ------
     ValueError
-        If the journal belongs to other settings; they are named.
+        If the journal belongs to other settings, which are named, or is not a journal.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Journal:
         if found is not None and json.dumps(found, sort_keys=True) != head:
             other = [n for n in settings if json.loads(head)[n] != found.get(n)]
             raise ValueError(
-                f"{path}: begun with other settings ({', '.join(other)}); use those, or start anew"
+                f"{path}: started with other settings ({', '.join(other)}); use those, or start again"
             )
         self.done: set[int] = set()
         self._file: IO[bytes]
@@ -58,18 +63,18 @@ class Journal:
             lines = path.read_bytes().split(b"\n")
             self.done = {int(line) for line in lines[1:-1]}
             self._file = path.open("rb+")
-            self._file.truncate(len(b"\n".join(lines[:-1])) + 1)  # a last line without its end was cut short
+            self._file.truncate(len(b"\n".join(lines[:-1])) + 1)  # drops an incomplete last line
             self._file.seek(0, os.SEEK_END)
 
     def add(self, step: int) -> None:
-        """Note that a step's result is written."""
+        """Add a step whose result has been written; it may be recorded later."""
         self.done.add(step)
         self._pending.append(step)
         if len(self._pending) >= _STEPS or time.monotonic() - self._flushed >= _SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Put on disk what the noted steps wrote, and then that they are finished."""
+        """Sync the results of the steps added since the last flush, then record these steps."""
         if self._pending:
             if self._sync is not None:
                 self._sync()
@@ -89,23 +94,29 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.flush()  # also after Ctrl-C or an error: steps that are finished stay so
+            self.flush()  # also after Ctrl-C or an error
         finally:
             self._file.close()
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """Settings of the journal at `path`; None where there is none."""
+    """Read the settings of a journal; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a journal.
+    """
     if not path.is_file():
         return None
     with path.open("rb") as file:
         line = file.readline()
     if not line.endswith(b"\n"):
-        return None  # cut short before anything was done
+        return None  # incomplete, so no step was finished
     try:
         settings = json.loads(line)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: not a journal of kbnet; remove it")
+        raise ValueError(f"{path}: not a journal of kbnet; delete it")
     return settings

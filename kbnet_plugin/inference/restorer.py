@@ -1,4 +1,4 @@
-"""Any array in, the same kind of array out; large ones tile by tile."""
+"""Restore arrays of any kind, large ones tile by tile."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ from ..arrays.axes import Layout, layout
 from ..arrays.intensity import Range, RangeRule
 from ..arrays.tiling import Tile
 from ..nn import KBNet_l, KBNet_s
-from .engine import Engine, read
+from .engine import Engine
 from .journal import Journal, read_settings
+from .reading import read_window
 from .settings import WINDOW, Pooling, Precision, Settings
 
 if TYPE_CHECKING:
     import dask.array as da
 
 Progress = Callable[[int, int], object]
-"""Called with the tiles done, and the tiles in all."""
+"""Called with the number of finished tiles and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What restoring an array will take; `str` of it is for people.
+    """What restoring an array requires; `str` formats it for people.
 
     Attributes
     ----------
-    axes, shape : str, tuple of int
+    axes : str
+        Of the array.
+    shape : tuple of int
         Of the array.
     planes : int
-        Pictures that are restored one by one.
+        Number of planes, which are restored one by one.
     tiles : int
-        In all planes together.
+        Number of tiles in all planes.
     tile : (int, int)
-        Largest height and width of a tile, halos included.
+        Largest height and width of a tile in pixels, halos included.
     halo : int
-        Pixels at inner edges that are computed only as context.
+        Pixels at inner edges of tiles that are computed only as context.
     memory : int
-        Bytes that the network works in, estimated.
+        Estimated bytes of working memory for the network.
     seconds : float
-        Estimated from one small tile that was timed.
+        Estimated from the time that one small tile took.
     """
 
     axes: str
@@ -78,6 +81,26 @@ class Plan:
         )
 
 
+class Window(NamedTuple):
+    """A window of a plane, before and after restoring.
+
+    Attributes
+    ----------
+    before, after : ndarray
+        (H, W), or with the channel axis where the array has it. Their numbers of channels differ if the
+        network returns fewer than it takes.
+    arranged : Layout
+        Of the whole array.
+    scale : Range
+        Values that the network sees as 0 and 1.
+    """
+
+    before: NDArray[Any]
+    after: NDArray[Any]
+    arranged: Layout
+    scale: Range
+
+
 class Restorer:
     """A network that restores arrays of any size, dtype and number of axes.
 
@@ -86,47 +109,57 @@ class Restorer:
     network : KBNet_s or KBNet_l
         Moved to `device`.
     device : str
-        ``"auto"`` (CUDA, then MPS, then CPU) or anything that names a torch device.
-    tile, halo : int
-        Largest side of a tile, and the overlap's width at its inner edges, in pixels. A plane that fits in
-        one tile is restored whole. By default 768 and 40 (with `decorrelate` times its stride), less where
-        memory is short or the tile that was named is small; when it runs out all the same, tiles are
-        halved and the work goes on.
+        ``"auto"`` (the first available of CUDA, MPS and CPU) or a name that `torch.device` accepts.
+    tile, halo : int, optional
+        Largest side of a tile, and width of the overlap at its inner edges, in pixels. A plane that fits into
+        one tile is restored whole. Defaults are 768 and 40, times the stride of `decorrelate`; the tile is
+        smaller if memory is short, the halo if `tile` is small. If memory still runs out, tiles are halved.
     batch : int
-        Tiles of one size that go through the network together.
+        Number of tiles of one size that go through the network together.
     pooling : {"local", "global"}
-        Whether the network's means over all pixels become means over patches on a grid, so that a tile's
-        answer does not depend on the tiling, in a quarter more time; see `kbnet_plugin.nn.pooling.Grid`.
-        ``"global"`` is what papers measure, and exact only where a picture is one tile.
+        ``"local"`` replaces the network's means over all pixels by means over patches on a grid, so that
+        results do not depend on the tiling; this takes a quarter more time. See
+        `kbnet_plugin.nn.pooling.Grid`. ``"global"`` is what papers measure, and exact only for pictures that
+        fit into one tile.
     window : int
-        Side of those patches in pixels, half of the patches in training.
+        Side of these patches in pixels; about half that of the training patches is best.
     precision : {"auto", "float32", "float16", "bfloat16"}
-        What the network computes in; ``"auto"`` is float16 on CUDA, else float32. A tile that overflows is
-        done again in float32.
+        Precision of the network; ``"auto"`` means float16 on CUDA and float32 elsewhere. A tile that
+        overflows is computed again in float32.
     range : "auto", "dtype", "percentile" or (float, float)
-        What becomes 0 and 1 for the network, for all planes of a channel alike; see `find_range`.
+        Values that the network sees as 0 and 1, the same for all planes of a channel. See
+        `kbnet_plugin.arrays.intensity.find_range`.
     strength : float
-        From 0, which gives the input, to 1, which gives what the network makes of it.
+        From 0, which returns the input, to 1, which returns the network's result.
     chroma : float, optional
-        Of colour pictures the same for the colours alone, when `strength` is that of the brightness.
+        Strength for the colours of colour pictures, from 0 to 1; `strength` then applies to brightness alone.
     decorrelate : (int, float), optional
-        For noise that neighbouring pixels share, as cameras leave it: the pictures of every second (or nth)
-        pixel are restored, after white noise of that standard deviation (of 255, in units of the range) was
-        added, which covers what is still shared. Costs no more than without.
+        Stride n from 1 to 4, and a standard deviation from 0 to 100, in 1/255 of the range. For noise that is
+        correlated between neighbouring pixels, as cameras produce it: images of every nth pixel are restored
+        separately, after adding white noise of that strength to hide what correlation remains. Takes no extra
+        time.
     limit : float, optional
-        For denoising: in no neighbourhood is the correction stronger than so many standard deviations of the
-        noise that was measured there; areas of one value stay as they are, and single hot or dead pixels,
-        of gray pictures, are replaced by the median around them.
+        For denoising: nowhere let the correction exceed this many standard deviations of the noise measured
+        there. Constant areas are then left unchanged, and single hot or dead pixels of gray pictures are
+        replaced by the median of their surroundings.
     keep_mean : bool
-        Keep the mean of every neighbourhood, for whoever measures intensities: of the correction only what
-        differs from its mean over 65 x 65 pixels counts.
+        Keep local mean intensities, for quantitative measurements: subtract from the correction its mean over
+        65 x 65 pixels.
     self_ensemble : bool
-        Mean of the results for all eight turns and flips, in eight times the time.
+        Average the results for all eight rotations and flips, in eight times the time.
+
+    Attributes
+    ----------
+    engine : Engine
+        The network on its device, with these settings.
+    reason : str
+        Why `for_image` chose this model and these settings; empty otherwise.
 
     Raises
     ------
     ValueError
-        If the device is not there, an argument is none of these, or a tile leaves nothing between its halos.
+        If the device is not available, an argument is out of range, or a tile leaves nothing between its
+        halos.
 
     Examples
     --------
@@ -176,23 +209,25 @@ class Restorer:
                 self_ensemble=self_ensemble,
             ),
         )
-        self.reason = ""  # for being chosen; nothing depends on it
+        self.reason = ""
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike[str] = zoo.DEFAULT, **settings: Any) -> Restorer:
-        """Build a restorer from a model's name or a checkpoint's path.
+        """Build a restorer from the name of a model or the path of a checkpoint.
 
         Parameters
         ----------
         model : str or path
-            A name that `kbnet_plugin.zoo.list_models` lists, or a file that `load_network` takes.
+            A name that `kbnet_plugin.zoo.list_models` lists, or a file that `load_network` reads.
         **settings
-            As for `Restorer`. `window` and `range` are the model's own where its file names them.
+            As for `Restorer`. Models may define their own defaults of `window` and `range`.
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            As `kbnet_plugin.zoo.get_model` and `load_network`.
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If there is no such model, its file is not usable, or a setting is invalid.
         """
         found = zoo.get_model(model)
         own = {"window": found.window, "range": found.range}
@@ -200,7 +235,7 @@ class Restorer:
 
     @classmethod
     def for_image(cls, image: Any, axes: str | None = None, **settings: Any) -> Restorer:
-        """Build the restorer that an image needs, by the noise that is measured in it.
+        """Choose a shipped model and settings for an image, by the noise measured in it.
 
         Parameters
         ----------
@@ -209,12 +244,17 @@ class Restorer:
         axes : str, optional
             As for `__call__`.
         **settings
-            As for `Restorer`, in place of what is found.
+            As for `Restorer`; they override those that are chosen.
 
         Returns
         -------
         Restorer
             Its `reason` says what was chosen and why.
+
+        Raises
+        ------
+        ValueError
+            If `axes` do not fit the image, or a setting is invalid.
 
         Examples
         --------
@@ -224,35 +264,41 @@ class Restorer:
         >>> Restorer.for_image(noisy, device="cpu").reason
         'denoise-gray: white noise of about 20.2 of 255'
         """
-        from .batch import choice
+        from .batch import make_chooser
 
-        chosen = choice(**settings)(image, axes)
+        chosen = make_chooser(**settings)(image, axes)
         chosen.restorer.reason = chosen.reason
         return chosen.restorer
 
     @property
     def settings(self) -> Settings:
-        """What was asked for."""
+        """The parameters, as passed."""
         return self.engine.settings
 
     @property
     def in_channels(self) -> int:
-        """Channels that the network takes."""
+        """Number of channels that the network takes."""
         return self.engine.in_channels
 
     @property
     def out_channels(self) -> int:
-        """Channels that the network returns."""
+        """Number of channels that the network returns."""
         return self.engine.out_channels
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights."""
+        """Hash of the weights, 16 hexadecimal digits."""
         return self.engine.fingerprint
 
     def with_settings(self, **settings: Any) -> Restorer:
-        """Build a restorer of the same network, with these settings in place of its own."""
-        return Restorer(self.engine.given, **asdict(self.settings) | settings)
+        """Build a restorer with the same network, and these settings changed.
+
+        Raises
+        ------
+        ValueError
+            As for `Restorer`.
+        """
+        return Restorer(self.engine.original, **asdict(self.settings) | settings)
 
     @overload
     def __call__(
@@ -271,29 +317,31 @@ class Restorer:
 
         Parameters
         ----------
-        image : ndarray, Tensor, dask array, or what `numpy.asarray` takes
-            bool, integer or float, of at least two axes. Planes that the network does not see together are
-            restored one by one. Alpha is copied. A gray picture may be given to a colour network: it is
-            restored as three equal channels, and their mean returned. NaN and infinity stay where they are
-            and do not touch their neighbours.
+        image : ndarray, Tensor, dask array, or anything that `numpy.asarray` accepts
+            bool, integer or float, with at least the axes Y and X, such as (H, W), (H, W, C) or a stack of
+            them; a Tensor (H, W), (C, H, W) or (B, C, H, W). Planes are restored one by one. Opacity is
+            copied. A colour network restores a gray picture as three equal channels, and returns their mean;
+            a gray network restores each colour by itself. NaN and infinity are kept, and do not affect their
+            neighbours.
         axes : str, optional
-            A letter for every axis, in any order: T, Z, C (channels restored alone), S (colours restored
-            together), Y, X. By default found from the shape, where that leaves no choice; of a Tensor,
-            YX, SYX or TSYX.
+            One letter per axis: T, Z, C (channels, each restored by itself), S (colours, restored together),
+            Y, X. By default inferred from the shape if it is unambiguous; for a Tensor YX, SYX or TSYX.
         progress : callable, optional
-            Called as ``progress(done, total)`` after every tile.
+            Called as ``progress(done, total)`` after every tile; not for dask arrays.
 
         Returns
         -------
         ndarray, Tensor or dask array
-            Of the shape, axes and dtype of `image`, in its range: integers rounded and clipped to their
-            dtype, floats left as they come out. Where a network gives fewer channels than it takes, that
-            many. A dask array is restored when it is computed.
+            Of the shape, axes, dtype and intensity range of `image`. Integers are rounded and clipped to
+            their dtype, floats are not. The number of channels differs if the network returns fewer than it
+            takes. A dask array is restored when it is computed, a Tensor is returned on its own device.
 
         Raises
         ------
         ValueError
-            If shape, axes or dtype are not as above.
+            If shape, axes or dtype are not as above, or the axes are ambiguous.
+        MemoryError
+            If even the smallest tile does not fit into memory.
         """
         if isinstance(image, Tensor):
             return self._call_tensor(image, axes, progress)
@@ -324,27 +372,33 @@ class Restorer:
         source : array
             Anything with shape and dtype that can be sliced: numpy, zarr, dask, h5py, a memory map.
         target : array
-            Of the same dtype and the shape that `output_shape` gives; it can be assigned to by slices.
-            Nothing but `source` itself is forbidden to share memory with it.
+            Of the same dtype, of shape `output_shape`, writable by slices. Must not share memory with
+            `source`.
         axes : str, optional
             As for `__call__`.
         journal : path, optional
-            A file that lists the finished tiles. With a journal of an interrupted run of the same settings,
-            that run continues, and what it finished is not computed again.
+            File in which to record finished tiles. If an interrupted run with the same settings left it,
+            that run is resumed.
         identity : str
-            Names the source in the journal; a journal of another one is refused.
+            Name of the source in the journal; the journal of another source is refused.
         client : distributed.Client, optional
-            Compute on its cluster; reading and writing stay here.
+            Compute on its cluster; this process reads and writes.
 
         Yields
         ------
-        (int, int)
-            Tiles done, and tiles in all. Between two of these the caller may stop for good.
+        done, total : int
+            Number of finished tiles, and of all. The caller may stop at any of them.
 
         Raises
         ------
         ValueError
-            If shape, axes, dtype, target or journal do not fit. Nothing is written then.
+            If shape, axes, dtype, target or journal do not fit; nothing has been written then.
+        DamagedError
+            If the source cannot be decoded.
+        MemoryError
+            If even the smallest tile does not fit into memory.
+        ConnectionError
+            If the cluster is lost.
         """
         arranged = self._arrange(source, axes)
         self._check_target(source, target, arranged)
@@ -357,7 +411,7 @@ class Restorer:
     def restore_window(
         self, source: Any, window: tuple[slice, slice], axes: str | None = None, plane: tuple[int, ...] = ()
     ) -> Window:
-        """Restore a part of one plane, as restoring the whole array would.
+        """Restore a window of one plane, with the result that it has in the whole array.
 
         Parameters
         ----------
@@ -366,31 +420,46 @@ class Restorer:
         window : (slice, slice)
             Rows and columns, within the plane.
         plane : tuple of int
-            Index along every axis that is not restored together.
+            Index of the plane along the axes other than Y, X and the channel axis; see `Layout.planes`.
 
         Raises
         ------
         ValueError
             If shape, axes or dtype do not fit.
+        DamagedError
+            If the source cannot be decoded.
         """
         engine, arranged = self.engine, self._arrange(source, axes)
         context = engine.context(source, arranged, arranged.channel(plane))
-        tile = engine.piece(arranged, window)
-        block = read(source, arranged, plane, engine.around(tile, arranged.size))
+        tile = engine.tile_of(arranged, window)
+        block = read_window(source, arranged, plane, engine.window_around(tile, arranged.size))
         (after,) = engine.solve([block], [context], [tile], arranged.alpha)
-        before = block[engine.inner(tile)][tile.crop]
+        before = block[engine.source_within(tile)][tile.crop]
         return Window(arranged.from_picture(before), arranged.from_picture(after), arranged, context.scale)
 
     def intensity_range(self, source: Any, axes: str | None = None, plane: tuple[int, ...] = ()) -> Range:
-        """Find what the network sees as 0 and 1 in a plane; parameters as for `restore_window`."""
-        return self.engine.scale(source, self._arrange(source, axes), plane)
+        """Find the values of a plane that the network sees as 0 and 1; parameters as for `restore_window`."""
+        return self.engine.intensity_range(source, self._arrange(source, axes), plane)
 
     def output_shape(self, source: Any, axes: str | None = None) -> tuple[int, ...]:
-        """Shape of what `source` becomes: its own, or with as many channels as the network gives."""
-        return self._shape_of_result(self._arrange(source, axes))
+        """Return the shape of `source` with the number of channels that the network returns."""
+        return self._output_shape(self._arrange(source, axes))
 
     def plan(self, shape: tuple[int, ...], axes: str | None = None) -> Plan:
-        """Say what restoring an array of some shape will take; one small tile is restored to time it."""
+        """Estimate what restoring an array requires; this restores one small tile to time it.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the array.
+        axes : str, optional
+            As for `__call__`.
+
+        Raises
+        ------
+        ValueError
+            If the axes do not fit the shape, or are ambiguous.
+        """
         engine, arranged = self.engine, layout(shape, axes, self.in_channels)
         tiles = engine.tiles(arranged)
         height, width = (max(t.source[i].stop - t.source[i].start for t in tiles) for i in (0, 1))
@@ -417,8 +486,13 @@ class Restorer:
         Returns
         -------
         dask.array.Array
-            One chunk a tile. Any scheduler computes it; each worker builds the network once. Equal to
-            what `restore_into` gives at ``batch=1`` on the same kind of machine.
+            With one chunk per tile, for any scheduler; each worker builds the network once. Its values equal
+            those of `restore_into` with ``batch=1`` on the same kind of machine.
+
+        Raises
+        ------
+        ValueError
+            If shape, axes or dtype do not fit.
         """
         from .dask import restored
 
@@ -467,7 +541,7 @@ class Restorer:
                     yield done, total
                     continue
                 blocks = [
-                    read(source, arranged, plane, self.engine.around(place, arranged.size))
+                    read_window(source, arranged, plane, self.engine.window_around(place, arranged.size))
                     for plane, place in step
                 ]
                 known = [contexts(arranged.channel(plane)) for plane, _ in step]
@@ -481,7 +555,7 @@ class Restorer:
                 yield done, total
 
     def _worker(self, stack: ExitStack, client: Any) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
-        """How to have a step computed, and how many may be waiting."""
+        """Return a function that computes a step in the background, and how many steps may be waiting."""
         if client is not None:
             from .dask import remote
 
@@ -495,7 +569,7 @@ class Restorer:
         if axes is None and image.ndim in (2, 3, 4):
             axes = {2: "YX", 3: "SYX", 4: "TSYX"}[image.ndim]
         array = image.detach().cpu()
-        if array.dtype == torch.bfloat16:  # which numpy has not
+        if array.dtype == torch.bfloat16:  # unknown to numpy
             array = array.float()
         restored = torch.from_numpy(self(array.numpy(), axes, progress))
         return restored.to(image.device, image.dtype)
@@ -506,7 +580,7 @@ class Restorer:
             raise ValueError(f"pixels must be bool, integer or float, not {dtype}")
         return layout(tuple(int(n) for n in source.shape), axes, self.in_channels)
 
-    def _shape_of_result(self, arranged: Layout) -> tuple[int, ...]:
+    def _output_shape(self, arranged: Layout) -> tuple[int, ...]:
         return (
             arranged.shape
             if self.in_channels == self.out_channels
@@ -514,7 +588,7 @@ class Restorer:
         )
 
     def _check_target(self, source: Any, target: Any, arranged: Layout) -> None:
-        shape = self._shape_of_result(arranged)
+        shape = self._output_shape(arranged)
         if tuple(target.shape) != shape or target.dtype != source.dtype:
             raise ValueError(
                 f"the target must be {source.dtype} {shape}, not {target.dtype} {tuple(target.shape)}"
@@ -523,7 +597,7 @@ class Restorer:
         same = paths[0] is not None and paths[0] == paths[1]
         arrays = isinstance(source, np.ndarray) and isinstance(target, np.ndarray)
         if source is target or same or (arrays and np.may_share_memory(source, target)):
-            raise ValueError("the target is the source; tiles would read what others wrote: use another")
+            raise ValueError("the target is the source, so tiles would read what others wrote; use another")
         flags = getattr(target, "flags", None)
         if getattr(target, "read_only", False) or (flags is not None and not flags.writeable):
             raise ValueError("the target is read-only; open it for writing")
@@ -543,30 +617,11 @@ class Restorer:
         }
 
 
-class Window(NamedTuple):
-    """A part of a plane, before and after.
-
-    Attributes
-    ----------
-    before, after : ndarray
-        (H, W), or with the axis of the channels that are restored together, in its place.
-    arranged : Layout
-        Of the array.
-    scale : Range
-        What the network sees as 0 and 1.
-    """
-
-    before: NDArray[Any]
-    after: NDArray[Any]
-    arranged: Layout
-    scale: Range
-
-
 _Step = list[tuple[tuple[int, ...], Tile]]
 
 
 def _steps(arranged: Layout, tiles: Sequence[Tile], batch: int) -> Iterator[_Step]:
-    """Tiles of all planes in runs of one shape."""
+    """Group the tiles of all planes into batches of one shape."""
     step: _Step = []
     shape = None
     for plane in arranged.planes():

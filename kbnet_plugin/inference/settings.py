@@ -1,4 +1,4 @@
-"""How a network is run on arrays; known without torch."""
+"""How to run a network on arrays; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any, Literal
 from ..arrays.intensity import RangeRule, check_rule
 
 TILE = 768
-HALO = 40  # what lies further away changes no pixel of the shipped models by 1 of 255
-WINDOW = 128  # about half of the patches that the paper's networks are trained on
+"""Largest side of a tile in pixels, if memory allows."""
+
+HALO = 40
+"""Overlap of tiles in pixels; what is further away changes the shipped models' output by less than 1/255."""
+
+WINDOW = 128
+"""Side in pixels of the patches of local pooling, about half that of the paper's training patches."""
 
 Pooling = Literal["local", "global"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
@@ -18,12 +23,12 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a `Restorer` was asked for, as its parameters of the same names; defaults are the restorer's.
+    """The parameters of a `Restorer`, validated; it documents them and their defaults.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range.
+        If a value is out of range.
     """
 
     device: str
@@ -48,9 +53,9 @@ class Settings:
             raise ValueError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}")
-        for name, share in (("strength", self.strength), ("chroma", self.chroma)):
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, not {share:g}")
+        for name, weight in (("strength", self.strength), ("chroma", self.chroma)):
+            if weight is not None and not 0 <= weight <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {weight:g}")
         if self.limit is not None and not self.limit > 0:
             raise ValueError(f"limit must be above 0, not {self.limit:g}")
         object.__setattr__(self, "range", check_rule(self.range))
@@ -59,15 +64,21 @@ class Settings:
 
 
 def check_decorrelate(setting: Any) -> tuple[int, float]:
-    """Return the stride and the added noise of a setting; raise ValueError saying what one is."""
+    """Return the stride and the standard deviation of the added noise, validated.
+
+    Raises
+    ------
+    ValueError
+        If the setting is not a pair of numbers, or one of them is out of range.
+    """
     try:
-        stride, cover = setting
-        stride, cover = int(stride), float(cover)
-        good = float(setting[0]) == stride and 1 <= stride <= 4 and 0 <= cover <= 100
+        stride, sigma = setting
+        stride, sigma = int(stride), float(sigma)
+        good = float(setting[0]) == stride and 1 <= stride <= 4 and 0 <= sigma <= 100
     except (TypeError, ValueError):
         good = False
     if not good:
         raise ValueError(
             f"decorrelate must be a stride of 1 to 4 and a standard deviation of 0 to 100, not {setting!r}"
         )
-    return stride, cover
+    return stride, sigma

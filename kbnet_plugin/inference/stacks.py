@@ -1,4 +1,4 @@
-"""Whole stacks, from file to file."""
+"""Restore whole stacks from file to file."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ def restore_stack(
     ----------
     restorer : Restorer
     source, target : path
-        TIFF or OME-Zarr, by their names.
+        TIFF or OME-Zarr; the suffix of `target` decides which.
     axes : str, optional
-        Of the source, in place of what the file says.
+        Axes of the source, instead of those that its file defines.
     resume : bool
-        Continue an interrupted run, whose unfinished result lies beside `target`.
+        Resume an interrupted run, whose unfinished result is next to `target`.
     client : distributed.Client, optional
         As for `Restorer.restore_into`.
 
     Yields
     ------
-    (int, int)
-        Tiles done, and tiles in all. `target` appears with the last of them.
+    done, total : int
+        Number of finished tiles, and of all. `target` appears after the last.
 
     Raises
     ------
     ValueError
-        If a file is damaged, or its axes or dtype do not fit the network or the target's format.
+        If axes or dtype do not fit the network or the target's format.
+    OSError
+        If a file is damaged, or cannot be read or written.
     FileExistsError
-        If there is an unfinished result and `resume` is not set.
+        If there is an unfinished result and `resume` is False.
     """
     with open_stack(source) as (array, info):
         try:

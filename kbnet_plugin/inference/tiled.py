@@ -1,6 +1,6 @@
-"""Any network on a picture larger than memory, tensors in and out: for validation and for peers.
+"""Run any network on images larger than memory, for validation and for comparisons.
 
-`Restorer` does more: it also keeps the means of local pooling the same from tile to tile.
+`Restorer` also makes the results of KBNet independent of the tiling, by local pooling.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ def run_tiled(
     multiple: int = 16,
     scale: int = 1,
 ) -> Tensor:
-    """Run a network on overlapping tiles.
+    """Run a network on overlapping tiles of a batch of images.
 
     Parameters
     ----------
     network : callable
-        From (B, C, h, w) to (B, C', h * scale, w * scale).
+        Maps (B, C, h, w) to (B, C', h * scale, w * scale).
     image : Tensor
         (B, C, H, W).
     tile : int or None
-        Largest side of a tile, halo included; None or 0 for the whole image at once.
-    halo, multiple
+        Largest side of a tile in pixels, halo included; None or 0 runs the whole image at once.
+    halo, multiple : int
         As for `kbnet_plugin.arrays.tiling.plan`.
     scale : int
-        How much larger the output is.
+        Factor by which the network enlarges images.
 
     Returns
     -------
@@ -53,9 +53,9 @@ def run_tiled(
         output = network(image[(..., *part.source)])
         if result is None:
             result = output.new_zeros(*output.shape[:-2], height * scale, width * scale)
-        crop, target = (
-            tuple(slice(s.start * scale, s.stop * scale) for s in place) for place in (part.crop, part.target)
+        (rows, columns), (to_rows, to_columns) = (
+            [slice(s.start * scale, s.stop * scale) for s in place] for place in (part.crop, part.target)
         )
-        result[(..., *target)] = output[(..., *crop)]
+        result[..., to_rows, to_columns] = output[..., rows, columns]
     assert result is not None
     return result

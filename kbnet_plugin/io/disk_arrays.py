@@ -1,4 +1,4 @@
-"""Arrays on disk that are written piece by piece, and survive a power cut."""
+"""Arrays on disk that are written piece by piece, and can be flushed to survive a power cut."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 
 class RawArray:
-    """An array in a file of nothing but its values, mapped only while it is touched.
+    """An array in a file without header, in C order.
 
-    A mapping that stays would count as this process's memory until the whole array does.
+    The file is mapped into memory only during each access: a lasting mapping would count as this process's
+    memory, in the end with the whole array.
+
+    Parameters
+    ----------
+    path : Path
+        Created, filled with zeros, unless it exists.
+    shape : tuple of int
+    dtype : dtype
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -35,7 +43,7 @@ class RawArray:
         value = np.ascontiguousarray(value, self.dtype).reshape(part.shape)
         inner = part.ndim
         size = self.dtype.itemsize
-        while inner and part.strides[inner - 1] == size:  # what lies in one piece
+        while inner and part.strides[inner - 1] == size:  # contiguous in the file
             inner -= 1
             size *= part.shape[inner]
         with self.path.open("rb+", buffering=0) as file:
@@ -44,12 +52,19 @@ class RawArray:
                 file.write(value[index].tobytes())
 
     def sync(self) -> None:
-        """Put on disk what was written."""
+        """Flush what was written to disk."""
         sync(self.path)
 
 
 class ZarrArray:
-    """A zarr array in a folder, which remembers the chunks that were written until they are on disk."""
+    """A zarr array that remembers which chunks were written, so that it can flush them to disk.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    folder : Path
+        Where the array is stored.
+    """
 
     def __init__(self, array: Any, folder: Path) -> None:
         self._array, self._folder = array, folder
@@ -68,17 +83,25 @@ class ZarrArray:
         self._written.update(itertools.product(*touched))
 
     def sync(self) -> None:
-        """Put on disk what was written."""
+        """Flush what was written to disk."""
         encode = self._array.metadata.encode_chunk_key
         chunks = {self._folder / encode(place) for place in self._written}
         for path in sorted(chunks) + sorted({chunk.parent for chunk in chunks}):
-            with suppress(FileNotFoundError):  # zarr keeps no chunk of nothing but the fill value
+            with suppress(FileNotFoundError):  # zarr does not store chunks that are all fill value
                 sync(path)
         self._written.clear()
 
 
 class Reordered:
-    """An array that is read and written in another order of axes than its own."""
+    """A view of an array with its axes in another order.
+
+    Parameters
+    ----------
+    array : array
+        Anything that can be sliced.
+    own, axes : str
+        Axes of `array`, and of the view.
+    """
 
     def __init__(self, array: Any, own: str, axes: str) -> None:
         self._array, self._own, self._axes = array, own, axes
@@ -110,15 +133,15 @@ class Reordered:
         self._array[tuple(given[a] for a in self._own)] = value.transpose(order)
 
     def sync(self) -> None:
-        """Put on disk what was written; nothing where the array does not offer it."""
+        """Flush what was written to disk, if the array supports it."""
         if (sync := getattr(self._array, "sync", None)) is not None:
             sync()
 
 
 def sync(path: Path) -> None:
-    """Put a file, or a folder's list of names, on disk."""
+    """Flush a file, or the list of names in a folder, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # which Windows has no way to ask for
+        return  # Windows cannot flush a folder
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

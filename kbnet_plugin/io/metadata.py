@@ -1,4 +1,4 @@
-"""What a file says of its stack besides the pixels."""
+"""What a file stores about a stack besides its pixels."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 UNITS = {"µm": "micrometer", "nm": "nanometer", "mm": "millimeter", "s": "second", "ms": "millisecond"}
-"""Abbreviations as OME-TIFF writes them to names as OME-Zarr does."""
+"""From OME-TIFF's abbreviation of each unit to OME-Zarr's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackMetadata:
-    """What a file says of its stack.
+    """What a file stores about a stack.
 
     Attributes
     ----------
     axes : str or None
-        As for `Restorer`; None where the file does not say.
+        One letter of `kbnet_plugin.arrays.axes.AXES` per axis; None if the file does not name them.
     sizes : mapping
-        Axis to (size of a pixel or step, unit or None).
+        From axis to (size of a pixel or step, unit or None).
     offsets : mapping
-        Axis to where its first pixel or step is, in the unit of its size; 0 where none is named.
+        From axis to the position of its first pixel or step, in the unit of its size; 0 if missing.
     channels : tuple of str
-        Their names.
+        Names of the channels; empty if the file has none.
     levels : int
-        Of the multiscale pyramid; 1 where there is none.
+        Number of levels of the multiscale pyramid; 1 if there is none.
     attributes : mapping
-        What else an OME-Zarr group says.
-    zarr_format : int
-        Of a zarr source; 3 for others.
+        All attributes of an OME-Zarr group.
+    zarr_format : {2, 3}
+        Format of a zarr source; 3 for others.
     chunks : tuple of int or None
-        Of a zarr source.
+        Chunk shape of a zarr source.
     icc : bytes or None
         Colour profile.
     """

@@ -1,4 +1,4 @@
-"""TIFF stacks: OME-TIFF, ImageJ's and plain ones."""
+"""Read the metadata of TIFF stacks (OME, ImageJ, plain), and write OME-TIFF."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ..arrays.axes import AXES, Layout
 from ..files import atomic_path
 from .disk_arrays import RawArray
 from .metadata import UNITS, StackMetadata
-from .pyramid import half_shape, halve
-
-SUFFIXES = (".tif", ".tiff")
-_TILE = 512  # side of the tiles that are written
+from .pyramid import TILE, half_shape, halve
 
 
 def tiff_info(tiff: tifffile.TiffFile) -> StackMetadata:
+    """Read the metadata of the first series of an open TIFF."""
     series = tiff.series[0]
     free = iter([a for a in "TZC" if a not in series.axes])
-    # I and Q are tifffile's for "some sequence".
+    # Axes that tifffile cannot name, such as I and Q, take the letters that are free.
     axes = "".join(a if a in AXES else next(free, "?") for a in series.axes)
     sizes: dict[str, tuple[float, str | None]] = {}
     channels: tuple[str, ...] = ()
@@ -38,7 +36,7 @@ def tiff_info(tiff: tifffile.TiffFile) -> StackMetadata:
         sizes=sizes,
         channels=channels,
         levels=len(series.levels),
-        icc=page.tags.valueof(34675),
+        icc=page.tags.valueof("InterColorProfile"),
     )
 
 
@@ -57,28 +55,43 @@ def _ome_sizes(xml: str) -> tuple[dict[str, tuple[float, str | None]], tuple[str
 
 
 def _imagej_sizes(tiff: tifffile.TiffFile) -> dict[str, tuple[float, str | None]]:
-    said = tiff.imagej_metadata or {}
-    unit = {"micron": "µm", "um": "µm", "\\u00B5m": "µm"}.get(str(said.get("unit")), said.get("unit"))
+    metadata = tiff.imagej_metadata or {}
+    unit = metadata.get("unit")
+    unit = {"micron": "µm", "um": "µm", "\\u00B5m": "µm"}.get(str(unit), unit)
     sizes: dict[str, tuple[float, str | None]] = {}
     tags = tiff.pages.first.tags
-    for axis, code in (("X", 282), ("Y", 283)):
-        value = tags.valueof(code)
-        if unit and value and value[0]:
-            sizes[axis] = (value[1] / value[0], unit)
-    if "spacing" in said:
-        sizes["Z"] = (float(said["spacing"]), unit or "µm")
-    if said.get("finterval"):
-        sizes["T"] = (float(said["finterval"]), "s")
+    for axis in "XY":
+        resolution = tags.valueof(f"{axis}Resolution")
+        if unit and resolution and resolution[0]:
+            sizes[axis] = (resolution[1] / resolution[0], unit)
+    if "spacing" in metadata:
+        sizes["Z"] = (float(metadata["spacing"]), unit or "µm")
+    if metadata.get("finterval"):
+        sizes["T"] = (float(metadata["finterval"]), "s")
     return sizes
 
 
 def tiff_order(axes: str) -> str:
-    """Planes last, their colours last of all, as pages are."""
+    """Return the order in which TIFF stores some axes: Y and X last, followed only by S."""
     return "".join(a for a in axes if a not in "YXS") + "YX" + ("S" if "S" in axes else "")
 
 
 def finish_tiff(data: Path, grown: RawArray, info: StackMetadata, order: str, target: Path) -> None:
-    """Write the values as tiles of a compressed OME-TIFF, with a pyramid where the source had one."""
+    """Write a finished result as a compressed, tiled OME-TIFF, with a pyramid if the source has one.
+
+    Parameters
+    ----------
+    data : Path
+        File of the values; the levels of the pyramid grow beside it.
+    grown : RawArray
+        The values.
+    info : StackMetadata
+        Metadata to write.
+    order : str
+        Axes of `grown`, in the order of `tiff_order`.
+    target : Path
+        File to write.
+    """
     metadata: dict[str, Any] = {"axes": order}
     for axis, (size, unit) in info.sizes.items():
         if axis in order and axis in "XYZT":
@@ -89,7 +102,7 @@ def finish_tiff(data: Path, grown: RawArray, info: StackMetadata, order: str, ta
         metadata["Channel"] = {"Name": list(info.channels)}
     samples = grown.shape[-1] if order.endswith("S") else 1
     options: dict[str, Any] = {
-        "tile": (_TILE, _TILE),
+        "tile": (TILE, TILE),
         "compression": "zlib",
         "predictor": grown.dtype.kind in "ui",
         "photometric": "rgb" if samples in (3, 4) else "minisblack",
@@ -113,8 +126,8 @@ def _file_tiles(level: RawArray, order: str) -> Iterator[NDArray[Any]]:
     arranged = Layout(order, level.shape, "S" if "S" in order else "", alpha=False)
     height, width = arranged.size
     for plane in arranged.planes():
-        for y in range(0, height, _TILE):
-            for x in range(0, width, _TILE):
-                part = level[arranged.key(plane, (slice(y, y + _TILE), slice(x, x + _TILE)))]
-                short = [(0, _TILE - n) for n in part.shape[:2]] + [(0, 0)] * (part.ndim - 2)
-                yield np.pad(part, short)
+        for y in range(0, height, TILE):
+            for x in range(0, width, TILE):
+                part = level[arranged.key(plane, (slice(y, y + TILE), slice(x, x + TILE)))]
+                missing = [(0, TILE - n) for n in part.shape[:2]] + [(0, 0)] * (part.ndim - 2)
+                yield np.pad(part, missing)

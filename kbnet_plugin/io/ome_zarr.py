@@ -1,4 +1,10 @@
-"""OME-Zarr, of zarr format 2 and 3."""
+"""Read and write OME-Zarr 0.4 and 0.5 (zarr formats 2 and 3).
+
+References
+----------
+J. Moore et al., "OME-Zarr: a cloud-optimized bioimaging file format with international community support",
+Histochemistry and Cell Biology 160, 2023; https://ngff.openmicroscopy.org
+"""
 
 from __future__ import annotations
 
@@ -14,20 +20,25 @@ from ..arrays.axes import AXES
 from ..errors import one_line
 from .disk_arrays import Reordered, ZarrArray
 from .metadata import UNITS, StackMetadata
-from .pyramid import half_shape, halve, level_count
+from .pyramid import TILE, half_shape, halve, level_count
 
-_ORDER = "TCZYX"  # that the format demands
+_ORDER = "TCZYX"  # required by the format
 _KINDS = {"T": "time", "C": "channel", "Z": "space", "Y": "space", "X": "space"}
-_TILE = 512  # largest side of a chunk that is written
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a path is, or by its name will be, a zarr group or array."""
+    """Tell whether a path is a zarr group or array, or will be one, by its name."""
     return path.suffix == ".zarr" or any((path / n).is_file() for n in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def import_zarr() -> Any:
-    """The package zarr, which comes with an extra."""
+    """Import zarr, which is optional.
+
+    Raises
+    ------
+    ValueError
+        If it is not installed; the message names the extra.
+    """
     try:
         return importlib.import_module("zarr")
     except ImportError:
@@ -35,11 +46,18 @@ def import_zarr() -> Any:
 
 
 def open_zarr(path: Path) -> tuple[Any, StackMetadata]:
+    """Open a zarr array, or the full resolution of the first image of an OME-Zarr group.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged or contains no image; one line that names it.
+    """
     zarr = import_zarr()
     try:
         node = zarr.open(path, mode="r")
-    except Exception as error:  # each of its readers raises its own
-        raise ValueError(f"{path}: damaged, or no zarr ({one_line(error)})") from error
+    except Exception as error:  # each of zarr's readers raises its own
+        raise ValueError(f"{path}: damaged, or not a zarr ({one_line(error)}); export it again") from error
     if isinstance(node, zarr.Array):
         return node, StackMetadata(zarr_format=node.metadata.zarr_format, chunks=node.chunks)
     attributes = dict(node.attrs)
@@ -50,12 +68,12 @@ def open_zarr(path: Path) -> tuple[Any, StackMetadata]:
     except (KeyError, IndexError, TypeError):
         arrays = ", ".join(sorted(name for name, _ in node.arrays())[:5]) or "none"
         raise ValueError(
-            f"{path}: no OME-Zarr image in this group; name one of its arrays ({arrays})"
+            f"{path}: no OME-Zarr image in this group; open one of its arrays instead ({arrays})"
         ) from None
     try:
         axes, sizes, offsets = _zarr_axes(image, array.ndim)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: OME-Zarr metadata without sense ({one_line(error)})") from None
+        raise ValueError(f"{path}: invalid OME-Zarr metadata ({one_line(error)}); export it again") from None
     labels = [str(c.get("label", "")) for c in ome.get("omero", {}).get("channels", [])]
     return array, StackMetadata(
         axes=axes,
@@ -72,14 +90,14 @@ def open_zarr(path: Path) -> tuple[Any, StackMetadata]:
 def _zarr_axes(
     image: Mapping[str, Any], count: int
 ) -> tuple[str, dict[str, tuple[float, str | None]], dict[str, float]]:
-    """Axes, and as in `StackMetadata` sizes and offsets."""
-    given = image.get("axes") or [{"name": a} for a in _ORDER.lower()[-count:]]
-    entries = [{"name": e} if isinstance(e, str) else e for e in given]
+    """Return axes, sizes and offsets as in `StackMetadata`."""
+    named = image.get("axes") or [{"name": a} for a in _ORDER.lower()[-count:]]
+    entries = [{"name": e} if isinstance(e, str) else e for e in named]
     axes = "".join(str(e["name"]).upper() for e in entries)
     if len(axes) != count or any(a not in AXES for a in axes):
-        raise ValueError(f"axes {axes!r} of {count} dimensions")
+        raise ValueError(f"axes {axes!r} for {count} dimensions")
     scales, offsets = [1.0] * count, [0.0] * count
-    for step in (  # the dataset's own come first
+    for step in (  # those of the dataset apply before those of the image
         *image["datasets"][0].get("coordinateTransformations", ()),
         *image.get("coordinateTransformations", ()),
     ):
@@ -94,7 +112,14 @@ def _zarr_axes(
 
 
 def open_levels(path: Path, axes: str) -> list[Reordered]:
-    """Open every resolution of an OME-Zarr that `grow` wrote, along the axes that it was written by."""
+    """Open every level of an OME-Zarr that `kbnet_plugin.io.stacks.grow` wrote, largest first.
+
+    Parameters
+    ----------
+    path : Path
+    axes : str
+        Axes that it was written with; the levels have them, too.
+    """
     zarr = import_zarr()
     order = zarr_order(axes, path)
     group = zarr.open_group(path, mode="r")
@@ -102,19 +127,28 @@ def open_levels(path: Path, axes: str) -> list[Reordered]:
 
 
 def zarr_order(axes: str, target: Path) -> str:
+    """Return the order in which OME-Zarr stores some axes: TCZYX, with S in place of C.
+
+    Raises
+    ------
+    ValueError
+        If there are both channels (C) and samples (S).
+    """
     if "S" in axes and "C" in axes:
-        raise ValueError(f"{target}: OME-Zarr has one axis for channels and colours; write .ome.tif")
+        raise ValueError(
+            f"{target}: OME-Zarr has only one axis for channels and colours; write an .ome.tif instead"
+        )
     return "".join(sorted(axes, key=lambda a: _ORDER.index("C" if a == "S" else a)))
 
 
 def open_group(
     path: Path, info: StackMetadata, order: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Any:
-    """Open the group that a result grows in, or make it, with its full resolution only."""
+    """Open or create the group that a result grows in, with its full resolution only."""
     zarr = import_zarr()
     if (path / "0").is_dir():
-        for torn in path.rglob("*.partial"):  # zarr writes a chunk under such a name first
-            torn.unlink()
+        for partial in path.rglob("*.partial"):  # zarr's name for a chunk while it writes it
+            partial.unlink()
         return zarr.open_group(path, mode="r+")
     if path.exists():
         shutil.rmtree(path)
@@ -131,7 +165,7 @@ def _create_level(
     )
     if chunks is None:
         chunks = tuple(
-            min(n, _TILE) if a in "YX" else n if a == "S" else 1 for a, n in zip(order, shape, strict=True)
+            min(n, TILE) if a in "YX" else n if a == "S" else 1 for a, n in zip(order, shape, strict=True)
         )
     options: dict[str, Any] = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
     if info.zarr_format == 3:
@@ -151,7 +185,21 @@ def _zarr_name(axis: str) -> str:
 
 
 def finish_zarr(data: Path, group: Any, info: StackMetadata, order: str, target: Path) -> None:
-    """Add the pyramid and the metadata, and give the group its name."""
+    """Add pyramid and metadata to a finished result, and move it to its final name.
+
+    Parameters
+    ----------
+    data : Path
+        Folder of the group.
+    group : zarr.Group
+        As `open_group` returns it.
+    info : StackMetadata
+        Metadata to write.
+    order : str
+        Axes of its arrays, in the order of `zarr_order`.
+    target : Path
+        Final name; replaced if it exists.
+    """
     level = group["0"]
     count = level_count(level.shape, order, info.levels)
     for number in range(1, count):
@@ -159,7 +207,7 @@ def finish_zarr(data: Path, group: Any, info: StackMetadata, order: str, target:
         above = _create_level(group, number, info, order, shape, level.dtype)
         above = ZarrArray(above, data / str(number))
         halve(level, above, order)
-        above.sync()  # before the journal, which could have them made again, goes
+        above.sync()  # before the journal is deleted, without which they could not be rebuilt
         level = above
     image: dict[str, Any] = {
         "axes": [_zarr_axis(a, info) for a in order],
@@ -179,7 +227,7 @@ def finish_zarr(data: Path, group: Any, info: StackMetadata, order: str, target:
                 for name in info.channels
             ]
         }
-    ome.pop("labels", None)  # stay with the source
+    ome.pop("labels", None)  # they are not copied
     if info.zarr_format == 3:
         ome |= {"version": "0.5", "multiscales": [image]}
         group.attrs.put({k: v for k, v in attributes.items() if k != "ome"} | {"ome": ome})
@@ -199,7 +247,7 @@ def _zarr_axis(axis: str, info: StackMetadata) -> dict[str, str]:
 
 
 def _transformations(order: str, info: StackMetadata, factor: int) -> list[dict[str, Any]]:
-    """Where the pixels of a level lie, of which each is the mean of `factor` x `factor` of the source's."""
+    """Return scale and position of a level whose pixels are means of `factor` x `factor` source pixels."""
     scales, offsets = [], []
     for axis in order:
         size, times = info.sizes.get(axis, (1.0, None))[0], factor if axis in "YX" else 1

@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF files as arrays, with what belongs to the picture but not to its pixels."""
+"""Read and write PNG, JPEG and TIFF pictures with their metadata."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from ..errors import one_line
 from ..files import atomic_path
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
-"""The formats that are read and written, by lower-case suffix."""
+"""From each lower-case suffix to its format."""
+
+TIFF_SUFFIXES = tuple(suffix for suffix, kind in FORMATS.items() if kind == "TIFF")
+"""Suffixes of TIFF files."""
 
 _SIGNATURES = {
     b"\x89PNG": "PNG",
@@ -33,26 +36,26 @@ _SIGNATURES = {
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # EXIF and TIFF tag
 _JPEG_QUALITY = 95
-_PNG_LEVEL = 3  # a third of the time of the usual 6, for files a tenth larger
-_STRAIGHT_ALPHA = 2  # TIFF's ExtraSamples
+_PNG_LEVEL = 3  # takes a third of the time of the default, 6; files are a tenth larger
+_STRAIGHT_ALPHA = 2  # value of TIFF's ExtraSamples
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a file says of its picture, carried from input to output where the format has room.
+    """Metadata of a picture, copied from input to output as far as the formats allow.
 
     Attributes
     ----------
     icc, exif : bytes or None
-        Colour profile and EXIF block (without orientation: the array is upright).
+        Colour profile, and EXIF block without its orientation (the array is upright).
     dpi : (float, float) or None
         Horizontal and vertical pixels per inch.
     description : str or None
-        TIFF's ImageDescription, where it is free text.
+        TIFF's ImageDescription, if it is free text.
     alpha : int
-        TIFF's kind of extra sample; 1 is premultiplied, 2 is straight alpha.
+        TIFF's ExtraSamples: 1 is premultiplied, 2 is straight alpha.
     """
 
     icc: bytes | None = None
@@ -68,7 +71,7 @@ def read_image(path: str | PathLike[str]) -> tuple[NDArray[Any], Metadata]:
     Parameters
     ----------
     path : str or path
-        PNG, JPEG or TIFF, gray, gray with alpha, RGB or RGBA, of any dtype that the format has.
+        PNG, JPEG or TIFF; gray, gray with alpha, RGB or RGBA, of any dtype that the format supports.
 
     Returns
     -------
@@ -76,15 +79,15 @@ def read_image(path: str | PathLike[str]) -> tuple[NDArray[Any], Metadata]:
         (H, W) or (H, W, C), upright, in the file's dtype. Palettes become RGB or RGBA; 1-bit images become
         gray of 0 and 255.
     metadata : Metadata
-        To be handed to `write_image`.
+        For `write_image`.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, of another format than its name says, or of a kind that is not one such picture
-        (CMYK, a stack); one line that names it.
+        If it is damaged, has another format than its name says, or is not one such picture (CMYK, a stack);
+        one line that names it.
     """
     path = Path(path)
     kind = _format(path)
@@ -94,11 +97,11 @@ def read_image(path: str | PathLike[str]) -> tuple[NDArray[Any], Metadata]:
         head = file.read(32)
     found = next((name for sign, name in _SIGNATURES.items() if head.startswith(sign)), None)
     if found is None:
-        raise ValueError(f"{path}: no {kind} inside; it is damaged or something else")
+        raise ValueError(f"{path}: damaged, or not a {kind}; export it again")
     if found != kind:
         suffix = next(s for s, name in FORMATS.items() if name == found)
         raise ValueError(
-            f"{path}: a {found} by its content, a {kind} by its name; rename it to end in {suffix}"
+            f"{path}: a {found} by its content but a {kind} by its name; rename it to end in {suffix}"
         )
     try:
         if kind == "TIFF":
@@ -108,32 +111,32 @@ def read_image(path: str | PathLike[str]) -> tuple[NDArray[Any], Metadata]:
         raise type(error)(f"{path}: {error}") from None
     except Image.DecompressionBombError:
         raise ValueError(
-            f"{path}: beyond what a {kind} may hold here (179 megapixels); save it as TIFF"
+            f"{path}: larger than the 179 megapixels accepted for a {kind}; save it as TIFF"
         ) from None
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise errors of all kinds
         raise ValueError(
             f"{path}: damaged or incomplete {kind} ({one_line(error)}); export it again"
         ) from error
 
 
 def write_image(path: str | PathLike[str], array: NDArray[Any], metadata: Metadata | None = None) -> None:
-    """Write one picture in the format that the name says; the file appears whole or not at all.
+    """Write one picture, completely or not at all, in the format that its name says.
 
     Parameters
     ----------
     path : str or path
-        Ends in one of `FORMATS`. JPEG is written at quality 95 without colour subsampling.
+        Ends in one of `FORMATS`. JPEG is written with quality 95, without colour subsampling.
     array : ndarray
-        (H, W) or (H, W, C), C from 1 (gray) to 4 (RGBA).
+        (H, W) or (H, W, C), with C from 1 (gray) to 4 (RGBA).
     metadata : Metadata, optional
-        Of the file that the picture comes from.
+        As `read_image` returns it.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If the format cannot hold this array.
+        If the format cannot store this array.
     OSError
         If the file cannot be written.
     """
@@ -162,22 +165,22 @@ def write_image(path: str | PathLike[str], array: NDArray[Any], metadata: Metada
 
 
 def check_format(path: str | PathLike[str], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the format that `path` names can hold such an array."""
+    """Raise ValueError unless the format that `path` names can store such an array."""
     path = Path(path)
     kind = _format(path)
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels > 4:
-        raise ValueError(f"{path}: a picture is (H, W) or (H, W, up to 4), not {shape}")
+        raise ValueError(f"{path}: a picture is (H, W) or (H, W, C) with up to 4 channels, not {shape}")
     if kind == "JPEG" and channels in (2, 4):
         raise ValueError(f"{path}: JPEG has no alpha channel; write .png or .tif")
     dtypes = {"JPEG": ("uint8",), "PNG": ("uint8", "uint16")}.get(kind)
     if dtypes and dtype.name not in dtypes:
         other = ".png or .tif" if dtype == np.uint16 else ".tif"
-        raise ValueError(f"{path}: {kind} cannot hold {dtype.name}; write {other}")
+        raise ValueError(f"{path}: {kind} cannot store {dtype.name}; write {other}")
 
 
 class _UnsupportedError(ValueError):
-    """A sound file of a kind that is not taken."""
+    """A valid file of an unsupported kind."""
 
 
 def _format(path: Path) -> str:
@@ -196,7 +199,7 @@ def _read_pillow(path: Path, deep: bool) -> tuple[NDArray[Any], Metadata]:
     with image:
         if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
             raise _UnsupportedError(
-                f"an animation of {getattr(image, 'n_frames', 1)} frames; save single pictures"
+                f"an animation of {getattr(image, 'n_frames', 1)} frames; save them as single pictures"
             )
         image.load()
         exif = image.getexif()
@@ -208,8 +211,8 @@ def _read_pillow(path: Path, deep: bool) -> tuple[NDArray[Any], Metadata]:
             exif=block or None,
             dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
         )
-        if deep:  # Pillow would cut 16-bit colour down to 8
-            import imagecodecs  # late: nothing else needs it, and what learns from arrays does without
+        if deep:  # Pillow reduces 16-bit colour to 8 bits
+            import imagecodecs  # here, because importing this module must not need it
 
             array: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
         else:
@@ -247,15 +250,20 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
-    """Open a TIFF, and raise ValueError where pages point beyond its end.
+    """Open a TIFF, checking that no page lies beyond the end of the file.
 
-    tifffile only logs that and leaves the pages out: a stack that was cut short would pass for a shorter one.
+    tifffile only logs missing pages and skips them, so a truncated stack would pass for a shorter one.
+
+    Raises
+    ------
+    ValueError
+        If pages are missing.
     """
     with ExitStack() as stack:
         with _listening() as listener:
             tiff = stack.enter_context(tifffile.TiffFile(path))
             if tiff.series and listener.cut_short:
-                raise ValueError("pages are missing at its end")
+                raise ValueError("pages are missing at the end")
         yield tiff
 
 
@@ -270,7 +278,7 @@ def _listening() -> Iterator[_Listener]:
 
 
 class _Listener:
-    """Hears what tifffile complains of in the thread that opens a file."""
+    """Notices what tifffile logs in the thread that opens a file."""
 
     def __init__(self) -> None:
         self.cut_short = False
@@ -285,14 +293,14 @@ _listeners: list[_Listener] = []
 
 
 def _pass_on(record: logging.LogRecord) -> bool:
-    """Whether others hear a complaint: not of a file that this thread is opening, whose faults are raised."""
+    """Tell whether a record is logged: not while this thread opens a file, whose errors are raised."""
     here = [listener for listener in _listeners.copy() if listener.thread == threading.get_ident()]
     for listener in here:
         listener.hear(record)
     return not here
 
 
-# A filter that stays: files are closed in any order, so none of them could put back what it found.
+# Permanent, because files that overlap in time could not restore the logger's filters in the right order.
 logging.getLogger("tifffile").addFilter(_pass_on)
 
 
@@ -303,7 +311,7 @@ def _read_tiff(path: Path) -> tuple[NDArray[Any], Metadata]:
         if series.axes not in ("YX", "YXS", "SYX"):
             raise _UnsupportedError(f"a stack ({series.axes} {series.shape}); save its planes one by one")
         if any(not other.keyframe.is_reduced for other in tiff.series[1:]):
-            raise _UnsupportedError(f"holds {len(tiff.series)} pictures; save them one by one")
+            raise _UnsupportedError(f"contains {len(tiff.series)} pictures; save them one by one")
         photometric, bits = page.photometric.name, page.bitspersample
         if photometric not in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"):
             raise _UnsupportedError(f"pixels are {photometric}; convert it to gray or RGB first")
@@ -318,15 +326,16 @@ def _read_tiff(path: Path) -> tuple[NDArray[Any], Metadata]:
             array = ~array if array.dtype == bool else ((1 << bits) - 1 - array).astype(array.dtype)
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
-        tags = {code: page.tags.valueof(code) for code in (_ORIENTATION, 34675, 282, 283, 296)}
+        tag = page.tags.valueof
         free_text = not (page.is_imagej or page.is_ome or page.is_shaped)
         metadata = Metadata(
-            icc=tags[34675],
-            dpi=_dpi(tags[282], tags[283], tags[296]),
+            icc=tag("InterColorProfile"),
+            dpi=_dpi(tag("XResolution"), tag("YResolution"), tag("ResolutionUnit")),
             description=page.description if free_text and page.description else None,
             alpha=int(page.extrasamples[0]) if page.extrasamples else _STRAIGHT_ALPHA,
         )
-    return _upright(array, tags[_ORIENTATION] or 1), metadata
+        orientation = tag(_ORIENTATION) or 1
+    return _upright(array, orientation), metadata
 
 
 def _dpi(x: Any, y: Any, unit: Any) -> tuple[float, float] | None:
@@ -355,7 +364,7 @@ def _write_tiff(path: Path, array: NDArray[Any], metadata: Metadata) -> None:
 
 
 def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn a picture as its EXIF orientation says (1 to 8, row and column that the first ones show)."""
+    """Turn a picture upright by its EXIF orientation (1 to 8)."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""Levels of multiscale pyramids: each pixel the mean of 2 x 2 of the level below."""
+"""Compute the levels of multiscale pyramids: each pixel is the mean of 2 x 2 pixels of the level below."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ import numpy as np
 from ..arrays.axes import Layout
 from ..arrays.intensity import cast
 
-_SMALLEST_LEVEL = 256  # pixels; no level is made of one that is no larger
-_BLOCK = 2048  # pixels; what is read at a time
+TILE = 512
+"""Side of the tiles and chunks that levels are written in, in pixels."""
+
+_SMALLEST_LEVEL = 256  # side in pixels; levels up to this size are not reduced further
+_BLOCK = 2048  # side in pixels of what is read at a time
 
 
 def halve(source: Any, target: Any, axes: str) -> None:
-    """Fill a level with means of 2 x 2 pixels of the one below, block by block."""
+    """Fill a level with the means of 2 x 2 pixels of the level below, block by block.
+
+    Parameters
+    ----------
+    source, target : array
+        The level below, and the level to fill; its shape is `half_shape` of the source's.
+    axes : str
+        Axes of both.
+    """
     channel_axis = "S" if "S" in axes else ""
     below = Layout(axes, tuple(source.shape), channel_axis, alpha=False)
     above = Layout(axes, tuple(target.shape), channel_axis, alpha=False)
@@ -33,11 +44,12 @@ def halve(source: Any, target: Any, axes: str) -> None:
 
 
 def half_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Return the shape of the next level: Y and X halved, rounded up."""
     return tuple((n + 1) // 2 if a in "YX" else n for a, n in zip(axes, shape, strict=True))
 
 
 def level_count(shape: tuple[int, ...], axes: str, least: int) -> int:
-    """As many levels as the source had, and for a large picture enough to end in a small one."""
+    """Return the number of levels: at least `least`, and as many as it takes to end at 256 pixels or less."""
     side = max(shape[axes.index("Y")], shape[axes.index("X")])
     count = 1
     while side > _SMALLEST_LEVEL:

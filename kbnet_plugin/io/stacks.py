@@ -1,7 +1,7 @@
-"""Stacks in files larger than memory: TIFF, OME-TIFF and OME-Zarr, read and written piece by piece.
+"""Read and write stacks larger than memory piece by piece: TIFF, OME-TIFF and OME-Zarr.
 
-A result grows in a folder beside its final name, with the journal of what is finished, and takes that name
-only when it is complete.
+An unfinished result is kept in a folder beside its final name, with a journal of the finished pieces; it
+gets its final name only once it is complete.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 
 from ..errors import one_line
+from ..files import check_folder
 from .disk_arrays import RawArray, Reordered, ZarrArray
 from .metadata import StackMetadata
-from .ome_tiff import SUFFIXES, finish_tiff, tiff_info, tiff_order
+from .ome_tiff import finish_tiff, tiff_info, tiff_order
 from .ome_zarr import finish_zarr, import_zarr, is_zarr, open_group, open_zarr, zarr_order
-from .pictures import open_tiff, read_image
+from .pictures import TIFF_SUFFIXES, open_tiff, read_image
 
 LARGE = 1 << 26
-"""Pixels from which a plain TIFF picture is treated as a stack: piece by piece."""
+"""Number of values above which a plain TIFF picture is read piece by piece, as a stack."""
 
 
 def is_stack(path: Path) -> bool:
-    """Whether a file is read piece by piece: zarr, and any TIFF but a small plain picture."""
+    """Tell whether a file is read piece by piece: zarr, and any TIFF except a small plain picture."""
     if is_zarr(path):
         return True
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in TIFF_SUFFIXES:
         return False
     try:
         with open_tiff(path) as tiff:
@@ -39,7 +40,7 @@ def is_stack(path: Path) -> bool:
             plain = series.axes in ("YX", "YXS", "SYX") and len(tiff.series) == 1 and not tiff.is_ome
             return not plain or int(np.prod(series.shape)) > LARGE
     except Exception:
-        return False  # damaged: the reader of pictures says how
+        return False  # damaged: `read_image` reports how
 
 
 @contextmanager
@@ -49,18 +50,20 @@ def open_stack(path: str | PathLike[str]) -> Iterator[tuple[Any, StackMetadata]]
     Parameters
     ----------
     path : str or path
-        TIFF (OME, ImageJ, plain), an OME-Zarr group of zarr format 2 or 3, or a zarr array.
+        TIFF (OME, ImageJ or plain), OME-Zarr group of zarr format 2 or 3, or zarr array.
 
     Yields
     ------
     array : zarr array
-        At full resolution.
+        Full resolution.
     info : StackMetadata
 
     Raises
     ------
+    FileNotFoundError
+        If it does not exist.
     ValueError
-        If it is damaged or holds no image; one line that names it.
+        If it is damaged or contains no image, or zarr is not installed; one line that names the problem.
     """
     path = Path(path)
     if not path.exists():
@@ -75,10 +78,10 @@ def open_stack(path: str | PathLike[str]) -> Iterator[tuple[Any, StackMetadata]]
             series = tiff.series[0]
             ends = (o + n for p in series.pages for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
             if max(ends) > path.stat().st_size:
-                raise ValueError("its last pixels are cut off")
+                raise ValueError("the last pixels are missing")
             array = zarr.open(series.aszarr(level=0), mode="r")
             info = tiff_info(tiff)
-        except Exception as error:  # decoders raise whatever they like
+        except Exception as error:  # decoders raise errors of all kinds
             raise ValueError(
                 f"{path}: damaged or incomplete TIFF ({one_line(error)}); export it again"
             ) from error
@@ -94,16 +97,22 @@ def open_array(
     Parameters
     ----------
     path : path
+        As for `read_image` or `open_stack`.
     axes : str, optional
-        In place of what the file says.
+        Used instead of the axes in the file.
     stack : bool
-        Read pictures piece by piece too.
+        Read it piece by piece, even if it is a small picture.
 
     Yields
     ------
     array : ndarray or zarr array
     axes : str or None
-        None where neither says.
+        None if neither `axes` nor the file names them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_image` or `open_stack`.
     """
     if stack or is_stack(path):
         with open_stack(path) as (array, info):
@@ -119,9 +128,9 @@ class Growing:
     Attributes
     ----------
     array : Reordered
-        To write to, and of OME-Zarr to read from, along the axes that were asked for.
+        Written with the axes passed to `grow`.
     journal : Path
-        For `Restorer.restore_into`.
+        Where `Restorer.restore_into` keeps track of finished pieces.
     """
 
     array: Reordered
@@ -138,23 +147,33 @@ def grow(
     *,
     resume: bool = False,
 ) -> Iterator[Growing]:
-    """Write a stack piece by piece; it takes its name when the block ends well.
+    """Write a stack piece by piece; it gets its final name when the block succeeds.
+
+    If the block raises, finished pieces stay in `working_folder` as long as the journal names any.
 
     Parameters
     ----------
     target : path
-        TIFF or OME-Zarr, by its name.
-    axes, shape, dtype
-        Of what is written.
+        File to write: TIFF or OME-Zarr, by its suffix.
+    axes : str
+        One letter of `kbnet_plugin.arrays.axes.AXES` per axis.
+    shape : tuple of int
+    dtype : dtype
     info : StackMetadata, optional
-        What the file is to say besides.
+        Metadata to write.
     resume : bool
-        Continue what an interrupted block left, if it did.
+        Continue an unfinished result, if there is one.
+
+    Yields
+    ------
+    Growing
 
     Raises
     ------
     ValueError
-        If the axes do not fit the format.
+        If the format cannot store these axes, or is neither TIFF nor OME-Zarr.
+    FileNotFoundError
+        If the folder of `target` does not exist.
     FileExistsError
         If there is an unfinished result and `resume` is not set.
     """
@@ -162,12 +181,11 @@ def grow(
     work = working_folder(target)
     if work.exists() and not resume:
         raise FileExistsError(
-            f"{work}: an unfinished result; add --resume to go on, or --overwrite to start anew"
+            f"{work}: an unfinished result; add --resume to continue it, or --overwrite to start over"
         )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such folder to write {target.name} to; create it first")
+    check_folder(target)
     to_zarr = is_zarr(target)
-    if not to_zarr and target.suffix.lower() not in SUFFIXES:
+    if not to_zarr and target.suffix.lower() not in TIFF_SUFFIXES:
         raise ValueError(f"{target}: a stack is written as TIFF or OME-Zarr; end the name in .tif or .zarr")
     order = zarr_order(axes, target) if to_zarr else tiff_order(axes)
     stored = tuple(shape[axes.index(a)] for a in order)
@@ -193,7 +211,7 @@ def grow(
 
 
 def working_folder(target: Path) -> Path:
-    """Where a result grows until it is complete."""
+    """Return the folder in which a result grows until it is complete."""
     return target.with_name(f"{target.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates, counted in full."""
+"""Count the parameters and multiply-accumulates of a network, in full."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..cost import Cost
 
 
 def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int | None = None) -> Cost:
-    """Count what `network` spends on one image; nothing is computed, no memory is taken.
+    """Count the cost of one image, without computing anything or allocating memory.
 
     Parameters
     ----------
     network : KBNet_s or KBNet_l
-        Or any module that takes (1, C, H, W).
+        Or any module that maps (1, C, H, W) to an image.
     size : (int, int)
         Height and width in pixels.
     channels : int, optional
-        C; by default that of the first convolution.
+        C; by default, that of the first convolution.
 
     Returns
     -------
     Cost
-        Multiply-accumulates of convolutions, of kernel basis attention (every basis mixed at every pixel, its
-        bias included, then applied), of dense layers and of other matrix products. Elementwise work is left
-        out, as is usual.
+        Multiply-accumulates of convolutions, of kernel basis attention (every basis mixed at every pixel,
+        biases included, then applied), of dense layers and of other matrix products. Elementwise operations
+        are not counted, as usual.
     """
     if channels is None:
         channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
@@ -41,7 +41,7 @@ def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int 
         nonlocal linear
         linear += inputs[0].numel() * cast(nn.Linear, layer).out_features
 
-    # To the counter a dense layer is a matrix product like any other.
+    # The flop counter does not distinguish dense layers from other matrix products.
     hooks = [m.register_forward_hook(dense) for m in network.modules() if isinstance(m, nn.Linear)]
     try:
         with torch.no_grad(), fake(network) as (call, empty), FlopCounterMode(display=False) as counter:
@@ -58,11 +58,11 @@ def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int 
 
 @contextmanager
 def fake(network: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]]:
-    """Within the block, yield `network` as a function of tensors that have shapes but no content.
+    """Yield `network` as a function of tensors that have shapes but no data.
 
-    The second thing yielded makes such tensors, as `torch.empty` does.
+    The second item yielded makes such tensors, like `torch.empty`. Both are valid within the block only.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):  # some networks keep index tables that are no buffers
+    with FakeTensorMode(allow_non_fake_inputs=True):  # some networks have index tables that are not buffers
         stand_ins = {
             name: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
             for name, t in (*network.named_parameters(), *network.named_buffers())

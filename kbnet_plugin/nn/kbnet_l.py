@@ -1,4 +1,4 @@
-"""KBNet_l: the transformer-shaped network for deraining and defocus deblurring."""
+"""KBNet_l: the transformer-style network for deraining and defocus deblurring."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from .layers import (
     GlobalMean,
     KBAMixin,
     LayerNorm2d,
-    again,
     by_strips,
+    check_counts,
     check_image,
     check_positive,
     pad_to_multiple,
+    recompute,
 )
 
-GROUP = 2  # channels a group in the pixel-adaptive branch
+GROUP = 2  # channels per group in the pixel-adaptive branch
 BASES = 32
 LEVELS = 4
 
 
 class MFF(KBAMixin):
-    """Multi-axis feature fusion: channel-wise, invariant and pixel-adaptive features, multiplied."""
+    """Multi-axis feature fusion: channel-wise, spatially fixed and pixel-adaptive features, multiplied."""
 
     def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class MFF(KBAMixin):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        features, coefficients, spatial = again(self._branches, x)
+        features, coefficients, spatial = recompute(self._branches, x)
         mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
         return by_strips(self._combine, x, mixed, features, spatial, self.sca(x))
 
@@ -60,7 +61,7 @@ class MFF(KBAMixin):
 
 
 class TransposedAttention(nn.Module):
-    """Self-attention between channels instead of pixels, so its cost is linear in the number of pixels."""
+    """Self-attention between channels rather than pixels, so that its cost is linear in the pixels."""
 
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class TransposedAttention(nn.Module):
             self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
         )
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, H*W, C/heads)
-        # Norm and product sum over every pixel of the image: float32 at least, or halves overflow.
+        # Norm and product are sums over all pixels, which would overflow in half precision.
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)
             q, k = q.to(dtype), k.to(dtype)
@@ -89,13 +90,13 @@ class TransposedAttention(nn.Module):
 
 
 def _inverse_norm(pixels: Tensor) -> Tensor:
-    """1 / L2 norm of each channel over all pixels, (..., 1, C): scales the product, not its factors."""
-    # Not vector_norm: across strided pixels it runs at a tenth of the speed of these two passes.
+    """Compute 1 / L2 norm of each channel over all pixels, (..., H*W, C) to (..., 1, C)."""
+    # Over strided pixels, vector_norm is ten times slower than these two passes.
     return pixels.square().sum(dim=-2, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class KBBlock_l(nn.Module):
-    """MFF, then transposed attention; both residual, both after layer normalisation."""
+    """Multi-axis feature fusion, then transposed attention; both residual, on (B, C, H, W)."""
 
     def __init__(self, dim: int, heads: int, ffn_expansion_factor: float, bias: bool) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Resample(nn.Module):
-    """A 3x3 convolution, then a pixel (un)shuffle; `body.0` is the name that checkpoints carry."""
+    """A 3x3 convolution, then a pixel (un)shuffle; checkpoints call the convolution `body.0`."""
 
     def __init__(self, inputs: int, outputs: int, shuffle: nn.Module) -> None:
         super().__init__()
@@ -146,8 +147,8 @@ class KBNet_l(nn.Module):
     Parameters
     ----------
     inp_channels, out_channels : int
-        Channels of the image; 6 and 3 for dual-pixel defocus. Where they are equal the input is added to
-        the output; where they differ the first `out_channels` of the input are.
+        Channels of the image; 6 and 3 for dual-pixel defocus. The first `out_channels` of the input are added
+        to the output.
     dim : int
         Channels at full resolution; doubled at every level.
     num_blocks : sequence of 4 int
@@ -159,14 +160,14 @@ class KBNet_l(nn.Module):
     ffn_expansion_factor : float
         Hidden width of the fusion block relative to its input.
     bias : bool
-        Bias in the convolutions that carry one by choice.
+        Give a bias to those convolutions where it is optional.
     blockname : str
-        Name of the block; only ``"KBBlock_l"`` exists. Taken because released option files carry it.
+        Name of the block, which is always ``"KBBlock_l"``; released option files set it.
 
     Raises
     ------
     ValueError
-        If an argument breaks a rule of the architecture; the message names both.
+        If an argument breaks a rule of the architecture; the message names the argument and the rule.
 
     References
     ----------
@@ -231,17 +232,33 @@ class KBNet_l(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width are padded to a multiple of this inside `forward`."""
+        """`forward` pads height and width to a multiple of this."""
         return int(2 ** (LEVELS - 1))
 
     def stages(self) -> Iterator[tuple[int, nn.Module]]:
-        """Each row of blocks, with the number of times that its input was halved."""
+        """Yield each sequence of blocks with its level: how many times its input has been halved."""
         yield from enumerate((self.encoder_level1, self.encoder_level2, self.encoder_level3, self.latent))
         yield from enumerate((self.decoder_level1, self.decoder_level2, self.decoder_level3))
         yield 0, self.refinement
 
     def forward(self, image: Tensor) -> Tensor:
-        """Restore (B, inp_channels, H, W), nominally in 0..1, any H and W from 1; not clamped."""
+        """Restore images.
+
+        Parameters
+        ----------
+        image : Tensor
+            (B, inp_channels, H, W), floating point, nominally in 0..1; any height and width from 1.
+
+        Returns
+        -------
+        Tensor
+            (B, out_channels, H, W), not clamped.
+
+        Raises
+        ------
+        ValueError
+            If the image has another shape or dtype, or is empty.
+        """
         check_image(image, self.inp_channels)
         padded = pad_to_multiple(image, self.size_multiple, "reflect")
         padded = padded.contiguous(memory_format=torch.channels_last)
@@ -273,14 +290,8 @@ def _check_arguments(
         raise ValueError(f"out_channels must not exceed inp_channels: {out_channels} > {inp_channels}")
     for name, values in (("num_blocks", num_blocks), ("heads", heads)):
         if len(values) != LEVELS:
-            raise ValueError(f"{name} must hold {LEVELS} numbers, one a level, not {list(values)}")
-    if any(
-        isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (*num_blocks, num_refinement_blocks)
-    ):
-        raise ValueError(
-            f"num_blocks and num_refinement_blocks must be whole numbers from 0, "
-            f"not {list(num_blocks)} and {num_refinement_blocks}"
-        )
+            raise ValueError(f"{name} must be {LEVELS} numbers, one per level, not {list(values)}")
+    check_counts(num_blocks=num_blocks, num_refinement_blocks=[num_refinement_blocks])
     for level in range(LEVELS):
         c = dim * 2**level
         if c % min(c, 24):

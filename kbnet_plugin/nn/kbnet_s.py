@@ -13,20 +13,21 @@ from .layers import (
     KBAMixin,
     LayerNorm2d,
     SimpleGate,
-    again,
     by_strips,
+    check_counts,
     check_image,
     check_positive,
+    layer_scale,
     pad_to_multiple,
-    small,
+    recompute,
 )
 
-GROUP = 4  # channels a group in the pixel-adaptive branch and in the 5x5 convolution
+GROUP = 4  # channels per group in the pixel-adaptive branch and in the 5x5 convolution
 BASES = 32
 
 
 class KBBlock_s(KBAMixin):
-    """Multi-axis feature fusion block, then a gated feed-forward block."""
+    """Multi-axis feature fusion, then a gated feed-forward layer; both residual, on (B, C, H, W)."""
 
     def __init__(self, channels: int, lightweight: bool = False, ffn_scale: float = 2) -> None:
         super().__init__()
@@ -47,11 +48,11 @@ class KBBlock_s(KBAMixin):
         self.conv4 = nn.Conv2d(c, hidden, 1)
         self.gate = SimpleGate()
         self.conv5 = nn.Conv2d(hidden // 2, c, 1)
-        self.beta = small(c)
-        self.gamma = small(c)
+        self.beta = layer_scale(c)
+        self.gamma = layer_scale(c)
 
     def forward(self, x: Tensor) -> Tensor:
-        features, coefficients, spatial, channel = again(self._branches, x)
+        features, coefficients, spatial, channel = recompute(self._branches, x)
         mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
         return by_strips(self._combine, x, mixed, features, spatial, channel)
 
@@ -81,16 +82,16 @@ class KBNet_s(nn.Module):
     enc_blk_nums, dec_blk_nums : sequence of int
         Blocks per level on the way down and on the way up; equally long.
     basicblock : str
-        Name of the block; only ``"KBBlock_s"`` exists. Taken because released option files carry it.
+        Name of the block, which is always ``"KBBlock_s"``; released option files set it.
     lightweight : bool
-        3x3 depthwise instead of 5x5 grouped convolution in the spatially invariant branch.
+        Use 3x3 depthwise instead of 5x5 grouped convolutions in the spatially invariant branch.
     ffn_scale : float
         Width of the feed-forward block relative to its input.
 
     Raises
     ------
     ValueError
-        If an argument breaks a rule of the architecture; the message names both.
+        If an argument breaks a rule of the architecture; the message names the argument and the rule.
 
     References
     ----------
@@ -142,18 +143,34 @@ class KBNet_s(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width are padded to a multiple of this inside `forward`."""
+        """`forward` pads height and width to a multiple of this."""
         return int(2 ** len(self.encoders))
 
     def stages(self) -> Iterator[tuple[int, nn.Module]]:
-        """Each row of blocks, with the number of times that its input was halved."""
+        """Yield each sequence of blocks with its level: how many times its input has been halved."""
         depth = len(self.encoders)
         yield from enumerate(self.encoders)
         yield depth, self.middle_blks
         yield from ((depth - 1 - i, decoder) for i, decoder in enumerate(self.decoders))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Restore (B, img_channel, H, W), nominally in 0..1, any H and W from 1; not clamped."""
+        """Restore images.
+
+        Parameters
+        ----------
+        image : Tensor
+            (B, img_channel, H, W), floating point, nominally in 0..1; any height and width from 1.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape, not clamped.
+
+        Raises
+        ------
+        ValueError
+            If the image has another shape or dtype, or is empty.
+        """
         check_image(image, self.img_channel)
         padded = pad_to_multiple(image, self.size_multiple).contiguous(memory_format=torch.channels_last)
         x = self.intro(padded)
@@ -197,12 +214,6 @@ def _check_arguments(
             "enc_blk_nums and dec_blk_nums must be equally long, "
             f"not {len(enc_blk_nums)} and {len(dec_blk_nums)}"
         )
-    for name, counts in (
-        ("enc_blk_nums", enc_blk_nums),
-        ("dec_blk_nums", dec_blk_nums),
-        ("middle_blk_num", [middle_blk_num]),
-    ):
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
-            raise ValueError(f"{name} must hold whole numbers from 0, not {list(counts)}")
+    check_counts(enc_blk_nums=enc_blk_nums, dec_blk_nums=dec_blk_nums, middle_blk_num=[middle_blk_num])
     if basicblock != "KBBlock_s":
         raise ValueError(f"basicblock must be 'KBBlock_s', not {basicblock!r}")

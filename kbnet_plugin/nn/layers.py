@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class LayerNorm2d(nn.Module):
-    """Layer normalisation over the channels of each pixel of (B, C, H, W)."""
+    """Normalise the channels of each pixel of (B, C, H, W)."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class LayerNorm2d(nn.Module):
 
 
 class SimpleGate(nn.Module):
-    """Product of the two halves of the channels."""
+    """Multiply the two halves of the channels: (B, 2C, H, W) to (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=1)
@@ -36,7 +36,7 @@ class SimpleGate(nn.Module):
 
 
 class GlobalMean(nn.Module):
-    """Mean over height and width, (B, C, 1, 1); summed in float32 at least: halves overflow."""
+    """Average over height and width, to (B, C, 1, 1); sums are float32 at least, as halves overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -44,10 +44,10 @@ class GlobalMean(nn.Module):
 
 
 class KBAMixin(nn.Module):
-    """Parameters and forward of the pixel-adaptive branch.
+    """Parameters of the pixel-adaptive branch, and its coefficients.
 
-    The parameters lie directly on the block (`w`, `b`, `ga1`, `attgamma`, `conv2`, `conv211`),
-    because that is how released checkpoints name them.
+    The parameters are attributes of the block itself (`w`, `b`, `ga1`, `attgamma`, `conv2`, `conv211`),
+    because released checkpoints name them so.
     """
 
     def _build_kba(self, inputs: int, channels: int, per_group: int, gate_channels: int, bases: int) -> None:
@@ -57,8 +57,8 @@ class KBAMixin(nn.Module):
         nn.init.kaiming_uniform_(self.w, a=math.sqrt(5))
         bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(self.w)[0])
         nn.init.uniform_(self.b, -bound, bound)
-        self.ga1 = small(channels)
-        self.attgamma = small(bases)
+        self.ga1 = layer_scale(channels)
+        self.attgamma = layer_scale(bases)
         self.conv2 = nn.Sequential(
             nn.Conv2d(inputs, gate_channels, 3, padding=1, groups=gate_channels),
             SimpleGate(),
@@ -67,22 +67,29 @@ class KBAMixin(nn.Module):
         self.conv211 = nn.Conv2d(inputs, bases, 1)
 
     def _coefficients(self, t: Tensor) -> Tensor:
-        # addcmul: one pass over memory where a product and a sum take two.
+        # addcmul needs one pass over memory, a product and a sum need two.
         return torch.addcmul(self.conv211(t), self.conv2(t), self.attgamma)
 
 
-def small(channels: int) -> nn.Parameter:
-    """A learned scale per channel that starts at 0.01."""
+def layer_scale(channels: int) -> nn.Parameter:
+    """Make a learned scale, (1, C, 1, 1), that starts at 0.01."""
     return nn.Parameter(torch.full((1, channels, 1, 1), 1e-2))
 
 
-def again(function: Callable[..., Any], *maps: Tensor) -> Any:
-    """Call a function so that training keeps its arguments alone and calls it again in the backward pass.
+def recompute(function: Callable[..., Any], *maps: Tensor) -> Any:
+    """Call a function so that training stores only its arguments and calls it again in the backward pass.
 
-    For what is cheap beside kernel basis attention but makes most of what a block would have to keep. With
-    fewer pixels than channels the weights, not the maps, fill the memory, and everything is kept.
+    For parts that are cheap next to kernel basis attention but produce most of what a block would have to
+    store. With fewer pixels than channels, weights rather than maps fill the memory, so everything is
+    stored.
+
+    Parameters
+    ----------
+    function : callable
+    *maps : Tensor
+        Its arguments, (B, C, H, W).
     """
-    # Compilers first: what is asked of sizes would bind their graph to them.
+    # First, because looking at sizes would tie a compiler's graph to them.
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(*maps)
     if maps[0].numel() < maps[0].shape[1] ** 2:
@@ -91,18 +98,28 @@ def again(function: Callable[..., Any], *maps: Tensor) -> Any:
 
 
 STRIP = 1 << 18
-"""Elements of one operand of `by_strips` at a time: 1 MiB in float32, so that several share a cache."""
+"""Elements of one operand per strip: 1 MiB in float32, so that several fit in the cache."""
 
 
 def by_strips(pixelwise: Callable[..., Tensor], *maps: Tensor) -> Tensor:
-    """Apply a function in which no pixel sees another, on the CPU strip by strip.
+    """Apply a function that treats each pixel by itself, on the CPU strip by strip.
 
-    What the function makes on the way then stays in cache; on whole maps it would go to memory and back at
-    every step. `maps` are (B, C, H, W), or (B, C, 1, 1) for what all pixels share. The result has the shape
-    of the first. Training, accelerators and compilers get one call on whole maps.
+    Intermediate results then stay in cache; on whole maps, every step would write them to memory and read
+    them back. In training, on accelerators and under compilers, there is one call on whole maps.
+
+    Parameters
+    ----------
+    pixelwise : callable
+    *maps : Tensor
+        Its arguments, (B, C, H, W), or (B, C, 1, 1) for values that all pixels share.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of the first map.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return again(pixelwise, *maps)
+        return recompute(pixelwise, *maps)
     first = maps[0]
     batch, channels, height, width = first.shape
     rows = max(1, STRIP // (channels * width))
@@ -120,7 +137,10 @@ def by_strips(pixelwise: Callable[..., Tensor], *maps: Tensor) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int, mode: str = "constant") -> Tensor:
-    """Pad height and width at the bottom and right up to a multiple."""
+    """Pad (..., H, W) at the bottom and right, up to a multiple.
+
+    `mode` is that of `torch.nn.functional.pad`; where an image is too small to reflect, edges are repeated.
+    """
     bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
     if not bottom and not right:
         return x
@@ -130,13 +150,20 @@ def pad_to_multiple(x: Tensor, multiple: int, mode: str = "constant") -> Tensor:
 
 
 def check_image(x: Tensor, channels: int) -> None:
-    """Raise ValueError unless `x` is a non-empty float batch of images with `channels` channels."""
+    """Raise ValueError unless `x` is a non-empty floating-point batch, (B, channels, H, W)."""
     if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"the network takes (batch, {channels}, height, width), not {tuple(x.shape)}")
+        raise ValueError(f"the network expects (batch, {channels}, height, width), not {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise ValueError(f"the network takes a floating dtype in 0..1, not {x.dtype}")
+        raise ValueError(f"the network expects floating-point values in 0..1, not {x.dtype}")
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"the image is empty: {tuple(x.shape)}")
+
+
+def check_counts(**arguments: Sequence[int]) -> None:
+    """Raise ValueError naming the first argument that is not a sequence of whole numbers from 0."""
+    for name, counts in arguments.items():
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
+            raise ValueError(f"{name} must be whole numbers from 0, not {list(counts)}")
 
 
 def check_positive(**arguments: int | float) -> None:

@@ -1,4 +1,4 @@
-"""Local means in place of global ones, for pictures larger than the training patches."""
+"""Replace the global means in a network by local ones, for images larger than its training patches."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ from .layers import GlobalMean
 Network = TypeVar("Network", bound=KBNet_s | KBNet_l)
 
 
-def with_open_pools(network: Network) -> Network:
-    """Copy a network so that its global means can be looked at, and replaced by others.
+def with_replaceable_means(network: Network) -> Network:
+    """Copy a network so that `record_means` and `replace_means` can read and replace its global means.
 
     Parameters
     ----------
     network : KBNet_s or KBNet_l
-        Left as it is; the copy shares its parameters and its state dict's names.
+        Left unchanged; the copy shares its parameters and the names in its state dict.
 
     Returns
     -------
     KBNet_s or KBNet_l
-        In evaluation mode. It computes what `network` does; `recorded_means` and `given_means` say more.
+        In evaluation mode. Outside those two context managers its results are those of `network`.
     """
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    opened: Network = copy.deepcopy(network, shared)
+    copied: Network = copy.deepcopy(network, shared)
     number = 0
-    for _, stage in opened.stages():
+    for _, stage in copied.stages():
         for block in stage.modules():
             pool = getattr(block, "sca", None)
             if isinstance(pool, nn.Sequential) and isinstance(pool[0], GlobalMean):
-                block.sca = _OpenScale(pool, number)
+                block.sca = _ReplaceableMean(pool, number)
                 number += 1
-    opened.eval()
-    return opened
+    copied.eval()
+    return copied
 
 
 @contextmanager
-def recorded_means() -> Iterator[dict[int, Tensor]]:
-    """Note the means (B, C, 1, 1) of every pool of a network with open pools, in the calling thread."""
+def record_means() -> Iterator[dict[int, Tensor]]:
+    """Record the means that a network computes within the block, in the calling thread.
+
+    The dict that it yields maps the number of each pool to its mean, (B, C, 1, 1), float32.
+    """
     means: dict[int, Tensor] = {}
     token = _RECORD.set(means)
     try:
@@ -59,31 +62,37 @@ def recorded_means() -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
-def given_means(means: Sequence[Tensor] | None) -> Iterator[None]:
-    """Let networks with open pools use these means (B, C, h, w), spread evenly over the input."""
-    token = _GIVEN.set(means)
+def replace_means(means: Sequence[Tensor] | None) -> Iterator[None]:
+    """Make a network use these means within the block, in the calling thread.
+
+    Parameters
+    ----------
+    means : sequence of Tensor, optional
+        (B, C, h, w) for every pool, interpolated to the size of its input. None leaves the global means.
+    """
+    token = _REPLACEMENT.set(means)
     try:
         yield
     finally:
-        _GIVEN.reset(token)
+        _REPLACEMENT.reset(token)
 
 
 _RECORD: ContextVar[dict[int, Tensor] | None] = ContextVar("record", default=None)
-_GIVEN: ContextVar[Sequence[Tensor] | None] = ContextVar("given", default=None)
+_REPLACEMENT: ContextVar[Sequence[Tensor] | None] = ContextVar("replacement", default=None)
 
 
-class _OpenScale(nn.Sequential):
-    """A mean and its projection; the mean may come from outside."""
+class _ReplaceableMean(nn.Sequential):
+    """A global mean and its projection, where the mean can be replaced."""
 
     def __init__(self, pool: nn.Sequential, number: int) -> None:
         super().__init__(*pool)
         self.number = number
 
     def forward(self, x: Tensor) -> Tensor:
-        given = _GIVEN.get()
-        if given is not None:
+        replacement = _REPLACEMENT.get()
+        if replacement is not None:
             return F.interpolate(
-                self[1](given[self.number].to(x.dtype)),
+                self[1](replacement[self.number].to(x.dtype)),
                 size=x.shape[2:],
                 mode="bilinear",
                 align_corners=False,
@@ -97,22 +106,22 @@ class _OpenScale(nn.Sequential):
 
 
 class Grid:
-    """Patches of a picture that its means are taken over, two of their widths apart.
+    """Square patches of an image over which means are taken, spaced two patch widths apart.
 
-    A network that pools over the whole input was trained on small patches: in a large picture it meets other
-    statistics, and tiles of one picture disagree. Means over patches mend both. As these lie on a grid that
-    begins with the picture and know nothing of tiles, what lies between them, interpolated, is the same in
-    every tile.
+    A network that averages over its whole input was trained on small patches. In a large image these averages
+    have other statistics, and they differ between the tiles of one image. Means over patches avoid both
+    problems. The grid of patches starts at the origin of the image and does not depend on the tiles, so the
+    means interpolated between its patches are the same in every tile.
 
     Parameters
     ----------
     window : int
-        Side of a patch.
+        Side of a patch in pixels.
 
     References
     ----------
-    Chu et al., "Improving Image Restoration by Revisiting Global Information Aggregation", arXiv 2112.04491,
-    whose means are taken over a window around every pixel, of what the network makes of the whole picture.
+    Chu et al., "Improving Image Restoration by Revisiting Global Information Aggregation", arXiv 2112.04491.
+    They average over a window around every pixel instead.
     """
 
     def __init__(self, window: int) -> None:
@@ -120,34 +129,47 @@ class Grid:
 
     @property
     def margin(self) -> int:
-        """Pixels around a piece of a picture that the patches it needs lie within."""
+        """Pixels around a part of an image that contain all the patches it needs."""
         return self.step + self.window
 
     def patches(self, start: int, stop: int, wanted: tuple[int, int]) -> list[tuple[int, int]]:
-        """Starts and stops along one axis.
+        """List the patches along one axis as (start, stop), in pixels.
 
         Parameters
         ----------
         start, stop : int
-            What is known of the picture: all of `wanted`, and the margin as far as there is one.
+            The known part of the image: all of `wanted`, and the margin around it within the image.
         wanted : (int, int)
             Where means are needed.
 
         Returns
         -------
         list of (int, int)
-            Whole patches; where not even one of them fits, all that is known.
+            Whole patches. If not even one fits, the known part itself.
         """
         known = range(self.window // 2, stop - self.window + 1, self.step)
         found = [(at, at + self.window) for at in known if at >= start]
-        while len(found) > 1 and sum(found[1]) <= 2 * wanted[0]:  # its centre, and all after it suffice
+        while len(found) > 1 and sum(found[1]) <= 2 * wanted[0]:  # the centres from this one on are enough
             del found[0]
         while len(found) > 1 and sum(found[-2]) >= 2 * wanted[1]:
             del found[-1]
         return found or [(start, stop)]
 
     def weights(self, patches: Sequence[tuple[int, int]], start: int, count: int, cell: int) -> Tensor:
-        """What each patch contributes to `count` cells of `cell` pixels from `start` on, (count, patches)."""
+        """Compute the interpolation weights of patches along one axis.
+
+        Parameters
+        ----------
+        patches : sequence of (int, int)
+            As from `patches`.
+        start, count, cell : int
+            Interpolate at the centres of `count` cells of `cell` pixels each, the first at `start`.
+
+        Returns
+        -------
+        Tensor
+            (count, number of patches), float32; rows sum to 1.
+        """
         centres = [(a + b) / 2 for a, b in patches]
         at = start + (np.arange(count) + 0.5) * cell
         return torch.from_numpy(

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-BACKENDS = ("triton", "native", "tiled", "reference")
-"""Names that ``backend`` takes besides ``"auto"``, in the order in which ``"auto"`` tries them."""
+from . import native, reference, tiled, triton
+from .backend import Arguments, Backend, memory_format
+
+_PREFERRED: tuple[Backend, ...] = (triton, native, tiled, reference)
+_BY_NAME = {backend.NAME: backend for backend in _PREFERRED}
+
+BACKENDS = tuple(_BY_NAME)
+"""Values of ``backend`` besides ``"auto"``, in the order in which ``"auto"`` tries them."""
 
 BACKEND_VARIABLE = "KBNET_KBA_BACKEND"
 """Environment variable that replaces ``"auto"``."""
 
 __all__ = ["BACKENDS", "BACKEND_VARIABLE", "available_backends", "kernel_basis_attention", "select_backend"]
-
-_log = logging.getLogger(__name__)
 
 
 def kernel_basis_attention(
@@ -39,19 +40,22 @@ def kernel_basis_attention(
 
         out[o](p) = sum_n a[n](p) * (b[n, o] + sum_{i in group of o} sum_q w[n, o, i, q] * x[i](p + q))
 
+    where ``a`` are the coefficients, and ``x`` is zero beyond its border.
+
     Parameters
     ----------
     x : Tensor
-        Features, (B, C, H, W), zero-padded at the border.
+        Features, (B, C, H, W), floating point. Any strides; channels-last is the fastest on a GPU.
     coefficients : Tensor
-        How much of each basis a pixel takes, (B, N, H, W); any sign, no softmax.
+        Weight of each basis at each pixel, (B, N, H, W), any strides. Any sign; no softmax is applied.
     weight : Tensor
-        Kernel bases, (1, N, C * C/groups * k * k); the last axis runs over output channel, input channel
-        within the group, kernel row, kernel column.
+        Kernel bases, (1, N, C * C/groups * k * k). The last axis runs over output channel, input channel
+        within the group, kernel row and kernel column, the last of these fastest.
     bias : Tensor
         Bias bases, (1, N, C).
     groups : int
-        Number of channel groups; divides C.
+        Number of channel groups; divides C. Group g consists of channels g * C/groups to
+        (g + 1) * C/groups - 1, both of the input and of the output.
     kernel_size : int
         k, odd.
     backend : str
@@ -62,7 +66,7 @@ def kernel_basis_attention(
     -------
     Tensor
         (B, C, H, W), in the dtype and memory format of `x`. Under autocast all four tensors are cast to
-        its dtype first.
+        its dtype first, unless `x` is float64.
 
     Raises
     ------
@@ -81,45 +85,39 @@ def kernel_basis_attention(
     >>> kernel_basis_attention(x, a, w, b, groups=2).shape
     torch.Size([1, 8, 5, 7])
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        if x.dtype != torch.float64:
-            x, coefficients, weight, bias = (t.to(dtype) for t in (x, coefficients, weight, bias))
-    _check(x, coefficients, weight, bias, groups, kernel_size, backend)
+    args = Arguments(x, coefficients, weight, bias, groups, kernel_size)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        args = args.to(torch.get_autocast_dtype(x.device.type))
+    _check(args, backend)
     if backend == "reference":  # plain torch operators: differentiable twice, and exportable to ONNX
-        from . import reference
-
-        return reference.forward(x, coefficients, weight, bias, groups, kernel_size)
-    out: Tensor = _kba(x, coefficients, weight, bias, groups, kernel_size, backend)
+        return reference.forward(args)
+    out: Tensor = _kba(*args, backend)
     return out
 
 
 def select_backend(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int = 3
 ) -> str:
-    """Name of the backend that ``"auto"`` takes for these tensors."""
-    name = os.environ.get(BACKEND_VARIABLE, "auto")
-    if name != "auto":
-        if name not in BACKENDS:
-            raise ValueError(f"{BACKEND_VARIABLE}={name!r}: choose auto, {', '.join(BACKENDS)}")
-        return name
-    return next(
-        n
-        for n in BACKENDS
-        if _backend(n).unsupported(x, coefficients, weight, bias, groups, kernel_size) is None
-    )
+    """Return the name of the backend that ``"auto"`` means for these arguments.
+
+    Raises
+    ------
+    ValueError
+        If ``KBNET_KBA_BACKEND`` is set to an unknown name.
+    """
+    return _select(Arguments(x, coefficients, weight, bias, groups, kernel_size))
 
 
 def available_backends(device: str | torch.device = "cpu") -> dict[str, str | None]:
-    """What each backend says of a typical float32 call on `device`: None when it runs, else the reason."""
+    """Ask each backend whether it runs a typical float32 call on `device`: None if so, else the reason."""
     x, a = torch.empty(1, 8, 2, 2, device=device), torch.empty(1, 32, 2, 2, device=device)
     w, b = torch.empty(1, 32, 8 * 4 * 9, device=device), torch.empty(1, 32, 8, device=device)
-    return {n: _backend(n).unsupported(x, a, w, b, 2, 3) for n in BACKENDS}
+    args = Arguments(x, a, w, b, groups=2, kernel_size=3)
+    return {name: backend.unsupported(args) for name, backend in _BY_NAME.items()}
 
 
-def _check(
-    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
-) -> None:
+def _check(args: Arguments, backend: str) -> None:
+    x, coefficients, weight, bias, groups, kernel_size = args
     if x.ndim != 4 or coefficients.ndim != 4:
         raise ValueError(
             f"x and coefficients must be (batch, channels, height, width), not {tuple(x.shape)} and "
@@ -155,24 +153,21 @@ def _check(
         raise ValueError(f"backend {backend!r} is not known: choose auto, {', '.join(BACKENDS)}")
 
 
-def _backend(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+def _select(args: Arguments) -> str:
+    name = os.environ.get(BACKEND_VARIABLE, "auto")
+    if name == "auto":
+        return next(backend.NAME for backend in _PREFERRED if backend.unsupported(args) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"{BACKEND_VARIABLE}={name!r}: choose auto, {', '.join(BACKENDS)}")
+    return name
 
 
-def _resolve(backend: str, *args: Any) -> ModuleType:
-    name = select_backend(*args) if backend == "auto" else backend
-    module = _backend(name)
-    reason = module.unsupported(*args)
+def _resolve(name: str, args: Arguments) -> Backend:
+    backend = _BY_NAME[_select(args) if name == "auto" else name]
+    reason = backend.unsupported(args)
     if reason is not None:
-        raise ValueError(f"KBA backend {name!r} cannot run here: {reason}; use backend='auto'")
-    return module
-
-
-def memory_format(like: Tensor) -> torch.memory_format:
-    """Format of a result shaped like `like`: channels-last where that is unambiguous."""
-    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+        raise ValueError(f"KBA backend {backend.NAME!r} cannot run here: {reason}; use backend='auto'")
+    return backend
 
 
 # The backend is resolved inside the operator, so that torch.compile and torch.export see one opaque call.
@@ -180,15 +175,13 @@ def memory_format(like: Tensor) -> torch.memory_format:
 def _kba(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
 ) -> Tensor:
-    args = (x, coefficients, weight, bias, groups, kernel_size)
-    out: Tensor = _resolve(backend, *args).forward(*args)
+    args = Arguments(x, coefficients, weight, bias, groups, kernel_size)
+    out = _resolve(backend, args).forward(args)
     return out.contiguous(memory_format=memory_format(x))
 
 
 @_kba.register_fake
-def _(
-    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
-) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
@@ -204,8 +197,9 @@ def _kba_backward(
     backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    args = (x, coefficients, weight, bias, groups, kernel_size)
-    found = _resolve(backend, *args).backward(grad, *args, tuple(needs))
+    args = Arguments(x, coefficients, weight, bias, groups, kernel_size)
+    need_x, need_coefficients, need_weight, need_bias = needs
+    found = _resolve(backend, args).backward(grad, args, (need_x, need_coefficients, need_weight, need_bias))
     return [
         x.new_empty(0) if g is None else g.contiguous(memory_format=memory_format(t))
         for g, t in zip(found, args[:4], strict=True)
@@ -213,20 +207,11 @@ def _kba_backward(
 
 
 @_kba_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    coefficients: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    kernel_size: int,
-    backend: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def _(grad: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    tensors, needs = (x, *arguments[:3]), arguments[-1]
     return [
-        torch.empty_like(t, memory_format=memory_format(t)) if n else x.new_empty(0)
-        for t, n in zip((x, coefficients, weight, bias), needs, strict=True)
+        torch.empty_like(t, memory_format=memory_format(t)) if needed else x.new_empty(0)
+        for t, needed in zip(tensors, needs, strict=True)
     ]
 
 
@@ -244,43 +229,29 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _kba.register_autograd(_autograd, setup_context=_setup_context)
 
 
+# The flop counter passes shapes in place of tensors.
+@register_flop_formula(torch.ops.kbnet.kernel_basis_attention)
+def _forward_flops(*arguments: Any, **_: Any) -> int:
+    return _flops(1, *arguments[:6])
+
+
+@register_flop_formula(torch.ops.kbnet.kernel_basis_attention_backward)
+def _backward_flops(grad: Sequence[int], *arguments: Any, **_: Any) -> int:
+    needs = arguments[-1]
+    # dx needs the mixed kernels once more; da and the pair (dw, db) are one product each.
+    return _flops(needs[0] + needs[1] + (needs[2] or needs[3]), *arguments[:6])
+
+
 def _flops(
-    x: Sequence[int], coefficients: Sequence[int], groups: int, kernel_size: int, products: int
+    products: int,
+    x: Sequence[int],
+    coefficients: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int],
+    groups: int,
+    kernel_size: int,
 ) -> int:
     batch, channels, height, width = x
     bases, taps = coefficients[1], channels // groups * kernel_size * kernel_size
     # `products` passes over every basis (bias included), and one application of the mixed kernel.
     return 2 * batch * height * width * channels * (products * bases * (taps + 1) + taps)
-
-
-@register_flop_formula(torch.ops.kbnet.kernel_basis_attention)
-def _forward_flops(
-    x: Sequence[int],
-    coefficients: Sequence[int],
-    weight: Sequence[int],
-    bias: Sequence[int],
-    groups: int,
-    kernel_size: int,
-    backend: str,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    return _flops(x, coefficients, groups, kernel_size, products=1)
-
-
-@register_flop_formula(torch.ops.kbnet.kernel_basis_attention_backward)
-def _backward_flops(
-    grad: Sequence[int],
-    x: Sequence[int],
-    coefficients: Sequence[int],
-    weight: Sequence[int],
-    bias: Sequence[int],
-    groups: int,
-    kernel_size: int,
-    backend: str,
-    needs: Sequence[bool],
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    # dx needs the mixed kernels once more; da and the pair (dw, db) are one product each.
-    return _flops(x, coefficients, groups, kernel_size, products=needs[0] + needs[1] + (needs[2] or needs[3]))

@@ -1,10 +1,11 @@
 # mypy: ignore-errors
 # ruff: noqa: N803
-# (Triton's language is not Python's: its types mean nothing to a type checker, and constants are capitals.)
+# (Triton's types mean nothing to a type checker, and its constants are capitals.)
 """Device code of the Triton backend.
 
-Everywhere x and the gradient are (pixels, C), coefficients (pixels, N), layers (taps, inputs of group, N, C);
-C runs over groups, then over a group's outputs. Products of bfloat16 and float16 are summed in float32.
+All arrays are contiguous: x and grad (pixels, C), mix (pixels, N), layers (taps, inputs of a group, N, C) and
+bias (N, C). Pixels run over images, rows and columns; C over groups, then over a group's outputs. Sums are
+float32.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ cdiv = triton.cdiv
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-
 _WORTH_TUNING = 1 << 20
-"""Elements of x from which the time saved outweighs compiling every row of a table."""
+"""With fewer elements in x, compiling every row of a table takes longer than the best row saves."""
 
 
 def launch(kernel: Any, grid: Any, elements: int, *args: Any, **constants: Any) -> None:
-    """Run `kernel` with the blocks that suit these shapes best, or small inputs with its first ones."""
+    """Run `kernel` with the fastest block sizes for these shapes, or for small inputs with the first ones."""
     if elements < _WORTH_TUNING:
         config = kernel.configs[0]
         kernel.fn[grid](*args, **constants, **config.all_kwargs())
@@ -34,9 +34,9 @@ def launch(kernel: Any, grid: Any, elements: int, *args: Any, **constants: Any) 
 
 
 def _autotuned(table, names):
-    """Choose by time among rows of `table`: block of pixels, block of channels, warps, stages."""
+    """Time the rows of `table` (block of pixels, block of channels, warps, stages) and use the fastest."""
     if INTERPRETED.value:
-        table = [(16, 64, 4, 1)]  # nothing is timed, and the tests' inputs are tiny
+        table = [(16, 64, 4, 1)]  # no timing, as the inputs of tests are tiny
     configs = [
         triton.Config(dict(zip(names, (pixels, channels), strict=True)), num_warps=warps, num_stages=stages)
         for pixels, channels, warps, stages in table
@@ -46,20 +46,20 @@ def _autotuned(table, names):
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    if INTERPRETED:  # the interpreter keeps bfloat16 as integers
+    if INTERPRETED:  # the interpreter stores bfloat16 as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
 def _place(p, pixels, height, width):
-    """Row and column of flat pixels, and which of them exist."""
+    """Row and column of flat pixels, and whether each exists."""
     return p // width % height, p % width, p < pixels
 
 
 @triton.jit
 def _neighbour(q, row, column, exists, height, width, KERNEL: tl.constexpr):
-    """How far the neighbour under tap q lies from a pixel in the flat order, and whether the image has it."""
+    """Offset, in flat pixels, to the neighbour under tap q, and whether the image contains it."""
     dy, dx = q // KERNEL - KERNEL // 2, q % KERNEL - KERNEL // 2
     inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
     return dy * width + dx, inside & exists
@@ -89,7 +89,7 @@ def convolve(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = sum over taps of (mix @ layers) * x; BACKWARD takes mix from the neighbour and has no bias."""
+    """out (pixels, C) = sum over taps of (mix @ layers) * x; BACKWARD reads the neighbour's mix, no bias."""
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     BLOCK_G: tl.constexpr = BLOCK_C // PER_GROUP
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -151,10 +151,10 @@ def mix_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """partial[s] = sum over taps of (grad * x) @ layers^T, over every s-th block of channels."""
+    """partial[s] (pixels, N) = sum over taps of (grad * x) @ layers^T, over every s-th block of channels."""
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     BLOCK_G: tl.constexpr = BLOCK_C // PER_GROUP
-    # Products of gradients and features outgrow float16.
+    # Products of gradients and features overflow float16.
     PRODUCT: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.float16 else x.dtype.element_ty
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     row, column, exists = _place(p, pixels, height, width)
@@ -215,14 +215,14 @@ def basis_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    """partial[s, tap - first, i, c] = sum of grad[c] * x[i] * mix over every s-th block of pixels.
+    """partial[s, tap - first, i, c] (N) = sum of grad[c] * x[i] * mix over every s-th block of pixels.
 
-    One tap beyond the last takes one for x: the gradient of the bias, alike for every i.
+    The tap after the last reads 1 for x: the gradient of the bias, equal for every i.
     """
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     BLOCK_C: tl.constexpr = BLOCK_Z // PER_GROUP
     BLOCK_G: tl.constexpr = BLOCK_C // PER_GROUP
-    # Products of gradients and features outgrow float16.
+    # Products of gradients and features overflow float16.
     PRODUCT: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.float16 else x.dtype.element_ty
     q = first + tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -1,8 +1,8 @@
-"""Kernel basis attention tile by tile: torch alone, any device, nothing larger than a tile beside the result.
+"""Kernel basis attention tile by tile: torch alone, on any device, with no buffer larger than a tile.
 
-A tile is loaded with its halo into one flat row a channel. Every tap of the kernel is then the same row read
-at another offset, so one tap costs one matrix product and one multiply-add over memory that stays in cache.
-Inputs so small that the number of calls would dominate take all taps in one product instead.
+A tile is loaded with its halo into one flat row per channel. Every tap of the kernel is then the same row
+read at another offset, so one tap costs one matrix product and one multiply-add over memory that stays in
+cache. Where inputs are so small that the number of calls would dominate, one product takes all taps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backend import Arguments, Gradients, Needs
+
+NAME = "tiled"
+
 _CPU_TILE = 1 << 19
 """Channels x pixels of a tile, 2 MiB in float32: fits the caches, and keeps the calls few."""
 
@@ -20,26 +24,25 @@ _DEVICE_TILE = 1 << 22
 """The same for accelerators, where launches cost more than cache misses."""
 
 _AT_ONCE = 2
-"""Kernels of all pixels may take this many tiles: then one product makes them all."""
+"""One product makes the kernels of all pixels where these are no larger than this many tiles."""
 
 
-def unsupported(
-    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
-) -> str | None:
+def unsupported(args: Arguments) -> str | None:
+    """Return None: it runs everywhere."""
     return None
 
 
 @torch.no_grad()
-def forward(
-    x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int
-) -> Tensor:
+def forward(args: Arguments) -> Tensor:
+    """Return the output, in the strides of `x`."""
+    x, coefficients, weight, bias, groups, kernel_size = args
     tiles = _tiles(x, kernel_size)
-    if _all_at_once(x, groups, kernel_size, tiles):
-        return _forward_at_once(x, coefficients, weight, bias, groups, kernel_size, tiles[0])
-    channels, bases = x.shape[1], coefficients.shape[1]
-    per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
+    if _fits_at_once(args, tiles):
+        return _forward_at_once(args, tiles[0])
+    channels, bases, per_group, taps = args.channels, args.bases, args.per_group, args.taps
+    dtype = _accumulator(x)
     out = torch.empty_like(x)
-    # One (C, N) matrix a tap and input channel within the group.
+    # One (C, N) matrix per tap and input channel within the group.
     layers = weight.to(dtype).view(bases, channels, per_group, taps).permute(2, 3, 1, 0).contiguous()
     offset = bias[0].to(dtype).t()
     work = None
@@ -60,29 +63,22 @@ def forward(
 
 
 @torch.no_grad()
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    coefficients: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    kernel_size: int,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
+def backward(grad: Tensor, args: Arguments, needs: Needs) -> Gradients:
+    """Return the gradients that are needed."""
+    x, coefficients, weight, bias, groups, kernel_size = args
     tiles = _tiles(x, kernel_size)
-    if _all_at_once(x, groups, kernel_size, tiles):
-        return _backward_at_once(grad, x, coefficients, weight, bias, groups, kernel_size, needs, tiles[0])
-    channels, bases = x.shape[1], coefficients.shape[1]
-    per_group, taps, dtype = channels // groups, kernel_size * kernel_size, _accumulator(x)
-    # One (C, N) matrix a tap and *output* channel within the group: its rows are the group's input channels,
-    # so that dx needs no sum over outputs.
+    if _fits_at_once(args, tiles):
+        return _backward_at_once(grad, args, needs, tiles[0])
+    channels, bases, per_group, taps = args.channels, args.bases, args.per_group, args.taps
+    dtype = _accumulator(x)
+    # One (C, N) matrix per tap and *output* channel within the group: its rows are the group's input
+    # channels, so that dx needs no sum over outputs.
     layers = weight.to(dtype).view(bases, groups, per_group, per_group, taps)
     layers = layers.permute(2, 4, 1, 3, 0).reshape(per_group, taps, channels, bases)
     offset = bias[0].to(dtype)
     dx = torch.zeros_like(x) if needs[0] else None
     da = torch.empty_like(coefficients) if needs[1] else None
-    # Transposed to (N, C) a tap: faster, the tile's pixels being the inner dimension of both factors.
+    # Transposed, (N, C) per tap: faster, as the tile's pixels are then the inner dimension of both factors.
     dlayers = layers.new_zeros(per_group, taps, bases, channels) if needs[2] else None
     db = offset.new_zeros(bases, channels) if needs[3] else None
     work = None
@@ -123,48 +119,33 @@ def backward(
     return dx, da, dw, None if db is None else db.view(bias.shape).to(bias.dtype)
 
 
-def _forward_at_once(
-    x: Tensor,
-    coefficients: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    kernel_size: int,
-    tile: _Tile,
-) -> Tensor:
-    channels, dtype = x.shape[1], _accumulator(x)
+def _forward_at_once(args: Arguments, tile: _Tile) -> Tensor:
+    x, coefficients, weight, bias, groups, _ = args
+    channels, dtype = args.channels, _accumulator(x)
     out = torch.empty_like(x)
     with torch.autocast(x.device.type, enabled=False):
         patches = tile.neighbours(tile.load(x, dtype, halo=True)).unflatten(0, (groups, 1, -1))
         mix = tile.load(coefficients, dtype)
         kernels = torch.mm(weight[0].to(dtype).t(), mix[:, : tile.size])
-        kernels.view(groups, channels // groups, *patches.shape[2:]).mul_(patches)
+        kernels.view(groups, args.per_group, *patches.shape[2:]).mul_(patches)
         result = torch.mm(bias[0].to(dtype).t(), mix)
         result[:, : tile.size] += kernels.view(channels, -1, tile.size).sum(1)
         tile.store(result, out)
     return out
 
 
-def _backward_at_once(
-    grad: Tensor,
-    x: Tensor,
-    coefficients: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    kernel_size: int,
-    needs: tuple[bool, bool, bool, bool],
-    tile: _Tile,
-) -> tuple[Tensor | None, ...]:
-    channels, dtype, size = x.shape[1], _accumulator(x), tile.size
+def _backward_at_once(grad: Tensor, args: Arguments, needs: Needs, tile: _Tile) -> Gradients:
+    x, coefficients, weight, bias, groups, kernel_size = args
+    channels, per_group = args.channels, args.per_group
+    dtype, size = _accumulator(x), tile.size
     dx = da = dw = db = None
     with torch.autocast(x.device.type, enabled=False):
         upstream, mix = tile.load(grad, dtype), tile.load(coefficients, dtype)
-        outputs = upstream[:, :size].view(groups, channels // groups, 1, 1, 1, size)
+        outputs = upstream[:, :size].view(groups, per_group, 1, 1, 1, size)
         source, bases = tile.load(x, dtype, halo=True), weight[0].to(dtype)
         if needs[0]:
             kernels = torch.mm(bases.t(), mix[:, :size])
-            products = kernels.view(groups, channels // groups, -1, kernel_size, kernel_size, size)
+            products = kernels.view(groups, per_group, -1, kernel_size, kernel_size, size)
             terms = products.mul_(outputs).sum(1).view(channels, kernel_size, kernel_size, size)
             spread = torch.zeros_like(source)
             for row in range(kernel_size):
@@ -174,7 +155,7 @@ def _backward_at_once(
             tile.add_halo(spread, dx)
         if needs[1] or needs[2]:
             patches = tile.neighbours(source).unflatten(0, (groups, 1, -1))
-            products = source.new_empty(groups, channels // groups, *patches.shape[2:])
+            products = source.new_empty(groups, per_group, *patches.shape[2:])
             products = torch.mul(outputs, patches, out=products).view(-1, size)
             if needs[1]:
                 dmix = torch.mm(bias[0].to(dtype), upstream)
@@ -190,7 +171,7 @@ def _backward_at_once(
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A box of pixels, and its place in a flat row: images, then rows, each `radius` wider on every side."""
+    """A box of pixels, laid out as one flat row: images, then rows, each `radius` wider on every side."""
 
     images: slice
     rows: slice
@@ -204,22 +185,22 @@ class _Tile:
 
     @property
     def size(self) -> int:
-        """Entries from the tile's first pixel to its last, those between images and rows included."""
+        """Entries from the tile's first pixel to its last, including those between rows and images."""
         count, height, width = self.shape
         return (count * height - 2 * self.radius) * width - 2 * self.radius
 
     def shifts(self) -> Iterator[int]:
-        """How far a pixel's neighbours lie behind it in a row with its halo, row-major over the kernel."""
+        """Offsets of a pixel's neighbours in a row with a halo, row-major over the kernel."""
         width, extent = self.shape[2], range(2 * self.radius + 1)
         return (row * width + column for row in extent for column in extent)
 
     def neighbours(self, flat: Tensor) -> Tensor:
-        """A row with its halo seen through the kernel, (channels, k, k, size): a view, nothing is copied."""
+        """View a row with a halo through the kernel, (channels, k, k, size); nothing is copied."""
         k, width = 2 * self.radius + 1, self.shape[2]
         return flat.as_strided((flat.shape[0], k, k, self.size), (flat.shape[1], width, 1, 1))
 
     def load(self, tensor: Tensor, dtype: torch.dtype, halo: bool = False) -> Tensor:
-        """(channels, flat), zero wherever the tile has no pixel."""
+        """Copy the tile out of (B, C, H, W) into (C, flat), zero wherever it has no pixel."""
         count, height, width = self.shape
         flat = tensor.new_zeros((tensor.shape[1], count * height * width), dtype=dtype)
         if halo:
@@ -230,9 +211,11 @@ class _Tile:
         return flat
 
     def store(self, flat: Tensor, tensor: Tensor) -> None:
+        """Copy (C, flat) into the tile's place in (B, C, H, W)."""
         self._image(tensor).copy_(self._inside(flat))
 
     def add_halo(self, flat: Tensor, tensor: Tensor) -> None:
+        """Add (C, flat), halo included, to (B, C, H, W)."""
         inside, image = self._halo(flat, tensor)
         image.add_(inside)
 
@@ -244,7 +227,7 @@ class _Tile:
         return tensor[self.images, :, self.rows, self.columns].transpose(0, 1)
 
     def _halo(self, flat: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        """The same pixels, halo included where the image has it, in `flat` and in `tensor`."""
+        """View the same pixels, halo included where the image has one, in `flat` and in `tensor`."""
         image = []
         for part, length in zip((self.rows, self.columns), tensor.shape[2:], strict=True):
             image.append(slice(max(part.start - self.radius, 0), min(part.stop + self.radius, length)))
@@ -256,7 +239,7 @@ class _Tile:
 
 
 def _tiles(x: Tensor, kernel_size: int) -> list[_Tile]:
-    """Cover `x` with tiles of like size; small images share one."""
+    """Cover `x` with tiles of similar size; small images share one."""
     batch, channels, height, width = x.shape
     if x.numel() == 0:
         return []
@@ -278,9 +261,9 @@ def _tiles(x: Tensor, kernel_size: int) -> list[_Tile]:
     ]
 
 
-def _all_at_once(x: Tensor, groups: int, kernel_size: int, tiles: list[_Tile]) -> bool:
-    kernel = x.shape[1] * (x.shape[1] // groups) * kernel_size * kernel_size
-    return len(tiles) == 1 and tiles[0].size * kernel <= _AT_ONCE * _tile_budget(x)
+def _fits_at_once(args: Arguments, tiles: list[_Tile]) -> bool:
+    kernel = args.channels * args.per_group * args.taps
+    return len(tiles) == 1 and tiles[0].size * kernel <= _AT_ONCE * _tile_budget(args.x)
 
 
 def _tile_budget(x: Tensor) -> int:
@@ -288,13 +271,13 @@ def _tile_budget(x: Tensor) -> int:
 
 
 def _even(length: int, limit: int) -> int:
-    """Step of at most `limit` (at least 1) that cuts `length` into pieces of like size."""
+    """Return the step, at most `limit` and at least 1, that cuts `length` into pieces of similar size."""
     pieces = -(-length // max(min(limit, length), 1))
     return -(-length // pieces)
 
 
 def _rows(work: Tensor | None, like: Tensor, size: int) -> Tensor:
-    """Scratch (channels, size), the same memory for every tile of that size."""
+    """Return scratch memory, (channels, size), reused between tiles of one size."""
     if work is None or work.shape[1] != size:
         return like.new_empty(like.shape[0], size)
     return work

@@ -1,4 +1,4 @@
-"""What to learn from, and how; told without torch."""
+"""What to train on and how, and whether training is possible. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Method = Literal["n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 SCRATCH = "scratch"
-"""What `FitConfig.init` calls weights drawn at random."""
+"""Value of `FitConfig.init` for random weights."""
 
 NETWORK: dict[str, Any] = {
     "type": "KBNet_s",
@@ -28,70 +28,81 @@ NETWORK: dict[str, Any] = {
     "lightweight": True,
     "ffn_scale": 1.5,
 }
-"""What is trained where nothing is started from."""
+"""Network that is trained from scratch, without its number of channels."""
 
 WHEN_IT_FAILS = (
-    "It can only remove noise that is independent from pixel to pixel. What a camera demosaicked, what was "
-    "resampled, registered, compressed or denoised before, and line noise of scanners, has noise that "
-    "neighbours share: such noise is taken for signal and stays."
+    "Noise2Void removes only noise that is independent from pixel to pixel. After demosaicking, resampling, "
+    "registration, compression or denoising, neighbouring pixels share their noise, and line scanners add "
+    "streaks: the model takes such noise for signal and keeps it."
 )
-DOUBT = (
-    "Neighbouring pixels seem to share their noise here, or there is hardly any: little may be gained. Take "
-    "the recording before it was demosaicked, resampled, compressed or denoised, or learn from pairs of "
-    "planes (n2n)."
-)
+"""Limits of Noise2Void, for users."""
+
 PAIRS_FAIL = (
-    "It takes for noise whatever differs between the two planes of a pair: what moves, bleaches or lies at "
-    "another depth is averaged away. Their noise must be independent of each other."
+    "Noise2Noise removes whatever differs between the two planes of a pair. They must show the same scene "
+    "with independent noise: anything that moves, bleaches or lies at another depth is averaged away."
 )
+"""Limits of Noise2Noise, for users."""
+
+DOUBT = (
+    "Neighbouring pixels seem to share their noise here, or there is hardly any noise: training on masked "
+    "pixels (n2v) may gain little. Use the recording from before demosaicking, resampling, compression or "
+    "denoising, or train on pairs of planes (n2n)."
+)
+"""Warning for users whose source does not suit Noise2Void."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What to learn from, and how; every default stands here.
+    """What to train on, and how. All defaults are defined here.
 
     Attributes
     ----------
     source : path or array
-        A noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
+        Noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
     name : str
-        Of the model.
+        Name of the model.
     method : {"n2v", "n2n"}
-        Noise2Void: some pixels are hidden and learned from those around. Noise2Noise: planes that show the
-        same with other noise teach each other.
+        Noise2Void: some pixels are masked and predicted from their surroundings. Noise2Noise: each plane is
+        predicted from another that shows the same scene with different noise.
     second : path or array, optional
-        For n2n: another recording of the same, plane for plane; by default planes follow each other.
+        For n2n: another recording of the same scene, plane for plane; by default successive planes are pairs.
     pair_axis : str, optional
-        For n2n: axis along which they do; by default T, or else Z.
+        For n2n: axis along which planes are successive; by default T, or Z if there is no T.
     init : str or path, optional
-        A model to start from, or ``"scratch"``; by default the shipped one for the channels.
+        Model to start from, or ``"scratch"``; by default the shipped model for the number of channels.
     iterations : int
+        Number of training steps, from 1.
     axes : str, optional
-        Of the source, as for `Restorer`.
+        Axes of the source: one letter of `kbnet_plugin.arrays.axes.AXES` per axis.
     range : "dtype", "percentile" or (float, float), optional
-        What becomes 0 and 1, fixed for the whole source and kept with the model; see `Planes.range`.
-    patch, batch : int
-        Side and number of the training crops of a step; by default 8 on a CPU, 64 on a GPU.
+        Which values become 0 and 1, for the whole source and later for the model; see `Planes.range`.
+    patch : int
+        Side of the training crops, in pixels.
+    batch : int, optional
+        Number of crops per step; by default 8 on a CPU, 64 on a GPU.
     learning_rate : float, optional
-        By default 3e-3 from nothing, 1e-3 from a model.
-    masked_pixel_percentage, strategy : float, str
-        How many pixels are masked, and what replaces them; see `kbnet_plugin.selfsup.masking`.
+        By default 3e-3 from scratch, 1e-3 from a model.
+    masked_pixel_percentage : float
+        For n2v: how many pixels are masked, in percent; above 0, at most 100.
+    strategy : {"median", "uniform"}
+        For n2v: what replaces masked pixels; see `kbnet_plugin.selfsup.masking.replacements`.
     norm : {"l2", "l1"}
-        Of the loss.
+        Loss: mean squared or mean absolute error.
     shrinkage : bool
-        For n2v: let a pixel's own value count as far as it promises the least error; see
+        For n2v: combine the prediction with the pixel's own value so that the expected error is smallest; see
         `kbnet_plugin.selfsup.sure`.
-    network : mapping
-        Arguments of the network where it starts from nothing, but for its channels.
+    network : mapping, optional
+        Arguments of the network from scratch that differ from `NETWORK`.
     device : str
-        As for `Restorer`, but CUDA or CPU.
+        ``"auto"``, ``"cpu"``, or a CUDA device such as ``"cuda:0"``.
     precision : {"fp32", "bf16", "fp16"}, optional
-        By default bf16 on a GPU that has it.
+        By default bf16 on a GPU that supports it, else fp32.
     compile : bool
-        Compile the network first, which takes a minute and pays on a GPU from some thousand steps on.
+        Compile the network first. It takes a minute, and pays off on a GPU from some thousand steps on.
     workers : int, optional
-        Processes that cut crops; by default none on a CPU.
+        Processes that cut crops; by default up to 8 on a GPU, none on a CPU.
     seed : int
+        Seed of all random numbers.
     """
 
     source: str | PathLike[str] | NDArray[Any]
@@ -119,5 +130,5 @@ class FitConfig:
 
 
 def can_train() -> bool:
-    """Whether the extra `train` is installed."""
+    """Tell whether the extra `train` is installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("basicsr", "basicsr_ext"))

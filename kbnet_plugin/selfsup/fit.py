@@ -1,7 +1,7 @@
-"""A model learned from a noisy stack alone: `Fit` writes an experiment, runs it in a process of its own, and
-keeps what it learned as a model in the user's list.
+"""Train a model on a noisy stack alone, and add it to the user's models.
 
-The loop is that of ``basicsr train``, which is started as a command: nothing here imports it.
+`Fit` writes the options of an experiment and runs ``basicsr train`` with them in a separate process; nothing
+here imports BasicSR.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Generator
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,12 +40,35 @@ from .config import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS,
 from .planes import KEPT, Planes
 from .sure import DOUBTFUL, independence, scale_correction, sure_shrinkage, variance_by_brightness
 
-_WINDOWS = 64  # that the shrinkage is found from
+_WINDOWS = 64  # number of crops that noise and shrinkage are measured on
+_LINE = 110  # characters of a card
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_METHODS = {"n2v": "Noise2Void", "n2n": "Noise2Noise"}
+_RESUMABLE = (  # options that may differ between a run and its continuation
+    "train.total_iter",
+    "train.scheduler",
+    "train.warmup_iter",
+    "train.ema_decay",
+    "train.precision",
+    "train.compile",
+    "datasets.train.num_worker_per_gpu",
+    "num_gpu",
+    "logger",
+)
 
 
 class Step(NamedTuple):
-    """Where a run is: the loss of one batch, now and then."""
+    """Progress of a run.
+
+    Attributes
+    ----------
+    iteration : int
+        Step that was finished, from 1.
+    total : int
+        Number of steps of the run.
+    loss : float
+        Loss of this step's batch.
+    """
 
     iteration: int
     total: int
@@ -56,15 +81,31 @@ class Fit:
     Parameters
     ----------
     config : FitConfig
+        A run of the same name that was interrupted, or that had fewer iterations, is resumed.
     overwrite : bool
-        Begin anew where a run of that name was begun, and replace the model of that name.
+        Start over, and replace any run and model of this name.
+
+    Attributes
+    ----------
+    config : FitConfig
+    planes : Planes
+        What is trained on.
+    range : (float, float)
+        Values that become 0 and 1.
+    patch : int
+        Side of the training crops in pixels; smaller than configured if the planes are.
+    device : torch.device
+    options : dict
+        Options of the experiment, as for ``basicsr train``.
+    resumes : bool
+        Whether the run continues an earlier one.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the source cannot be read or does not fit the network, or the configuration cannot work.
+        If the source cannot be read or does not fit the network, a setting is invalid, or BasicSR is missing.
     FileExistsError
-        If a model of that name is there, or a run of that name was started with another configuration.
+        If a model of this name exists, or a run of this name was started with different settings.
 
     Examples
     --------
@@ -81,17 +122,17 @@ class Fit:
         if config.method not in METHODS:
             raise ValueError(f"method must be {' or '.join(METHODS)}, not {config.method!r}")
         if config.iterations < 1:
-            raise ValueError(f"iterations must be 1 at least, not {config.iterations}")
+            raise ValueError(f"iterations must be at least 1, not {config.iterations}")
         self.config, self.overwrite = config, overwrite
         root = zoo.folder() / "fits"
         self.folder = root / config.name
         self.option_file = root / f"{config.name}.yml"
         self.console = root / f"{config.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = self._asked = False
+        self._stopped = self._terminated = False
         device = find_device(config.device)
         if device.type not in ("cpu", "cuda"):
-            device = torch.device("cpu")  # the loop knows no other
+            device = torch.device("cpu")  # BasicSR supports no other
         self.device = device
         self.source = _file(config.source, root, config.name)
         self.label = self.source.name if isinstance(config.source, str | PathLike) else config.name
@@ -102,31 +143,36 @@ class Fit:
         smallest = min(min(planes.size(n)) for n in range(len(planes)))
         self.patch = min(config.patch, smallest)
         if config.method == "n2n" and config.second is None:
-            planes.pairs(config.pair_axis)  # raises where there are none
+            planes.pairs(config.pair_axis)  # raises if there are none
         self.options = self._options()
-        self.resumes = self._check_former()
+        self.resumes = self._check_earlier_run()
 
     def run(self) -> Generator[Step, None, None]:
-        """Train, and say now and then where it is; a run that was begun goes on.
+        """Train, or resume training.
 
-        Closing the generator, or an exception in the loop over it, stops the training as `stop` does.
+        Closing the generator, or raising an exception while iterating over it, stops training like `stop`.
+
+        Yields
+        ------
+        Step
+            From time to time.
 
         Raises
         ------
         ValueError
-            If training ended by a fault; one line that says which, as the process did.
+            If training fails; one line with the error of the process.
         """
         self._write()
         environment = dict(os.environ)
-        here = str(Path(__file__).resolve().parent.parent)
-        if here != sysconfig.get_path("purelib"):  # a source tree, which another folder would not find
+        root = str(Path(__file__).resolve().parents[2])
+        if root != sysconfig.get_path("purelib"):  # a source tree, which is not found from another folder
             before = environment.get("PYTHONPATH")
-            environment["PYTHONPATH"] = os.pathsep.join([here, *([before] if before else [])])
+            environment["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
         if self.device.index is not None:
             environment[_VISIBLE] = visible(self.device.index, environment.get(_VISIBLE))
         command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(self.option_file)]
         with self.console.open("wb") as console:
-            # A session of its own: Ctrl-C is for us to hear, and we ask the process to save once.
+            # In a new session, so that Ctrl-C reaches only this process, which terminates the other once.
             self._process = process = subprocess.Popen(
                 [*command, "--auto_resume", "--parent", str(os.getpid())],
                 cwd=self.option_file.parent,
@@ -136,13 +182,13 @@ class Fit:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._asked = False
+        self._terminated = False
         if self._stopped:
-            self._ask()
+            self._terminate()
         seen = 0
         try:
             while True:
-                running = process.poll() is None  # before reading: what it wrote last is read too
+                running = process.poll() is None  # before reading, so that the last steps are read, too
                 for step in self._steps(seen):
                     seen = step.iteration
                     yield step
@@ -150,64 +196,73 @@ class Fit:
                     break
                 time.sleep(0.1)
         finally:
-            self._ask()
+            self._terminate()
             process.wait()
         if process.returncode != 0 and not self._stopped:
-            raise ValueError(self._complaint(process.returncode))
+            raise ValueError(self._failure(process.returncode))
 
     def stop(self) -> None:
-        """Ask the training to end after its step, from any thread; what it learned is kept."""
+        """Stop training after the current step and save a checkpoint; may be called from any thread."""
         self._stopped = True
-        self._ask()
+        self._terminate()
 
-    def _ask(self) -> None:
-        if self._process is not None and self._process.poll() is None and not self._asked:
-            self._asked = True  # asked twice, it would end without saving
+    def _terminate(self) -> None:
+        if self._process is not None and self._process.poll() is None and not self._terminated:
+            self._terminated = True  # a second signal would end it without saving
             self._process.terminate()
 
     @property
     def summary(self) -> str:
-        """What is about to be learned from what, for people."""
-        (height, width), count = self.planes.size(0), len(self.planes)
-        kind = "colour" if self.planes.channels == 3 else "gray"
-        init = self.options["path"]["pretrain_network_g"]
-        init = Path(init).stem if init else "nothing"
-        return (
-            f"{count:,} {kind} plane{'s' if count > 1 else ''} of {height} x {width}; "
-            f"{self.range[0]:g} to {self.range[1]:g} is 0..1; {self.config.method} from {init} "
-            f"on {self.device}" + (f"; going on after {self.iteration:,} steps" if self.resumes else "")
-        )
+        """One line about what is trained on what, for users."""
+        (height, width), (low, high) = self.planes.size(0), self.range
+        colour = "colour" if self.planes.channels == 3 else "gray"
+        parts = [
+            f"{_METHODS[self.config.method]}, {self._init}, on {self.device}",
+            f"{_plural(len(self.planes), f'{colour} plane')} of {height} x {width} pixels",
+            f"intensities {low:g} to {high:g} become 0 to 1",
+        ]
+        if self.resumes:
+            parts.append(f"resumes after {_plural(self.iteration, 'step')}")
+        return "; ".join(parts)
+
+    @property
+    def _init(self) -> str:
+        weights = self.options["path"]["pretrain_network_g"]
+        return f"starting from {Path(weights).stem}" if weights else "from scratch"
 
     @property
     def iteration(self) -> int:
-        """Of the last checkpoint; 0 where there is none."""
+        """Step of the last checkpoint; 0 if there is none."""
         states = (p for p in (self.folder / "training_states").glob("*.state") if p.stem.isdigit())
         return max((int(p.stem) for p in states), default=0)
 
     @property
     def checkpoint(self) -> Path:
-        """The last one; what `save` makes a model of."""
+        """File of the last checkpoint, which `save` turns into a model."""
         return self.folder / "models" / f"net_g_{self.iteration}.pth"
 
     def save(self) -> zoo.Model:
-        """Put what was learned into the user's list of models.
+        """Add the trained model to the user's list, with SURE shrinkage if it is configured.
 
-        What was learned from hidden pixels is shrunk with the pixels themselves (see `shrinkage`).
+        Returns
+        -------
+        Model
 
         Raises
         ------
         ValueError
-            If nothing was learned yet.
+            If there is no checkpoint yet.
         """
         if not (iteration := self.iteration):
-            raise ValueError(f"{self.config.name}: stopped before anything was learned; nothing is kept")
+            raise ValueError(f"{self.config.name}: training stopped before its first step; nothing to save")
         network = load_network(self.checkpoint)
-        shrunk = self.config.shrinkage and self.config.method == "n2v"
-        shrinkage = self._shrink(network) if shrunk else None
+        shrinks = self.config.shrinkage and self.config.method == "n2v"
+        shrinkage = self._shrink(network) if shrinks else None
         return zoo.register_model(
             network.cpu(),
             self.config.name,
-            title=f"learned from {self.label} without truth ({self.config.method}, {iteration:,} its)",
+            title=f"removes noise from images like {self.label} ({self.config.method}, "
+            f"{_plural(iteration, 'step')})",
             task="denoise",
             window=self.patch * 3 // 2,
             range=self.range,
@@ -227,8 +282,8 @@ class Fit:
             model = zoo.get_model(init)
             if model.in_channels != self.planes.channels:
                 raise ValueError(
-                    f"{model.name} takes {model.in_channels} channel(s), {self.label} has "
-                    f"{self.planes.channels}; start from another model, or from {SCRATCH!r}"
+                    f"{model.name} takes {model.in_channels} channel(s), but {self.label} has "
+                    f"{self.planes.channels}; start from another model or from {SCRATCH}"
                 )
             weights = str(model.path.absolute())
             variant, arguments = identify(read_state_dict(model.path))
@@ -292,24 +347,24 @@ class Fit:
             },
         }
 
-    def _check_former(self) -> bool:
-        """Whether a run is there to go on with; raise where it would be another one's."""
+    def _check_earlier_run(self) -> bool:
+        """Tell whether there is a run to resume; raise if it has different settings."""
         name = self.config.name
         if self.overwrite:
             return False
         try:
-            former = json.loads(self.option_file.read_text(encoding="utf-8"))
+            earlier = json.loads(self.option_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if any(model.name == name for model in zoo.list_models()):
                 raise FileExistsError(
-                    f"there is a model called {name} already; choose another name, or overwrite it"
+                    f"a model called {name} exists already; choose another name or overwrite it"
                 ) from None
             return False
         except ValueError:
-            former = {}
-        if changed := _changed(former, self.options):
+            earlier = {}
+        if changed := _changed(earlier, self.options):
             raise FileExistsError(
-                f"{name} was begun with other settings ({', '.join(changed)}); choose another name, or "
+                f"{name} was started with different settings ({', '.join(changed)}); choose another name or "
                 "overwrite it"
             )
         return self.iteration > 0
@@ -318,7 +373,7 @@ class Fit:
         self.option_file.parent.mkdir(parents=True, exist_ok=True)
         if not self.iteration or self.overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.overwrite = False  # once: another run() of this one goes on
+        self.overwrite = False  # only once: another run() resumes this one
         with atomic_path(self.option_file) as temporary:  # JSON is YAML
             temporary.write_text(json.dumps(self.options, indent=1) + "\n", encoding="utf-8")
 
@@ -327,42 +382,42 @@ class Fit:
             text = (self.folder / "history.csv").read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        whole = text[: text.rfind("\n") + 1]
-        rows = (row for row in csv.reader(whole.splitlines()) if len(row) == 3 and row[1] == "l_pix")
+        complete = text[: text.rfind("\n") + 1]
+        rows = (row for row in csv.reader(complete.splitlines()) if len(row) == 3 and row[1] == "l_pix")
         total = self.config.iterations
         return [Step(int(i), total, float(loss)) for i, _, loss in rows if int(i) > after]
 
-    def _complaint(self, status: int) -> str:
+    def _failure(self, status: int) -> str:
         lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.removeprefix("basicsr: ") for line in lines if line.startswith("basicsr: ")]
-        if said:
-            return said[-1]
+        errors = [line.removeprefix("basicsr: ") for line in lines if line.startswith("basicsr: ")]
+        if errors:
+            return errors[-1]
         last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
-        return f"training ended by a fault ({last}); {self.console} says more"
+        return f"training failed ({last}); see {self.console}"
 
     @cached_property
     def doubt(self) -> str:
-        """What speaks against learning from hidden pixels of this source; empty where nothing does."""
+        """Warning that training on masked pixels of this source may gain little; empty if it should work."""
         if self.config.method != "n2v" or not self._windows:
             return ""
         return DOUBT if independence(self._windows) < DOUBTFUL else ""
 
     @cached_property
     def _windows(self) -> list[NDArray[np.float32]]:
-        """Pieces from all over the source, whole ones only, in units of the range."""
+        """Crops from all over the source without missing values, in 0..1."""
         side = min(self.patch * 3 // 2, *(min(self.planes.size(n)) for n in range(len(self.planes))))
-        chosen = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
         scale = Range(self.range[0], self.range[1] - self.range[0])
         windows = []
         for _ in range(_WINDOWS):
-            number = int(chosen.integers(len(self.planes)))
-            top, left = (int(chosen.integers(n - side + 1)) for n in self.planes.size(number))
+            number = int(generator.integers(len(self.planes)))
+            top, left = (int(generator.integers(n - side + 1)) for n in self.planes.size(number))
             window = slice(top, top + side), slice(left, left + side)
             windows.append(scale.apply(self.planes.read(number, window)))
         return [w for w in windows if np.isfinite(w).all()]
 
     def _shrink(self, network: KBNet_s | KBNet_l) -> float:
-        """Scale the network's correction to the shrinkage that promises the least error; the shrinkage."""
+        """Scale the network's correction to the smallest expected error, and return the factor."""
         if not self._windows:
             return 1.0
         pictures = torch.from_numpy(np.stack(self._windows)).permute(0, 3, 1, 2).to(self.device)
@@ -372,54 +427,69 @@ class Fit:
 
     def _card(self, iteration: int, shrinkage: float | None) -> str:
         config, network = self.config, self.options["network_g"]
-        started = self.options["path"]["pretrain_network_g"]
-        how = {
-            "n2v": f"Noise2Void: {config.masked_pixel_percentage:g} % of the pixels masked, "
-            f"strategy {config.strategy}",
-            "n2n": "Noise2Noise: pairs of planes that show the same",
-        }[config.method]
         settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
         low, high = self.range
-        again = [f"kbnet fit {self.source}", f"--name {config.name}", f"--method {config.method}"]
-        again += [f"--axes {config.axes}"] if config.axes else []
-        again += [f"--range {low!r},{high!r}", f"--iterations {config.iterations}"]
-        fails = WHEN_IT_FAILS if config.method == "n2v" else PAIRS_FAIL
         batch = self.options["datasets"]["train"]["batch_size_per_gpu"]
-        return "\n".join(
-            (
-                f"# {config.name}",
-                "",
-                f"Removes the noise of recordings like {self.label}; learned from it without truth.",
-                "",
-                f"- learned from: {self.source}, {len(self.planes):,} plane(s), {self.planes.dtype}",
-                f"- by: {how}",
-                f"- values from {low:g} to {high:g} are 0..1 for the network; it knows no other exposure",
-                f"- {iteration:,} of {config.iterations:,} steps of {batch}"
-                f" crops of {self.patch} x {self.patch}, loss {config.norm}, seed {config.seed}",
-                f"- network: {network['type']}, {settings}; started from "
-                f"{Path(started).stem if started else 'nothing'}",
-                *(
-                    []
-                    if shrinkage is None
-                    else [f"- shrinkage: {shrinkage:.2f} of the learned correction, by Stein's estimate"]
-                ),
-                f"- kbnet {__version__}, torch {torch.__version__}",
-                f"- command: `{' '.join(again)}`",
-                "",
-                "## Where it fails",
-                "",
-                fails,
-                "",
-                *([self.doubt, ""] if self.doubt else []),
-                "Look at the difference of input and output: structure there means that signal was taken",
-                "away. It was compared with no truth, as there is none.",
-                "",
-            )
-        )
+        method, limits = _METHODS[config.method], PAIRS_FAIL
+        if config.method == "n2v":
+            limits = WHEN_IT_FAILS
+            method += f", {config.masked_pixel_percentage:g} % masked pixels, strategy {config.strategy}"
+        facts = [
+            f"data: {self.source}, {_plural(len(self.planes), 'plane')}, {self.planes.dtype}",
+            f"method: {method}",
+            f"range: {low:g} to {high:g} become 0 to 1; use it on images of the same exposure",
+            f"training: {iteration:,} of {_plural(config.iterations, 'step')}, each with {batch} crops of "
+            f"{self.patch} x {self.patch} pixels, {config.norm} loss, seed {config.seed}",
+            f"network: {network['type']}, {settings}; {self._init}",
+        ]
+        if shrinkage is not None:
+            facts.append(f"SURE shrinkage: {shrinkage:.2f} of the learned correction")
+        facts += [
+            f"versions: kbnet {__version__}, torch {torch.__version__}",
+            f"command: `{self._command()}`",
+        ]
+        lines = [
+            f"# {config.name}",
+            "",
+            f"Removes noise from images like {self.label}. Trained on them, without clean images.",
+            "",
+            *(f"- {fact}" for fact in facts),
+            "",
+            "## Limitations",
+            "",
+            fill(limits, _LINE),
+            "",
+            *([fill(self.doubt, _LINE), ""] if self.doubt else []),
+            "Look at the difference between input and output: structure visible there means that signal was",
+            "removed. The result has not been compared with clean images, because there are none.",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _command(self) -> str:
+        """Return the command line that repeats this run."""
+        config, (low, high) = self.config, self.range
+        optional = {
+            "--second": self._second,
+            "--pair-axis": config.pair_axis,
+            "--init": config.init,
+            "--axes": config.axes,
+            "--patch": config.patch if config.patch != FitConfig.patch else None,
+            "--batch": config.batch,
+            "--learning-rate": config.learning_rate,
+        }
+        words = ["kbnet", "fit", self.source, "--name", config.name, "--method", config.method]
+        words += [f"--range={low!r},{high!r}", "--iterations", config.iterations]  # = as it may be negative
+        words += [word for pair in optional.items() if pair[1] is not None for word in pair]
+        words += [] if config.shrinkage else ["--no-shrinkage"]
+        return shlex.join(map(str, words))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _file(source: Any, folder: Path, name: str) -> Path:
-    """Path of a source; an array, which may be lazy, is written under a name that tells its values."""
+    """Return the path of a source. An array, which may be lazy, is saved under a name with its digest."""
     if isinstance(source, str | PathLike):
         return Path(source).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -437,14 +507,14 @@ def _file(source: Any, folder: Path, name: str) -> Path:
 
 
 def visible(index: int, listed: str | None) -> str:
-    """``CUDA_VISIBLE_DEVICES`` for a process that is to see one GPU alone.
+    """Return ``CUDA_VISIBLE_DEVICES`` for a process that should see only one GPU.
 
     Parameters
     ----------
     index : int
-        Of the GPU, among those that this process sees.
+        Index of the GPU among those that this process sees.
     listed : str or None
-        The variable as this process has it: numbers or UUIDs, in the order in which they are counted.
+        Value of the variable in this process: numbers or UUIDs; None if it is not set.
     """
     if listed is None:
         return str(index)
@@ -452,10 +522,8 @@ def visible(index: int, listed: str | None) -> str:
 
 
 def _changed(before: Any, now: Any, where: str = "") -> list[str]:
-    """Keys that differ, apart from those that a run may go on with."""
-    if where in ("train.total_iter", "train.scheduler", "train.warmup_iter", "train.ema_decay", "logger"):
-        return []
-    if where in ("num_gpu", "train.precision", "train.compile", "datasets.train.num_worker_per_gpu"):
+    """List the keys that differ, except those that may change when a run is resumed."""
+    if where in _RESUMABLE:
         return []
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [where]

@@ -1,8 +1,15 @@
-"""Learning from noisy pictures alone: which pixels are hidden, what stands in for them, what the loss sees.
+"""Mask pixels of noisy pictures, and compute the loss on them.
 
-Noise2Void (Krull et al., arXiv 1811.10980) hides a few pixels and asks for their noisy values. Signal can be
-told from the surroundings and noise that is independent from pixel to pixel cannot, so the best answer is the
-signal. Noise2Void2 (Hoeck et al., arXiv 2211.08512) puts the median of the surroundings in the hidden places.
+Noise2Void masks a few pixels and predicts their noisy values from their surroundings. The surroundings
+predict the signal, but not noise that is independent from pixel to pixel, so the best prediction is the
+signal. N2V2 replaces masked pixels by the median of their surroundings.
+
+References
+----------
+A. Krull, T.-O. Buchholz, F. Jug, "Noise2Void - learning denoising from single noisy images", CVPR 2019,
+arXiv 1811.10980. E. Höck, T.-O. Buchholz, A. Brachmann, F. Jug, A. Freytag, "N2V2 - fixing Noise2Void
+checkerboard artifacts with modified sampling strategies and a tweaked network architecture", ECCV Workshops
+2022, arXiv 2211.08512.
 """
 
 from __future__ import annotations
@@ -21,37 +28,42 @@ Norm = Literal["l2", "l1"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 NORMS: tuple[str, ...] = get_args(Norm)
 
-# Measured on BSD68 at sigma 25 with few steps, which is what people have: more hidden pixels and nearer
-# surroundings than the papers take teach faster.
+# Measured on BSD68 at sigma 25 with few steps, the usual case: training is faster with more masked pixels and
+# smaller surroundings than in the papers.
 MASKED_PIXEL_PERCENTAGE = 10.0
 STRATEGY: Strategy = "median"
 RADIUS = 1
-"""Of the surroundings, in pixels: 3 x 3, the hidden pixel left out."""
+"""Radius of the surroundings in pixels: 3 x 3 pixels, without the masked one."""
 
 
 def masked_pixels(
     size: tuple[int, int], percentage: float, generator: np.random.Generator
 ) -> tuple[NDArray[Any], ...]:
-    """Choose the pixels to hide: one at random in every box of a grid.
+    """Choose the pixels to mask: one at random in every box of a grid.
 
     Parameters
     ----------
     size : (int, int)
-        Height and width of the picture.
+        Height and width of the picture, in pixels.
     percentage : float
-        Of its pixels, above 0 and at most 100; a box holds about 100 / percentage pixels.
+        How many pixels to mask, in percent: above 0, at most 100. A box has about 100 / percentage pixels.
     generator : numpy Generator
 
     Returns
     -------
     rows, columns : ndarray of int
-        No pixel twice.
+        (pixels,) each; no pixel twice.
+
+    Raises
+    ------
+    ValueError
+        If the percentage is out of range.
     """
     if not 0 < percentage <= 100:
         raise ValueError(f"masked_pixel_percentage must be above 0 and at most 100, not {percentage:g}")
     counts = [max(1, round(side * (percentage / 100) ** 0.5)) for side in size]
-    # Borders between whole pixels, or two boxes could draw the same one; moved from call to call, as boxes
-    # are not all of one size and a pixel of a smaller one is drawn more often.
+    # Borders lie between pixels, or two boxes could draw the same one. They move from call to call, because
+    # boxes differ in size and pixels of smaller boxes are drawn more often.
     borders = [
         (np.arange(n + 1) * side + generator.integers(n)) // n for side, n in zip(size, counts, strict=True)
     ]
@@ -69,24 +81,29 @@ def replacements(
     generator: np.random.Generator,
     radius: int = RADIUS,
 ) -> NDArray[np.float32]:
-    """Values to put in the place of some pixels, none of which sees the pixel itself.
+    """Compute values to replace some pixels with, which do not depend on these pixels themselves.
 
     Parameters
     ----------
     picture : ndarray
-        (H, W, C); NaN counts as missing. Beyond its edges it is mirrored.
+        (H, W, C), with NaN for missing values. It is mirrored at its edges.
     rows, columns : ndarray of int
-        The pixels.
+        (pixels,) each: the pixels to replace.
     strategy : {"median", "uniform"}
         Median of the surroundings, or one of their pixels drawn at random.
     generator : numpy Generator
     radius : int
-        Of the surroundings.
+        Radius of the surroundings, in pixels.
 
     Returns
     -------
     ndarray
-        (pixels, C); 0 where all the surroundings are missing.
+        (pixels, C); 0 if all the surroundings are missing.
+
+    Raises
+    ------
+    ValueError
+        If there is no such strategy.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be {' or '.join(STRATEGIES)}, not {strategy!r}")
@@ -103,7 +120,7 @@ def replacements(
     missing = np.isnan(near)
     if not missing.any():
         return np.median(near, axis=1).astype(np.float32)
-    # Not nanmedian: it warns where nothing is there.
+    # Not nanmedian, which warns if all values are missing.
     ordered = np.sort(near, axis=1)  # NaN last
     count = (~missing).sum(axis=1, keepdims=True)
     low, high = (np.take_along_axis(ordered, n.clip(min=0), 1) for n in ((count - 1) // 2, count // 2))
@@ -112,7 +129,7 @@ def replacements(
 
 
 def _mirrored(index: NDArray[Any], side: int) -> NDArray[Any]:
-    """Indices beyond the edges reflected, without repeating the edge; of a thin picture, clipped."""
+    """Reflect indices at the edges without repeating the edge; clip them if the picture is too small."""
     index = np.abs(index)
     return (side - 1 - np.abs(side - 1 - index)).clip(0, side - 1)
 
@@ -123,12 +140,12 @@ def mask(
     percentage: float = MASKED_PIXEL_PERCENTAGE,
     strategy: Strategy = STRATEGY,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Hide some pixels of a noisy picture.
+    """Mask some pixels of a noisy picture.
 
     Parameters
     ----------
     picture : ndarray
-        (H, W, C); NaN where a value is missing. All channels of a pixel are hidden together.
+        (H, W, C), with NaN for missing values. All channels of a pixel are masked together.
     generator : numpy Generator
     percentage, strategy
         As in `masked_pixels` and `replacements`.
@@ -136,9 +153,14 @@ def mask(
     Returns
     -------
     masked : ndarray
-        For the network: the picture with other values where it is hidden or missing.
+        (H, W, C). Input of the network: the picture with masked and missing pixels replaced.
     target : ndarray
-        For `masked_loss`: the picture's values where it is hidden, NaN elsewhere.
+        (H, W, C). Target of `masked_loss`: the values of masked pixels, NaN elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If the percentage is out of range or there is no such strategy.
     """
     rows, columns = masked_pixels((picture.shape[0], picture.shape[1]), percentage, generator)
     target = np.full_like(picture, np.nan)
@@ -149,7 +171,7 @@ def mask(
 
 
 def fill_missing(picture: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-    """Copy of a picture (H, W, C) with the median of the surroundings where a value is missing (NaN)."""
+    """Return a copy of a picture (H, W, C) with missing pixels (NaN) replaced by the median around them."""
     whole = picture.copy()
     if (missing := np.isnan(picture).any(axis=2)).any():
         rows, columns = np.nonzero(missing)
@@ -158,9 +180,20 @@ def fill_missing(picture: NDArray[np.float32], generator: np.random.Generator) -
 
 
 def masked_loss(output: Tensor, target: Tensor, norm: Norm = "l2") -> Tensor:
-    """Mean squared (l2) or absolute (l1) difference where `target` is a number; 0 where it nowhere is.
+    """Return the mean squared or absolute error where the target is not NaN; 0 if all of it is NaN.
 
-    l2 finds the mean of noisy values, l1 their median; they differ where noise is skewed, as shot noise is.
+    Parameters
+    ----------
+    output, target : Tensor
+        Of the same shape; in 0..1.
+    norm : {"l2", "l1"}
+        Squared errors train the network to predict the mean of the noisy values, absolute ones their median.
+        These differ if the noise is skewed, as shot noise is.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
     """
     known = ~target.isnan()
     difference = (output - target.nan_to_num()).where(known, 0)

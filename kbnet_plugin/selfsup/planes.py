@@ -1,4 +1,4 @@
-"""The planes of a noisy stack, or of a folder of noisy pictures, read window by window to learn from."""
+"""Read the planes of a noisy stack, or of a folder of noisy pictures, window by window for training."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ from ..arrays.axes import Layout, layout
 from ..arrays.intensity import RangeRule, check_rule, float_range, percentile_range
 from ..errors import one_line
 from ..io.ome_zarr import is_zarr
-from ..io.pictures import read_image
+from ..io.pictures import FORMATS, read_image
 from ..io.stacks import is_stack, open_stack
 
-KINDS = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr")
-"""What a folder is searched for."""
+KINDS = (".npy", *FORMATS, ".zarr")
+"""Suffixes of the files that are used in a folder."""
 
 KEPT = 1 << 31
-"""Bytes up to which pixels are best kept in memory while they are learned from."""
+"""Size of a source in bytes up to which it is kept in memory during training."""
 
-_LOOKED_AT = 64  # planes that a fixed range is found from
+_SAMPLED = 64  # planes that a range is found from, at most
 
 
 class Planes:
-    """Planes of the same kind, from one stack or from all the files of a folder.
+    """Planes of one kind, from one stack or from all files of a folder.
 
     Parameters
     ----------
     path : str or path
-        A stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), or a folder of them.
+        Stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), or a folder of them.
     axes : str, optional
-        Of every file, as for `Restorer`; by default what the file says, or the shape.
+        Axes of every file: one letter of `kbnet_plugin.arrays.axes.AXES` per axis. By default those that the
+        file names, or that its shape implies.
     channels : {1, 3}, optional
-        That the network sees together; by default 3 where there are three colours (S), else 1.
+        Channels that the network sees together; by default 3 if there are three colours (S), else 1.
     keep : bool
         Read everything into memory at once.
 
     Attributes
     ----------
-    channels : int
-    dtype : dtype
+    path : Path
+    files : list of Path
+        Files that were found, sorted.
     layouts : list of Layout
-        Of every file.
+        One per file.
+    channels : {1, 3}
+    dtype : dtype
     nbytes : int
-        Of all pixels.
+        Size of all pixels, in bytes.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is nothing to read, files cannot be read or do not go together; one line that names it.
+        If there is nothing to read, or files cannot be read or do not match; one line that names the file.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class Planes:
                 array, own = _opened(file, stack)
                 try:
                     arranged = layout(tuple(array.shape), axes or own, channels or 3)
-                    colours = arranged.channels - arranged.alpha
+                    colours = arranged.colours
                     if channels is None:
                         channels = 3 if colours == 3 else 1
                     if colours != channels:
@@ -103,67 +107,90 @@ class Planes:
         return len(self._index)
 
     def size(self, number: int) -> tuple[int, int]:
-        """Height and width of a plane."""
+        """Return height and width of a plane, in pixels."""
         return self.layouts[self._index[number][0]].size
 
     def name(self, number: int) -> str:
-        """File and place of a plane, for messages."""
+        """Return file and index of a plane, for messages."""
         file, plane = self._index[number]
         return f"{self.files[file]}{list(plane) if plane else ''}"
 
     def read(self, number: int, window: tuple[slice, slice]) -> NDArray[Any]:
-        """(H, W, C) of a window (rows, columns), without opacity, in the file's dtype."""
+        """Read a window of a plane.
+
+        Parameters
+        ----------
+        number : int
+            Of the plane, from 0.
+        window : (slice, slice)
+            Rows and columns.
+
+        Returns
+        -------
+        ndarray
+            (H, W, C) without opacity, in the file's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the file cannot be read there.
+        """
         file, plane = self._index[number]
         arranged = self.layouts[file]
         array = self._kept[file] if self._kept else _reopened(self.files[file], os.getpid())[0]
         try:
             block = np.asarray(array[arranged.key(plane, window)])
-        except Exception as error:  # readers raise whatever their decoders do
+        except Exception as error:  # decoders raise errors of all kinds
             raise ValueError(f"{self.name(number)}: cannot be read ({one_line(error)})") from error
         return arranged.to_picture(block)[..., : self.channels]
 
     def pairs(self, axis: str | None = None) -> list[tuple[int, int]]:
-        """Numbers of the planes that follow each other along an axis.
+        """List the pairs of successive planes along an axis, as their numbers.
 
         Parameters
         ----------
         axis : str, optional
-            Of one stack; by default T, or else Z. The files of a folder follow each other by their names.
+            Axis of a stack; by default T, or Z if there is no T. Files of a folder are paired in the order of
+            their names.
 
         Raises
         ------
         ValueError
-            If nothing follows anything there.
+            If there are no pairs along the axis, or the files are not single pictures of one size.
         """
         if len(self.files) > 1:
             if any(a.count != 1 for a in self.layouts) or len({a.size for a in self.layouts}) > 1:
-                raise ValueError(f"{self.path}: files that pair up must be single pictures of one size")
+                raise ValueError(f"{self.path}: files can be paired only if all are pictures of one size")
             return [(n, n + 1) for n in range(len(self) - 1)]
         (arranged,) = self.layouts
-        stacked = [a for a in arranged.axes if a not in "YX" + arranged.channel_axis]
-        axis = axis or next((a for a in "TZ" if a in stacked), "")
-        if axis not in stacked:
+        axis = axis or next((a for a in "TZ" if a in arranged.stack_axes), "")
+        if not axis or axis not in arranged.stack_axes:
             raise ValueError(
                 f"{self.path}: no axis {axis or 'T or Z'!r} to pair planes along in {arranged.axes!r}; "
-                "name the axes, or learn from single planes (n2v)"
+                "set the axes, or train on single planes (n2v)"
             )
-        place = stacked.index(axis)
+        place = arranged.stack_axes.index(axis)
         numbers = {plane: number for number, (_, plane) in enumerate(self._index)}
         following = [(p, (*p[:place], p[place] + 1, *p[place + 1 :])) for p in numbers]
         found = [(numbers[p], numbers[q]) for p, q in following if q in numbers]
         if not found:
-            raise ValueError(f"{self.path}: axis {axis} has one plane only; nothing pairs up")
+            raise ValueError(f"{self.path}: axis {axis} has only one plane, so there are no pairs; use n2v")
         return found
 
     def range(self, rule: RangeRule | None = None) -> tuple[float, float]:
-        """Two fixed values that span 0..1 for all planes alike.
+        """Find the two values that become 0 and 1 in all planes.
 
         Parameters
         ----------
         rule : "auto", "dtype", "percentile" or (float, float), optional
-            As for `find_range`, over planes from everywhere in the stack; by default, and by ``"auto"``,
-            ``"dtype"`` for 8 bits and ``"percentile"`` for others, whose dtype says little of what a camera
-            fills of it.
+            As for `kbnet_plugin.arrays.intensity.find_range`, over up to 64 planes from the whole source. By
+            default, and for ``"auto"``: ``"dtype"`` for 8 bits, else ``"percentile"``, because cameras
+            seldom use the whole range of a larger dtype.
+
+        Raises
+        ------
+        ValueError
+            If this is not a range rule.
         """
         rule = "auto" if rule is None else check_rule(rule)
         if isinstance(rule, tuple):
@@ -174,24 +201,20 @@ class Planes:
             return 0.0, 1.0
         if rule == "dtype" and self.dtype.kind in "ui":
             return 0.0, float(np.iinfo(self.dtype).max)
-        # Of each plane the same number of pixels, from all over it.
-        values = []
-        for number in np.unique(
-            np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int)
-        ).tolist():
+        # Percentiles take about as many pixels of each plane, spread over all of it.
+        sampled = []
+        numbers = np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int))
+        for number in numbers.tolist():
             whole = self.read(number, (slice(None), slice(None)))
             step = max(1, int((self.size(number)[0] * self.size(number)[1] / (1 << 14)) ** 0.5))
-            values.append((whole if rule == "dtype" else whole[::step, ::step]).ravel())
-        every = np.concatenate(values)
+            sampled.append((whole if rule == "dtype" else whole[::step, ::step]).ravel())
+        values = np.concatenate(sampled)
         if rule == "percentile":
-            scale = percentile_range(every)
+            scale = percentile_range(values)
         else:
-            finite = every[np.isfinite(every)]
-            scale = (
-                float_range(*(float(v) for v in (finite.min(), finite.max())))
-                if finite.size
-                else float_range(0, 1)
-            )
+            finite = values[np.isfinite(values)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            scale = float_range(low, high)
         return scale.low, scale.low + scale.span
 
 
@@ -207,12 +230,14 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _opened(path: Path, stack: ExitStack) -> tuple[Any, str | None]:
-    """An array that can be sliced, and its axes where the file says them."""
+    """Open a file as an array that can be sliced, with its axes if the file names them."""
     if path.suffix.lower() == ".npy":
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: damaged, or no .npy array ({one_line(error)})") from error
+            raise ValueError(
+                f"{path}: damaged, or not a .npy array ({one_line(error)}); save it again"
+            ) from error
     if is_stack(path):
         array, info = stack.enter_context(open_stack(path))
         return array, info.axes
@@ -222,6 +247,6 @@ def _opened(path: Path, stack: ExitStack) -> tuple[Any, str | None]:
 
 @lru_cache(maxsize=16)
 def _reopened(path: Path, _process: int) -> tuple[Any, ExitStack]:
-    """A file opened for good; each process has its own, because forked ones would share its position."""
-    stack = ExitStack()  # kept beside the array, as it closes the file when it goes
+    """Open a file for good, once per process: forked processes would share its position."""
+    stack = ExitStack()  # returned with the array, because it closes the file when it is deleted
     return _opened(path, stack)[0], stack

@@ -1,9 +1,15 @@
-"""How far to follow a denoiser that learned without truth, found without truth too.
+"""SURE shrinkage: scale the correction of a self-supervised denoiser to the smallest expected error.
 
-A network that never sees the pixel it is asked for gives away what that pixel knows; and one that was stopped
-early may follow it too far. For noise that is independent from pixel to pixel, Stein's unbiased estimate of
-the risk (C. Stein, Annals of Statistics 9, 1981) tells the error of ``x + s * g(x)``, where g is a network's
-correction, from the noisy x alone, and so the best s.
+A network trained on masked pixels ignores the information in the pixel itself, and one that was stopped early
+may correct too much. For noise that is independent from pixel to pixel, Stein's unbiased risk estimate (SURE)
+gives the expected error of ``x + s * g(x)``, where g is the network's correction, from the noisy x alone, and
+so the best s.
+
+References
+----------
+C. Stein, "Estimation of the mean of a multivariate normal distribution", Annals of Statistics 9(6), 1981.
+S. Ramani, T. Blu, M. Unser, "Monte-Carlo SURE: a black-box optimization of regularization parameters for
+general denoising algorithms", IEEE TIP 17(9), 2008.
 """
 
 from __future__ import annotations
@@ -17,30 +23,49 @@ from torch import Tensor
 
 from ..nn import KBNet_l, KBNet_s
 
-_BINS = 16  # of brightness, as noise may depend on it
+_BINS = 16  # of brightness, on which noise may depend
 _MEDIAN = 0.6745  # of |N(0, 1)|
-_PROBE = 0.01  # of 0..1; how far an input is moved to see how the output follows
+_PROBE = 0.01  # of 0..1; step for the derivative of the output with respect to the input
+
 DOUBTFUL = 0.4
-"""Of `independence`; below it, learning from hidden pixels is not promising."""
+"""Value of `independence` below which training on masked pixels may gain little."""
 
 BOUNDS = 0.25, 1.5
-"""A factor beyond these says that the assumptions do not hold."""
+"""Limits of the shrinkage; values beyond them mean that its assumptions do not hold."""
 
 
 def noise_variance(pictures: Sequence[NDArray[np.float32]], distance: int = 1) -> float:
-    """Mean variance of the noise of pictures (H, W, C), from corners of squares `distance` pixels wide."""
+    """Measure the mean variance of the noise, from the corners of squares.
+
+    Parameters
+    ----------
+    pictures : sequence of ndarray
+        (H, W, C), with NaN for missing values.
+    distance : int
+        Side of the squares, in pixels.
+
+    Returns
+    -------
+    float
+        In the squared units of the pictures.
+    """
     _, variances = _bins(pictures, distance)
     return float(variances.mean()) if variances.size else 0.0
 
 
 def variance_by_brightness(pictures: Sequence[NDArray[np.float32]]) -> Callable[[Tensor], Tensor]:
-    """How the variance of the noise of pictures (H, W, C) depends on brightness.
+    """Measure how the variance of the noise depends on brightness.
+
+    Parameters
+    ----------
+    pictures : sequence of ndarray
+        (H, W, C), with NaN for missing values.
 
     Returns
     -------
     callable
-        From brightness to variance, in the units of the pictures: linear between bins of brightness with
-        equally many pixels, and beyond the outermost as there.
+        From brightness to variance, both tensors of one shape, in the units of the pictures. It interpolates
+        between bins of equally many pixels and is constant beyond the outermost.
     """
     levels, variances = _bins(pictures)
     if not levels.size:
@@ -57,7 +82,7 @@ def variance_by_brightness(pictures: Sequence[NDArray[np.float32]]) -> Callable[
 def _bins(
     pictures: Sequence[NDArray[np.float32]], distance: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean brightness of every bin, ascending, and the variance of the noise there."""
+    """Return the mean brightness of every bin, ascending, and the variance of the noise there."""
     details, levels = [], []
     for picture in pictures:
         whole = picture.astype(np.float64)
@@ -80,11 +105,19 @@ def _ends(distance: int) -> tuple[slice, slice]:
 
 
 def independence(pictures: Sequence[NDArray[np.float32]]) -> float:
-    """How much of the noise neighbouring pixels do not share: 1 for all of it.
+    """Measure how independent the noise of neighbouring pixels is.
 
-    It is the ratio of the noise found from neighbours to that found from pixels two apart. White noise gives
-    0.6 to 1; demosaicked, resampled and compressed pictures 0.1 to 0.3, and so do pictures without noise, of
-    which only structure is left.
+    Parameters
+    ----------
+    pictures : sequence of ndarray
+        (H, W, C), with NaN for missing values.
+
+    Returns
+    -------
+    float
+        Ratio of the variance measured between neighbours to that between pixels two apart: 0.6 to 1 for white
+        noise; 0.1 to 0.3 after demosaicking, resampling or compression, and without noise, where only
+        structure is measured.
     """
     apart = noise_variance(pictures, 2)
     return noise_variance(pictures) / apart if apart > 0 else 1.0
@@ -94,16 +127,21 @@ def independence(pictures: Sequence[NDArray[np.float32]]) -> float:
 def sure_shrinkage(
     network: KBNet_s | KBNet_l, pictures: Tensor, variance: float | Callable[[Tensor], Tensor]
 ) -> float:
-    """Factor of a network's correction that leaves the least squared error, within `BOUNDS`.
+    """Estimate the factor of a network's correction that minimizes the squared error (see the module).
 
     Parameters
     ----------
     network : KBNet_s or KBNet_l
     pictures : Tensor
-        (B, C, H, W), noisy, in 0..1, where the network is.
+        (B, C, H, W), noisy, in 0..1, on the network's device.
     variance : float or callable
-        Of their noise, in the same units: everywhere, or from the brightness of pixels to that of their
-        noise. What the network makes of a pixel counts as its brightness.
+        Variance of the noise of the pictures: one for all pixels, or a function of their brightness, as
+        `variance_by_brightness` returns it. A pixel's brightness is the network's prediction.
+
+    Returns
+    -------
+    float
+        Within `BOUNDS`; 1 if the network corrects nothing.
     """
     probe = torch.randint(0, 2, pictures.shape, generator=torch.Generator().manual_seed(0))
     direction = (2 * probe - 1).to(pictures)
@@ -114,14 +152,21 @@ def sure_shrinkage(
         moved = network(x + _PROBE * along) - x - _PROBE * along
         power += float(correction.square().sum())
         strength = variance(restored) if callable(variance) else variance
-        # Each pixel's own variance, as the correction follows some pixels more than others.
+        # Each pixel's own variance, because the correction depends on some pixels more than on others.
         gained -= float((strength * (moved - correction) * along).sum()) / _PROBE
     shrinkage = gained / power if power > 0 else 1.0
     return min(max(shrinkage, BOUNDS[0]), BOUNDS[1])
 
 
 def scale_correction(network: KBNet_s | KBNet_l, shrinkage: float) -> None:
-    """Make a network correct its input by so much of what it does now; in place, in its last layer."""
+    """Scale the correction that a network adds to its input, in place, in its last layer.
+
+    Parameters
+    ----------
+    network : KBNet_s or KBNet_l
+    shrinkage : float
+        Factor of the correction; 1 changes nothing.
+    """
     last = network.ending if isinstance(network, KBNet_s) else network.output
     with torch.no_grad():
         for parameter in last.parameters():

@@ -1,4 +1,4 @@
-"""Models by name: those that ship with the package, then the user's own."""
+"""Find models by name: those that ship with the package and the user's own."""
 
 from .locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO, FOLDER_VARIABLE, folder
 from .registry import Model, get_model, list_models, register_model

@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to, and with which arguments it was built; found without torch."""
+"""Identify the network of a state dict, and the arguments it was built with, from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ Name = Literal["KBNet_s", "KBNet_l"]
 
 
 class Shaped(Protocol):
-    """A tensor, or what a file's header says of one."""
+    """A tensor, or its entry in the header of a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its size along each axis."""
+        """Size along each axis."""
 
 
 Shapes = Mapping[str, Shaped]
-"""From the name of each tensor of a state dict to anything that has its shape."""
+"""From the name of each tensor in a state dict to something with its shape."""
 
 
 def identify(tensors: Shapes) -> tuple[Name, dict[str, Any]]:
-    """Find the variant of a state dict and the arguments that its network was built with.
+    """Identify the network of a state dict.
 
     Parameters
     ----------
     tensors : mapping
-        From the names of a state dict to tensors, or to anything else that has their shapes.
+        From the names in the state dict to tensors, or to anything else with their shapes.
 
     Returns
     -------
-    (str, dict)
-        Name of the network's class, and its keyword arguments.
+    name : {"KBNet_s", "KBNet_l"}
+        Class of the network.
+    arguments : dict
+        Keyword arguments that it was built with.
 
     Raises
     ------
     ValueError
-        If it is no KBNet's.
+        If it is not the state dict of a KBNet.
     """
     for architecture in _ARCHITECTURES:
         if architecture.recognize(tensors):
@@ -48,13 +50,13 @@ def identify(tensors: Shapes) -> tuple[Name, dict[str, Any]]:
                 return architecture.name, architecture.arguments(tensors)
             except (LookupError, ZeroDivisionError) as error:
                 name, what = architecture.name, one_line(error).strip("'")
-                raise ValueError(f"not a complete {name}: {what} is missing or has no sense") from None
-    raise ValueError(f"weights of neither KBNet_s nor KBNet_l (its keys: {few(tensors)})")
+                raise ValueError(f"not a complete {name}: {what} is missing or invalid") from None
+    raise ValueError(f"weights of neither KBNet_s nor KBNet_l (keys: {few(tensors)})")
 
 
 @dataclass(frozen=True, slots=True)
 class _Architecture:
-    """How a network is told by its state dict, and how its arguments are read off the shapes."""
+    """How to recognize a network by its state dict, and to infer its arguments."""
 
     name: Name
     recognize: Callable[[Shapes], bool]
@@ -81,7 +83,7 @@ def _arguments_s(tensors: Shapes) -> dict[str, Any]:
 
 
 def _is_l(tensors: Shapes) -> bool:
-    return any(n.endswith(".attn.attgamma") for n in tensors)  # nor has Restormer
+    return any(n.endswith(".attn.attgamma") for n in tensors)  # Restormer has none either
 
 
 def _arguments_l(tensors: Shapes) -> dict[str, Any]:
@@ -108,7 +110,7 @@ _ARCHITECTURES = (
 
 
 def _count(tensors: Shapes, prefix: str) -> int:
-    """Length of the module list `prefix`; a gap ends it, so a forged index cannot ask for a huge network."""
+    """Count the modules of a list up to the first gap, so that a forged index builds no huge network."""
     indices = {name[len(prefix) + 1 :].split(".", 1)[0] for name in tensors if name.startswith(f"{prefix}.")}
     count = 0
     while str(count) in indices:
@@ -117,7 +119,7 @@ def _count(tensors: Shapes, prefix: str) -> int:
 
 
 def _scale(widths: Iterable[tuple[int, int]]) -> float:
-    """Shortest decimal s with int(s * channels) == hidden for every (channels, hidden)."""
+    """Return the shortest decimal s with int(s * channels) == hidden for every (channels, hidden)."""
     pairs = set(widths)
     low = max(hidden / channels for channels, hidden in pairs) if pairs else 0.0
     if low == 0:
@@ -126,10 +128,17 @@ def _scale(widths: Iterable[tuple[int, int]]) -> float:
         scale = math.ceil(low * 10**digits - 1e-6) / 10**digits
         if all(int(scale * channels) == hidden for channels, hidden in pairs):
             return scale
-    return low  # the widths contradict each other; comparing shapes says where
+    return low  # the widths are inconsistent; comparing all shapes reports where
 
 
 def few(names: Iterable[str], total: int | None = None) -> str:
-    """The first three of some names, for an error."""
+    """List the first three of some names, for a message.
+
+    Parameters
+    ----------
+    names : iterable of str
+    total : int, optional
+        Their number, if `names` has only the first.
+    """
     listed = [name if len(name) <= 100 else f"{name[:97]}..." for name in names]
     return ", ".join(listed[:3]) + (", ..." if (total or len(listed)) > 3 else "") or "none"

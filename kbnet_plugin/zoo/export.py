@@ -1,4 +1,4 @@
-"""A model in other programs' formats."""
+"""Export models to safetensors, PyTorch checkpoints and ONNX."""
 
 from __future__ import annotations
 
@@ -17,68 +17,70 @@ from ..errors import one_line
 from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
 from ..ops import reference
+from ..ops.backend import Arguments
 from .locations import EXPORT_FORMATS
 from .registry import Model, header
 from .weights import save_network
 
 LIMIT = 1e-4
-"""Largest difference between ONNX Runtime and torch, of 0..1, with which a file is kept."""
+"""Largest accepted difference between ONNX Runtime and torch, for pictures in 0..1."""
 
 _SIZES = ((2, 37, 50), (1, 64, 96), (1, 3, 1))  # batch, height, width
 _OPSET = 18
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
-    """Write a model in float32, in the format that the name ends in; whole or not at all.
+    """Write a model in float32, completely or not at all, in the format that the suffix names.
 
     Parameters
     ----------
     model : Model
-        As `kbnet_plugin.zoo.get_model` gives it.
+        As `kbnet_plugin.zoo.get_model` returns it.
     path : str or path
         ``.safetensors``; ``.pth`` as BasicSR, the released code and spandrel read it (tensors under
-        ``params``); or ``.onnx`` with free batch, height and width, any size from one pixel. In ONNX the
-        network's means are those of the whole input, and kernels are made for every pixel at once: large
-        pictures should be cut into tiles of about the pooling window.
+        ``params``); or ``.onnx`` for any batch size, height and width. In ONNX the network pools over the
+        whole input and computes the kernels of all pixels at once, so large pictures should be cut into
+        tiles of about the pooling window.
 
     Returns
     -------
     dict
-        Of ONNX: size of each image that was tried to the largest difference from torch.
+        For ONNX: from the size of each test image, such as ``"2x3x37x50"``, to the largest difference from
+        torch; otherwise empty.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If the name ends in none of these, a package for ONNX is missing, or ONNX Runtime and torch disagree.
+        If the suffix is none of these, a package for ONNX is missing, or ONNX Runtime and torch disagree.
     """
     path = Path(path)
     if path.suffix.lower().removeprefix(".") not in EXPORT_FORMATS:
         raise ValueError(f"{path}: end the name in one of {', '.join('.' + f for f in EXPORT_FORMATS)}")
-    facts = ("title", "task", "version", "license", "window", "range")
-    said = header(**{key: getattr(model, key) for key in facts}, cost=model.cost())
+    keys = ("title", "task", "version", "license", "window", "range")
+    metadata = header(**{key: getattr(model, key) for key in keys}, cost=model.cost())
     if path.suffix.lower() != ".onnx":
-        save_network(model.load(), path, said)
+        save_network(model.load(), path, metadata)
         return {}
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'kbnet[export]'")
-    return _export_onnx(model.load(), path, said)
+    return _export_onnx(model.load(), path, metadata)
 
 
-def _export_onnx(network: KBNet_s | KBNet_l, path: Path, said: dict[str, str]) -> dict[str, float]:
+def _export_onnx(network: KBNet_s | KBNet_l, path: Path, metadata: dict[str, str]) -> dict[str, float]:
     channels = network.img_channel if isinstance(network, KBNet_s) else network.inp_channels
     free = torch.export.Dim.DYNAMIC
-    # Neither 1 nor a multiple, from which torch would draw conclusions.
+    # Torch would specialize on a size of 1, and on multiples.
     example = torch.zeros(2, channels, *(3 * network.size_multiple + d for d in (1, 3)))
     with atomic_path(path) as temporary, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of its own doing
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.export.export(
             _AnySize(network), (example,), dynamic_shapes=({0: free, 2: free, 3: free},)
         )
         program = program.run_decompositions({torch.ops.kbnet.kernel_basis_attention.default: _plain})
-        made: Any = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=_OPSET,
@@ -86,22 +88,22 @@ def _export_onnx(network: KBNet_s | KBNet_l, path: Path, said: dict[str, str]) -
             output_names=["restored"],
             verbose=False,
         )
-        made.model.metadata_props.update(
-            said
+        exported.model.metadata_props.update(
+            metadata
             | {"image": "float32, (batch, channels, height, width), 0..1", "pooling": "over the whole input"}
         )
-        made.save(temporary, external_data=False)
+        exported.save(temporary, external_data=False)
         differences = _compare(network, temporary, channels)
-        if not max(differences.values()) <= LIMIT:  # NaN is no agreement
+        if not max(differences.values()) <= LIMIT:  # also if it is NaN
             raise ValueError(
-                f"{path}: not written: ONNX Runtime's answer differs from torch's by "
-                f"{max(differences.values()):.1e} of 0..1; export to pth or safetensors instead"
+                f"{path}: not written: the results of ONNX Runtime and torch differ by "
+                f"{max(differences.values()):.1e} (of 0..1); export to pth or safetensors instead"
             )
     return differences
 
 
 class _AnySize(nn.Module):
-    """The network, with its padding always in the graph."""
+    """The network with its padding in the graph for every size."""
 
     def __init__(self, network: KBNet_s | KBNet_l) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class _AnySize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
         multiple = self.network.size_multiple
-        # Written so that torch sees a multiple for every height and width.
+        # Spelled out, so that torch knows these to be multiples for every height and width.
         rows, columns = ((n + multiple - 1) // multiple * multiple for n in (height, width))
         if isinstance(self.network, KBNet_s):
             padded = F.pad(image, (0, columns - width, 0, rows - height))
@@ -121,7 +123,7 @@ class _AnySize(nn.Module):
 
 
 def _reflected(image: Tensor, rows: int, columns: int) -> Tensor:
-    """What `pad_to_multiple` does in its mode "reflect", without a branch that depends on the size."""
+    """Pad like `pad_to_multiple` in mode "reflect", without branches that depend on the size."""
     padded = image
     sides = [(2, rows, image.shape[2]), (3, columns, image.shape[3])]
     few = torch.minimum(*(torch.scalar_tensor(2 * side - new) for _, new, side in sides)) < 1
@@ -136,7 +138,7 @@ def _reflected(image: Tensor, rows: int, columns: int) -> Tensor:
 def _plain(
     x: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, groups: int, kernel_size: int, backend: str
 ) -> Tensor:
-    return reference.forward(x, coefficients, weight, bias, groups, kernel_size)
+    return reference.forward(Arguments(x, coefficients, weight, bias, groups, kernel_size))
 
 
 def _compare(network: nn.Module, path: Path, channels: int) -> dict[str, float]:
@@ -150,6 +152,8 @@ def _compare(network: nn.Module, path: Path, channels: int) -> dict[str, float]:
             (found,) = session.run(None, {"image": image})
             expected = network(torch.from_numpy(image)).numpy()
             differences[f"{batch}x{channels}x{height}x{width}"] = float(np.abs(found - expected).max())
-    except Exception as error:  # ONNX Runtime has exceptions of its own for everything
-        raise ValueError(f"ONNX Runtime cannot run the network: {one_line(error)}") from error
+    except Exception as error:  # ONNX Runtime raises its own exceptions
+        raise ValueError(
+            f"ONNX Runtime cannot run the network ({one_line(error)}); export to pth or safetensors instead"
+        ) from error
     return differences

@@ -1,4 +1,4 @@
-"""Where models lie, told without torch: those that ship with the package, then the user's own."""
+"""Where the files of models are: those that ship with the package, and the user's own."""
 
 from __future__ import annotations
 
@@ -10,36 +10,50 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 DEFAULT = "denoise-color"
+"""Shipped model for colour photographs."""
+
 DEFAULT_GRAY = "denoise-gray"
+"""Shipped model for gray pictures."""
+
 DEFAULT_MICRO = "denoise-micro"
+"""Shipped model for microscopes and scientific cameras."""
 
 FOLDER_VARIABLE = "KBNET_MODELS"
-"""Environment variable that names the folder of the user's own models."""
+"""Environment variable with the folder of the user's own models."""
 
 SHIPPED = Path(__file__).parent / "data"
+"""Folder of the shipped models."""
 
 PICKLED = (".pth", ".pt", ".ckpt")
+"""Suffixes of PyTorch checkpoints."""
+
 KINDS = (".safetensors", *PICKLED)
-"""What files of weights end in."""
+"""Suffixes of all files of weights."""
 
 EXPORT_FORMATS = ("safetensors", "pth", "onnx")
-"""What `kbnet export` writes."""
+"""Formats that `kbnet export` writes."""
+
+TRUNCATED_SAFETENSORS = "truncated or not a safetensors file; download it again"
+"""Message about a .safetensors file that cannot be read."""
 
 _NAME = re.compile(r"\w[\w.-]*")
 
 
 def folder() -> Path:
-    """Where the user's own models lie: ``KBNET_MODELS``, or ``kbnet/models`` in the user's data folder."""
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return Path(named).expanduser()
+    """Return the folder of the user's own models.
+
+    It is ``KBNET_MODELS`` if set, or else ``kbnet/models`` in the system's folder for the user's data.
+    """
+    if value := os.environ.get(FOLDER_VARIABLE):
+        return Path(value).expanduser()
     data = user_data_path("kbnet", appauthor=False)
-    if not data.is_absolute():  # older platformdirs take a relative XDG_DATA_HOME, which is to be ignored
+    if not data.is_absolute():  # the specification says to ignore a relative XDG_DATA_HOME
         data = Path.home() / ".local" / "share" / "kbnet"
     return data / "models"
 
 
 def model_files(where: Path) -> Iterator[Path]:
-    """Files of weights in a folder, the default model first."""
+    """List the files of weights in a folder, the default model first."""
     if not where.is_dir():
         return
     paths = (p for p in where.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith("."))
@@ -47,7 +61,7 @@ def model_files(where: Path) -> Iterator[Path]:
 
 
 def model_paths() -> dict[str, Path]:
-    """Name to file of every model, as `kbnet_plugin.zoo.list_models` lists them."""
+    """Map the name of every model to its file, in the order of `kbnet_plugin.zoo.list_models`."""
     found: dict[str, Path] = {}
     for path in (*model_files(SHIPPED), *model_files(folder())):
         found.setdefault(path.stem, path)
@@ -55,8 +69,16 @@ def model_paths() -> dict[str, Path]:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where a name cannot be that of a user's model; FileExistsError for a shipped one's."""
+    """Check the name of a user's model.
+
+    Raises
+    ------
+    ValueError
+        If it has other characters than letters, digits, ``_``, ``-`` and ``.``, or starts with the last two.
+    FileExistsError
+        If a shipped model has it.
+    """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a model; use letters, digits, '_', '-' and '.'")
+        raise ValueError(f"{name!r} cannot name a model; use letters, digits, '_', '-' and '.' only")
     if any(path.stem == name for path in model_files(SHIPPED)):
         raise FileExistsError(f"{name} is a model that ships with kbnet; choose another name")

@@ -1,4 +1,4 @@
-"""Models by name: those that ship with the package, then the user's own."""
+"""List, find and register models by name."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from ..cost import Cost
 from ..errors import nearest, one_line
 from ..files import atomic_path
 from .architectures import Name, identify
-from .locations import KINDS, SHIPPED, check_name, folder, model_files
+from .locations import KINDS, SHIPPED, TRUNCATED_SAFETENSORS, check_name, folder, model_files
 
 if TYPE_CHECKING:
     from ..arrays.intensity import RangeRule
     from ..nn import KBNet_l, KBNet_s
 
-# torch takes seconds to import, and listing models needs none of it: what does is imported where it is used.
+# torch takes seconds to import and listing models does not need it, so it is imported only where it is used.
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A file of weights, and what it says of itself.
+    """A file of weights with its metadata.
 
     Attributes
     ----------
     name : str
-        What `get_model` knows it by; of a file outside the list, its stem.
+        Name for `get_model`; for other files the name without its suffix.
     path : Path
-        .safetensors, or for a user's own also .pth, .pt, .ckpt.
+        .safetensors, or for the user's own also .pth, .pt or .ckpt.
     title : str
-        What it is for, in a line; empty where the file does not say.
+        What it is for, in one line; empty if unknown.
     task : str
-        Such as ``"denoise"``; empty where the file does not say.
+        Such as ``"denoise"``; empty if unknown.
     in_channels, out_channels : int
-        Of the network; 0 where the file cannot be used.
+        Channels of the network; 0 if the file cannot be used.
     parameters : int
-        Their number; 0 where the file cannot be used.
+        Number of parameters; 0 if the file cannot be used.
     variant : {"KBNet_s", "KBNet_l", ""}
-        Class of the network; empty where the file cannot be used.
+        Class of the network; empty if the file cannot be used.
     window : int or None
-        Side of the patches of local pooling, in pixels.
+        Side of the patches for local pooling, in pixels.
     range : RangeRule or None
-        What it wants to see as 0 and 1, where that is not the default.
+        Which values of a picture become 0 and 1; None for the default of `Restorer`.
     version, license : str
-        Of the weights.
+        Of the weights; empty if unknown.
     card : Path or None
-        Markdown that says what it is good for, how it was made and what it reaches.
+        Markdown file about its purpose, training and results.
     shipped : bool
         Whether it came with the package.
     macs : tuple of int, or None
-        Multiply-accumulates of one 256 x 256 image, as its file says; see `cost`.
+        Multiply-accumulates for one 256 x 256 image by kind of layer, if the file has them; see `cost`.
     problem : str
-        Why it cannot be used, as far as its header shows; empty where it can.
+        Why it cannot be used, as far as its header shows; empty if it can.
     """
 
     name: str
@@ -79,13 +79,13 @@ class Model:
     problem: str = ""
 
     def load(self) -> KBNet_s | KBNet_l:
-        """Build the network; errors as those of `load_network`."""
+        """Build the network on the CPU, in evaluation mode; raises what `load_network` raises."""
         from .weights import load_network
 
         return load_network(self.path)
 
     def cost(self) -> Cost:
-        """Parameters, and multiply-accumulates of one 256 x 256 image; counted where the file names none."""
+        """Return parameters and multiply-accumulates for one 256 x 256 image; counts them if necessary."""
         if self.macs is not None:
             return Cost(self.parameters, *self.macs)
         from ..nn.cost import count
@@ -96,8 +96,7 @@ class Model:
 def list_models() -> list[Model]:
     """List the shipped models, the default first, then the user's own.
 
-    A file that cannot be used is listed with its `problem`. Of two files of one name the first counts, and
-    the other is listed with that problem.
+    A file that cannot be used is listed with its `problem`; so is a file whose name is already taken.
     """
     found: list[Model] = []
     for path in [*model_files(SHIPPED), *model_files(folder())]:
@@ -109,14 +108,23 @@ def list_models() -> list[Model]:
 
 
 def get_model(name: str | PathLike[str]) -> Model:
-    """Find a model by its name, or a file by its path.
+    """Find a model by its name or path.
+
+    Parameters
+    ----------
+    name : str or path
+        Name of a model as `list_models` lists it, or a file of weights.
+
+    Returns
+    -------
+    Model
 
     Raises
     ------
     FileNotFoundError
-        If what looks like a path is none of a file.
+        If `name` is a path that does not exist.
     ValueError
-        If there is no such name, and the nearest ones are told; or if the file cannot be used.
+        If there is no model of this name (the message suggests the nearest), or the file cannot be used.
     """
     text = os.fspath(name)
     path = Path(text)
@@ -144,33 +152,37 @@ def register_model(
     card: str = "",
     overwrite: bool = False,
 ) -> Model:
-    """Save a model in the user's folder, so that it stands in the list; whole or not at all.
+    """Save a model in the user's folder, completely or not at all, and so add it to the list.
 
     Parameters
     ----------
     model : KBNet_s, KBNet_l or path
-        A network, or a checkpoint.
+        Network or checkpoint.
     name : str
-        Letters, digits, ``_``, ``-`` and ``.``; not that of a shipped model.
+        Letters, digits, ``_``, ``-`` and ``.``; not the name of a shipped model.
     title, task, window, range, license
         As in `Model`.
     card : str
-        Markdown to lie beside it.
+        Markdown about it, saved beside it.
     overwrite : bool
-        Replace a model of that name.
+        Replace the user's model of this name, if there is one.
+
+    Returns
+    -------
+    Model
 
     Raises
     ------
     FileExistsError
-        If there is a model of that name already.
+        If there is a model of this name already.
     ValueError
-        If the name will not do, or the checkpoint cannot be used.
+        If the name is not allowed, or the checkpoint cannot be used.
     """
     check_name(name)
     own = folder()
     old = [path for path in model_files(own) if path.stem == name]
     if old and not overwrite:
-        raise FileExistsError(f"{old[0]}: there is a model of that name already; choose another")
+        raise FileExistsError(f"{old[0]}: a model of this name exists already; choose another name")
     from ..nn.cost import count
     from .weights import load_network, save_network
 
@@ -178,12 +190,12 @@ def register_model(
     facts = header(title=title, task=task, license=license, window=window, range=range, cost=count(network))
     own.mkdir(parents=True, exist_ok=True)
     path = own / f"{name}.safetensors"
-    described = path.with_suffix(".md")
+    card_file = path.with_suffix(".md")
     if card:
-        with atomic_path(described) as temporary:
+        with atomic_path(card_file) as temporary:
             temporary.write_text(card, encoding="utf-8")
     else:
-        described.unlink(missing_ok=True)
+        card_file.unlink(missing_ok=True)
     save_network(network, path, facts)
     for other in old:
         if other != path:
@@ -201,7 +213,25 @@ def header(
     range: RangeRule | None = None,
     version: str = "",
 ) -> dict[str, str]:
-    """What a .safetensors file is to say of itself, for `save_network`; read back into `Model`."""
+    """Build the metadata of a .safetensors file, for `save_network`.
+
+    Parameters
+    ----------
+    title, task, license, window, range, version
+        As in `Model`.
+    cost : Cost
+        Of the network, for one 256 x 256 image.
+
+    Returns
+    -------
+    dict
+        From keys to text; empty values are left out. `Model` has them again when the file is read.
+
+    Raises
+    ------
+    ValueError
+        If `range` is not a range rule.
+    """
     from ..arrays.intensity import check_rule
 
     facts = {
@@ -229,7 +259,7 @@ def _read(path: Path) -> Model:
     if not path.is_file() or path.suffix.lower() not in KINDS:
         from .weights import read_state_dict
 
-        read_state_dict(path)  # raises, and says what it is instead
+        read_state_dict(path)  # raises, with the reason
     status = path.stat()
     card = path.with_suffix(".md")
     return _inspect(path, card if card.is_file() else None, status.st_mtime_ns, status.st_size)
@@ -267,13 +297,13 @@ class _Shape(NamedTuple):
 
 
 def _header(path: Path) -> tuple[dict[str, _Shape], dict[str, str]]:
-    """Shapes by name, and what a .safetensors file says of itself; no more of it is read."""
+    """Return shapes by name and the metadata of a .safetensors file, reading only its header."""
     try:
         with safe_open(path, framework="np") as file:
             shapes = {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
             facts = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: truncated or not a safetensors file; fetch it again") from error
+        raise ValueError(f"{path}: {TRUNCATED_SAFETENSORS}") from error
     prefix = "module." if all(name.startswith("module.") for name in shapes) else ""
     return {name.removeprefix(prefix): shape for name, shape in shapes.items()}, facts
 
@@ -297,7 +327,7 @@ def _rule(text: str) -> RangeRule | None:
     try:
         return check_rule(tuple(text.split(",")) if "," in text else text)
     except ValueError:
-        return None  # what a stranger wrote there is no reason to refuse the weights
+        return None  # invalid metadata is no reason to refuse the weights
 
 
 def _macs(text: str) -> tuple[int, ...] | None:

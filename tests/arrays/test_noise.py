@@ -1,4 +1,4 @@
-"""What is measured of a picture's noise is what was put in."""
+"""The noise that is measured in a picture is the noise that was added."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scipy import ndimage
 
 from kbnet_plugin.arrays.axes import layout
 from kbnet_plugin.arrays.noise import measure_noise, sample
-from kbnet_plugin.inference.choose import look, treatment
+from kbnet_plugin.inference.choose import choose_treatment, measure_channels
 from kbnet_plugin.io.pictures import read_image
 
 SIDE = 256
 
 
 def scene(side=SIDE, channels=1):
-    """Smooth ramps and some blobs with edges, in 0..1."""
+    """Draw smooth ramps and some blobs with edges, in 0..1."""
     y, x = np.mgrid[:side, :side] / side
     blobs = ndimage.gaussian_filter((np.random.default_rng(5).random((side, side)) > 0.999) * 100.0, 3)
     base = 0.15 + 0.5 * x + 0.2 * y + 0.1 * (blobs > 1)
@@ -33,7 +33,7 @@ def rng():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sigma", [3, 15, 40])
-def test_white_noise_is_measured_and_known_to_be_white(sigma, channels):
+def test_white_noise_is_measured_and_recognized(sigma, channels):
     noisy = 255 * scene(channels=channels) + rng().normal(0, sigma, (SIDE, SIDE, channels))
     noise = measure_noise([noisy])
     assert noise.deviation == pytest.approx(sigma, rel=0.1)
@@ -56,7 +56,7 @@ def test_gain_and_read_noise_of_a_camera_are_found(gain, read, offset, dtype):
 
 
 @pytest.mark.parametrize("stretch", [1.0, 2.0])
-def test_noise_that_neighbours_share_is_known_by_its_correlation(stretch):
+def test_correlated_noise_is_recognized(stretch):
     white = rng().normal(0, 1, (SIDE, SIDE))
     shared = ndimage.gaussian_filter(white, (0.8, 0.8 * stretch))
     noisy = 255 * scene()[..., 0] + 5 * shared / shared.std()
@@ -74,7 +74,7 @@ _NEXT = (
 )
 
 
-def test_hot_and_dead_pixels_are_counted_and_take_no_range():
+def test_hot_and_dead_pixels_are_counted_and_do_not_widen_the_range():
     clean = 3000 * scene() + 400
     frame = clean + rng().normal(0, 20, clean.shape)
     whole = measure_noise([frame])
@@ -89,7 +89,7 @@ def test_hot_and_dead_pixels_are_counted_and_take_no_range():
     assert noise.largest == 65535
 
 
-def test_a_bright_point_as_a_lens_draws_it_is_not_hot():
+def test_a_bright_point_imaged_by_a_lens_is_not_hot():
     frame = np.full((SIDE, SIDE), 100.0)
     for y, x in rng().integers(8, SIDE - 8, (60, 2)):
         frame[y, x] += 50000
@@ -97,7 +97,7 @@ def test_a_bright_point_as_a_lens_draws_it_is_not_hot():
     assert measure_noise([drawn[..., None]]).hot == 0
 
 
-def test_jpegs_grid_is_seen_and_only_there():
+def test_the_grid_of_jpeg_is_detected_and_only_there():
     picture = (255 * scene(channels=3) + rng().normal(0, 12, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=30)
@@ -105,7 +105,7 @@ def test_jpegs_grid_is_seen_and_only_there():
     assert not measure_noise([picture]).grid
 
 
-def test_unused_bits_and_limits_are_seen():
+def test_unused_bits_and_limits_are_detected():
     frame = (4000 * scene() + rng().normal(0, 300, (SIDE, SIDE, 1))).clip(0, 2500).astype(np.uint16) * 16
     noise = measure_noise([frame])
     assert noise.step == 16
@@ -113,7 +113,7 @@ def test_unused_bits_and_limits_are_seen():
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan, np.inf])
-def test_what_holds_nothing_to_measure_is_said_to(value):
+def test_pictures_without_measurable_noise_are_reported(value):
     assert not measure_noise([np.full((9, 9, 1), value)]).known
     assert measure_noise([np.full((64, 64, 1), value)]).deviation == 0
     spoilt = rng().normal(100, 10, (SIDE, SIDE, 1))
@@ -121,7 +121,7 @@ def test_what_holds_nothing_to_measure_is_said_to(value):
     assert measure_noise([spoilt]).deviation == pytest.approx(10, rel=0.1)
 
 
-def test_of_large_stacks_a_million_pixels_of_a_channel_are_read():
+def test_a_million_pixels_per_channel_of_a_large_stack_are_read():
     arranged = layout((40, 2, 3000, 5000), "TCYX", 3)
     for channel in range(2):
         places = sample(arranged, channel)
@@ -132,12 +132,12 @@ def test_of_large_stacks_a_million_pixels_of_a_channel_are_read():
         assert all(y.start % 8 == x.start % 8 == 0 for _, (y, x) in places)
 
 
-# What is chosen
+# The automatic choice
 
 
 def chosen(picture):
     array = picture[..., 0] if picture.shape[2] == 1 else picture
-    return treatment(look(array), array.dtype, picture.shape[2])
+    return choose_treatment(measure_channels(array), array.dtype, picture.shape[2])
 
 
 def eight(picture):
@@ -146,7 +146,7 @@ def eight(picture):
 
 @pytest.mark.parametrize(("channels", "model"), [(1, "denoise-gray"), (3, "denoise-color")])
 @pytest.mark.parametrize("kind", ["u1", "f4"])
-def test_white_noise_asks_for_the_model_of_white_noise(channels, model, kind):
+def test_white_noise_selects_the_model_for_white_noise(channels, model, kind):
     noisy = 255 * scene(channels=channels) + rng().normal(0, 20, (SIDE, SIDE, channels))
     found = chosen(eight(noisy) if kind == "u1" else (noisy / 255).astype(np.float32))
     assert (found.model, found.kind) == (model, "white")
@@ -154,7 +154,7 @@ def test_white_noise_asks_for_the_model_of_white_noise(channels, model, kind):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "f4", "f8"])
-def test_noise_that_grows_with_the_brightness_asks_for_the_microscopes_model(dtype):
+def test_noise_that_grows_with_brightness_selects_the_microscope_model(dtype):
     top = 220 if dtype == "u1" else 4000
     gain = top / 60
     frame = rng().poisson(top * scene() ** 2 / gain) * gain
@@ -168,7 +168,7 @@ def camera(channels=3, sigma=5):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_noise_that_neighbours_share_is_decorrelated(channels):
+def test_correlated_noise_is_decorrelated(channels):
     found = chosen(camera(channels))
     assert found.kind == "correlated"
     assert found.settings["decorrelate"][0] == 2
@@ -176,14 +176,14 @@ def test_noise_that_neighbours_share_is_decorrelated(channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_texture_which_is_not_everywhere_is_no_noise(channels):
+def test_texture_in_parts_of_a_picture_is_not_noise(channels):
     shared = ndimage.gaussian_filter(rng().normal(0, 1, (SIDE, SIDE, channels)), (1, 1, 0))
     grass = np.geomspace(0.3, 60, SIDE)[:, None, None] * shared / shared.std()
     assert chosen(eight(255 * scene(channels=channels) + grass)).kind == "clean"
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_halved_colour_goes_to_the_gray_model_colour_by_colour(subsampling):
+def test_subsampled_colour_selects_the_gray_model(subsampling):
     noisy = eight(255 * scene(channels=3) + rng().normal(0, 15, (SIDE, SIDE, 3)))
     file = io.BytesIO()
     Image.fromarray(noisy).save(file, "JPEG", quality=95, subsampling=subsampling)
@@ -211,7 +211,7 @@ DATA = Path(os.environ.get("KBNET_DATA", "nothing"))
         ("micro/FMD_samples/raw/*.png", {"dependent", "correlated"}),
     ],
 )
-def test_real_pictures_are_known_for_what_they_are(pattern, kind):
+def test_real_pictures_are_recognized(pattern, kind):
     files = sorted(DATA.glob(pattern))
     if not files:
         pytest.skip(f"no {pattern} in KBNET_DATA")
@@ -223,7 +223,7 @@ def test_real_pictures_are_known_for_what_they_are(pattern, kind):
 
 @pytest.mark.parametrize("sigma", [5, 15, 25, 50])
 @pytest.mark.parametrize(("name", "kind"), [("CBSD68", "denoise-color"), ("BSD68", "denoise-gray")])
-def test_real_photographs_with_white_noise_go_to_its_model(name, kind, sigma):
+def test_real_photographs_with_white_noise_select_its_model(name, kind, sigma):
     files = sorted((DATA / "test" / name).glob("*.png"))[::4]
     if not files:
         pytest.skip(f"no {name} in KBNET_DATA")
@@ -232,6 +232,5 @@ def test_real_photographs_with_white_noise_go_to_its_model(name, kind, sigma):
         image = np.atleast_3d(read_image(file)[0]).astype(float)
         noisy = image + np.random.default_rng([0, number]).normal(0, sigma, image.shape)
         right += chosen(eight(noisy)).model == kind and chosen((noisy / 255).astype("f4")).model == kind
-    assert right >= 0.94 * len(
-        files
-    )  # 16 of 17: where all that is bright is texture, it passes for photon noise
+    # 16 of 17: if everything bright is texture, it passes for photon noise.
+    assert right >= 0.94 * len(files)

@@ -1,4 +1,4 @@
-"""A plan of tiles covers the plane once, with whole halos, on the network's grid."""
+"""A plan of tiles covers the plane exactly once, with full halos, on the network's grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kbnet_plugin.arrays import tiling
 from kbnet_plugin.arrays.tiling import plan
 
 
-def test_plans_hold_their_promises_whatever_the_sizes():
+def test_plans_keep_their_promises_for_all_sizes():
     numbers = random.Random(0)
     for _ in range(3000):
         multiple, halo = numbers.choice([1, 2, 8, 16]), numbers.randint(0, 40)

@@ -1,4 +1,4 @@
-"""With nothing named, a picture gets what it needs, and levels are kept."""
+"""By default each picture gets the model and settings that suit it, and intensities are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rng():
 
 
 def cells(top=3500.0):
-    """A field of soft blobs, as of fluorescence."""
+    """Make a field of soft blobs, as in fluorescence."""
     field = ndimage.gaussian_filter((rng().random((SIDE, SIDE)) > 0.995) * 1.0, 5, mode="wrap")
     return 50 + top * field / field.max()
 
@@ -35,7 +35,7 @@ def psnr(a, b):
     return 10 * np.log10(4095**2 / np.square(a - b).mean())
 
 
-def test_a_microscopes_frame_comes_out_as_with_the_right_settings_named_however_it_is_stored():
+def test_a_frame_of_a_microscope_is_restored_equally_well_however_it_is_stored():
     clean, noisy = frame()
     counts = np.rint(noisy).clip(0, 65535).astype(np.uint16)
     named = Restorer.from_pretrained("denoise-micro", device="cpu", range="percentile")
@@ -82,7 +82,7 @@ def test_a_range_is_the_same_for_all_planes_of_a_channel_and_one_for_each(lively
     assert restorer.intensity_range(stack, "CTYX", (1, 0)).span == pytest.approx(100 * span, rel=1e-4)
 
 
-def test_a_hot_pixel_neither_steals_the_range_nor_spreads():
+def test_a_hot_pixel_neither_widens_the_range_nor_spreads():
     _, noisy = frame()
     counts = np.rint(noisy).clip(0, 65535).astype(np.uint16)
     hot = counts.copy()
@@ -175,7 +175,7 @@ def test_decorrelated_pixels_are_each_restored_once_in_their_place(tiny_s):
 
 
 @pytest.mark.parametrize("setting", ["2", 3, (0, 1), (1.5, 2), (2, -1), (2, 3, 4)])
-def test_what_is_no_decorrelation_is_named(setting):
+def test_an_invalid_decorrelation_is_named(setting):
     with pytest.raises(ValueError, match="decorrelate must be a stride of 1 to 4 and a standard deviation"):
         check_decorrelate(setting)
 
@@ -213,7 +213,7 @@ def test_the_command_says_what_it_chose_and_leaves_clean_pictures_alone(tmp_path
     assert cli.main(["inspect", "nothing.png"]) == 2
     assert "nothing.png: no such" in capsys.readouterr().err
     arguments = ["restore", "clean.png", "-o", "again.png", "--strength", "1", "--decorrelate", "2,8"]
-    assert cli.main([*arguments, "--device", "cpu"]) == 0  # whoever asks for it gets it
+    assert cli.main([*arguments, "--device", "cpu"]) == 0  # applies to clean pictures too
     assert (tmp_path / "again.png").read_bytes() != (tmp_path / "clean.png").read_bytes()
     assert cli.main(["restore", "a.png", "-o", "b.png", "--decorrelate", "x"]) == 2
     assert "--decorrelate: 'x' is not N,SIGMA or no" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Many files at once: what is paired, what is done, what is kept, and what a stop leaves behind."""
+"""Many files: pairing, restoring, keeping existing targets, and stopping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from kbnet_plugin import Restorer
 from kbnet_plugin.inference import batch
-from kbnet_plugin.inference.batch import Job, choice, pair, plans, restore_files
+from kbnet_plugin.inference.batch import Job, make_chooser, pair, plan_files, restore_files
 from kbnet_plugin.io.pictures import read_image, write_image
 from kbnet_plugin.io.stacks import working_folder
 
@@ -39,7 +39,7 @@ def seen(steps):
     return [(step.job.source.name, step.state, step.done, step.total) for step in steps]
 
 
-def test_a_folder_is_paired_with_a_folder_and_makes_it_only_when_asked():
+def test_a_folder_is_paired_with_a_folder_that_is_created_only_on_request():
     for name in ("b.png", "a.tif", ".hidden.png"):
         picture(Path("in") / name)
     Path("in/notes.txt").touch()
@@ -50,10 +50,10 @@ def test_a_folder_is_paired_with_a_folder_and_makes_it_only_when_asked():
     assert Path("out").is_dir()
 
 
-def test_every_job_begins_goes_on_tile_by_tile_and_ends(checkpoint):
+def test_every_job_starts_advances_tile_by_tile_and_ends(checkpoint):
     images = {name: picture(Path("in") / name) for name in ("a.png", "b.png")}
     images["c.tif"] = stack(Path("in/c.tif"))
-    steps = list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
+    steps = list(restore_files(make_chooser(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
     assert seen(steps) == [
         *(("a.png", "running", 0, 0), ("a.png", "running", 1, 1), ("a.png", "restored", 1, 1)),
         *(("b.png", "running", 0, 0), ("b.png", "running", 1, 1), ("b.png", "restored", 1, 1)),
@@ -72,7 +72,7 @@ def test_what_exists_is_kept_and_what_fails_carries_its_error(checkpoint):
         picture(Path("in") / name)
     Path("in/a.png").write_bytes(Path("in/a.png").read_bytes()[:200])
     old = picture(Path("out/b.png"), (5, 5))
-    choose, jobs = choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))
+    choose, jobs = make_chooser(checkpoint, device="cpu"), pair([Path("in")], Path("out"))
     steps = list(restore_files(choose, jobs))
     assert {step.job.source.name: step.state for step in steps} == {
         "a.png": "failed",
@@ -104,7 +104,7 @@ def test_a_picture_that_does_not_fit_in_memory_does_not_stop_the_others(checkpoi
     def fail():
         raise error
 
-    steps = list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
+    steps = list(restore_files(make_chooser(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
     ends = {step.job.source.name: step for step in steps if step.state != "running"}
     assert [step.state for step in ends.values()] == ["restored", "failed", "restored"]
     said = "in/b.png: out of memory; free some, or choose a smaller tile or another device"
@@ -112,7 +112,7 @@ def test_a_picture_that_does_not_fit_in_memory_does_not_stop_the_others(checkpoi
     assert ends["b.png"].error.__traceback__ is ends["b.png"].error.__context__ is None
 
 
-def test_what_is_no_lack_of_memory_is_not_taken_for_it(checkpoint, monkeypatch):
+def test_other_errors_are_not_reported_as_a_lack_of_memory(checkpoint, monkeypatch):
     picture(Path("in/a.png"))
 
     def fail(path):
@@ -120,14 +120,14 @@ def test_what_is_no_lack_of_memory_is_not_taken_for_it(checkpoint, monkeypatch):
 
     monkeypatch.setattr(batch, "read_image", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        list(restore_files(choice(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
+        list(restore_files(make_chooser(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
 
 
 @pytest.mark.parametrize("again", [{"resume": True}, {"overwrite": True}], ids=lambda a: next(iter(a)))
-def test_a_stop_between_tiles_leaves_no_half_file_and_a_stack_goes_on(checkpoint, again):
+def test_a_stop_between_tiles_leaves_no_partial_file_and_a_stack_can_be_resumed(checkpoint, again):
     picture(Path("in/a.png"), (100, 100, 3))
     image = stack(Path("in/b.tif"))
-    choose = choice(checkpoint, device="cpu", tile=80, halo=8)
+    choose = make_chooser(checkpoint, device="cpu", tile=80, halo=8)
     jobs = pair([Path("in")], Path("out"))
     for job in jobs:
         steps = restore_files(choose, [job])
@@ -150,9 +150,9 @@ def test_a_stop_between_tiles_leaves_no_half_file_and_a_stack_goes_on(checkpoint
 def test_without_a_model_each_picture_has_its_own():
     picture(Path("in/colour.png"))
     picture(Path("in/gray.png"), (20, 30))
-    choose, jobs = choice(device="cpu"), pair([Path("in")], Path("out"))
+    choose, jobs = make_chooser(device="cpu"), pair([Path("in")], Path("out"))
     named = {"colour.png": "denoise-color", "gray.png": "denoise-gray"}
     ends = [step for step in restore_files(choose, jobs) if step.state == "restored"]
     assert {step.job.source.name: step.model for step in ends} == named
-    planned = {job.source.name: (chosen.model, plan.axes) for job, chosen, plan in plans(choose, jobs)}
+    planned = {job.source.name: (chosen.model, plan.axes) for job, chosen, plan in plan_files(choose, jobs)}
     assert planned == {"colour.png": ("denoise-color", "YXS"), "gray.png": ("denoise-gray", "YX")}

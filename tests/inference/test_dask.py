@@ -1,4 +1,4 @@
-"""dask computes the same tiles: lazily, and on a cluster that loses workers."""
+"""dask computes the same tiles, lazily and on a cluster that loses workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def values(shape, dtype="u2"):
         ((50, 60, 4), "YXS", "f8", "percentile"),
     ],
 )
-def test_a_lazy_array_is_what_the_restorer_gives_at_once(lively, shape, axes, dtype, rule):
+def test_a_lazy_array_equals_the_direct_result(lively, shape, axes, dtype, rule):
     restorer = Restorer(lively(), device="cpu", tile=48, halo=8, window=16, range=rule)
     array = values(shape, dtype)
     lazily = restorer(da.from_array(array, chunks=40), axes)
@@ -46,7 +46,7 @@ def test_a_lazy_array_is_what_the_restorer_gives_at_once(lively, shape, axes, dt
     assert np.array_equal(out, restorer(array, axes))
 
 
-def test_only_what_is_asked_for_is_computed(restorer, monkeypatch):
+def test_only_the_requested_part_is_computed(restorer, monkeypatch):
     array = da.from_array(values((3, 200, 200)), chunks=(1, 50, 50))
     calls = []
     solve = restorer.engine.solve
@@ -62,7 +62,7 @@ def test_dask_arrays_go_into_restore_into(restorer):
     assert np.array_equal(target, restorer(array))
 
 
-def test_an_engine_travels_once_and_alone(restorer):
+def test_an_engine_is_unpickled_once(restorer):
     one, other = (pickle.loads(pickle.dumps(restorer.engine)) for _ in range(2))
     assert one is other
     again = pickle.loads(pickle.dumps(restorer))
@@ -139,7 +139,7 @@ def test_no_cluster_is_one_line(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_cluster_that_is_gone_is_said_and_the_rest_can_be_resumed(restorer, tmp_path):
+def test_a_lost_cluster_is_named_and_the_run_can_be_resumed(restorer, tmp_path):
     distributed = pytest.importorskip("distributed")
     array = values((4, 120, 120))
     target = np.zeros_like(array)

@@ -1,4 +1,4 @@
-"""How much memory a job may take."""
+"""How much memory a job may use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
     ("limit", "used", "free"),
     [(None, None, 8000), ("max", 5000, 8000), (3000, 1000, 2000), (90000, 1000, 8000), (3000, 4000, 0)],
 )
-def test_the_machine_and_the_container_both_set_a_limit(monkeypatch, tmp_path, limit, used, free):
+def test_both_machine_and_container_limit_memory(monkeypatch, tmp_path, limit, used, free):
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8000))
     if limit is not None:
@@ -27,6 +27,6 @@ def test_the_machine_and_the_container_both_set_a_limit(monkeypatch, tmp_path, l
     assert free_memory(CPU) == free
 
 
-def test_memory_is_found_where_there_is_no_sysconf(monkeypatch):
+def test_memory_is_found_without_sysconf(monkeypatch):
     monkeypatch.delattr(os, "sysconf")
     assert free_memory(CPU) > 0

@@ -1,4 +1,4 @@
-"""What is on record as finished is on disk, and what is finished is soon on record."""
+"""Recorded steps are on disk, and finished steps are soon recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kbnet_plugin.inference.journal import Journal
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that journals see, in a list of one."""
+    """Replace the time that journals see by the one item of a list."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Path of a journal, what it said whenever data were put on disk, and the function that notes that."""
+    """Path of a journal, its content at every sync, and the function that syncs."""
     path, said = tmp_path / "journal", []
     return path, said, lambda: said.append(recorded(path))
 
@@ -27,7 +27,7 @@ def recorded(path):
     return path.read_text().splitlines()[1:]
 
 
-def test_no_step_is_on_record_before_its_data_are_on_disk(disk, clock):
+def test_no_step_is_recorded_before_its_data_are_on_disk(disk, clock):
     path, said, sync = disk
     with Journal(path, {}, sync=sync) as journal:
         for step in range(2 * module._STEPS + 3):
@@ -47,7 +47,7 @@ def test_slow_steps_are_recorded_one_by_one(disk, clock):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_ends_a_run_loses_no_finished_step(disk, clock, error):
+def test_an_error_loses_no_finished_step(disk, clock, error):
     path, said, sync = disk
 
     def run():
@@ -62,7 +62,7 @@ def test_what_ends_a_run_loses_no_finished_step(disk, clock, error):
     assert recorded(path) == ["4", "2"]
 
 
-def test_what_cannot_be_put_on_disk_is_not_recorded(disk, clock):
+def test_steps_that_cannot_be_synced_are_not_recorded(disk, clock):
     path, _, _ = disk
 
     def full():

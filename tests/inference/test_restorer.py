@@ -1,4 +1,4 @@
-"""What goes into a Restorer comes out with its shape, dtype and range; tiles change nothing that is local."""
+"""A Restorer keeps shape, dtype and range; tiles do not change the results of local networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unit(shape, seed=0):
 
 
 def apply(restorer, image):
-    """The network on (H, W, C) in 0..1, without anything around it."""
+    """Run the bare network on (H, W, C) in 0..1."""
     with torch.inference_mode():
         batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
         return restorer.engine.network(batch)[0].permute(1, 2, 0).numpy()
@@ -58,7 +58,7 @@ def test_integers_are_clipped_not_wrapped(colour):
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_floats_near_0_to_1_are_taken_as_they_are(colour, dtype):
+def test_floats_near_0_to_1_are_not_scaled(colour, dtype):
     image = (unit((20, 30, 3)) * 1.3 - 0.2).astype(dtype)
     out = colour(image)
     assert out.dtype == image.dtype
@@ -109,7 +109,7 @@ def test_a_gray_picture_in_a_colour_network_is_three_equal_channels(colour):
     np.testing.assert_allclose(with_alpha, np.stack([expected, 1 - image], axis=2), atol=1e-6)
 
 
-def test_a_network_may_give_fewer_channels_than_it_takes(tiny_l):
+def test_a_network_may_return_fewer_channels_than_it_takes(tiny_l):
     restorer = Restorer(tiny_l(inp_channels=6), device="cpu")
     assert (restorer.in_channels, restorer.out_channels) == (6, 3)
     assert restorer(unit((16, 9, 6))).shape == (16, 9, 3)
@@ -124,7 +124,7 @@ def test_tiling_does_not_change_the_result_of_a_network_that_is_local(tiny_s):
     network = tiny_s()
     with torch.no_grad():
         for name, p in network.named_parameters():
-            if ".sca.1." in name:  # the only global part: its pool is multiplied by nought
+            if ".sca.1." in name:  # the only global part, multiplied by 0
                 p.fill_(1.0 if name.endswith("bias") else 0.0)
             elif name.rsplit(".", 1)[-1] in ("ga1", "attgamma", "beta", "gamma"):
                 p.normal_(std=0.5)
@@ -134,7 +134,7 @@ def test_tiling_does_not_change_the_result_of_a_network_that_is_local(tiny_s):
     tiled = Restorer(network, device="cpu", tile=128, halo=32)(
         image, progress=lambda *call: calls.append(call)
     )
-    assert np.abs(whole - image).max() > 0.01  # it does something
+    assert np.abs(whole - image).max() > 0.01  # it changes the image
     np.testing.assert_allclose(tiled, whole, atol=2e-6)
     total = len(plan(image.shape[:2], 128, 32, 4))
     assert total > 4
@@ -153,10 +153,10 @@ def test_tiles_bound_what_the_network_sees(tiny_s):
 @pytest.mark.parametrize(
     ("image", "named"),
     [
-        (np.zeros((8, 8, 5), np.uint8), "say which by axes: 'ZYX' .8 gray pictures of 8 x 5. or 'YXS'"),
-        (np.zeros((0, 8, 3), np.uint8), "not empty"),
-        (np.zeros((8, 8, 0), np.uint8), "not empty"),
-        (np.zeros((8, 0), np.uint8), "not empty"),
+        (np.zeros((8, 8, 5), np.uint8), "ambiguous; set axes to 'ZYX' .8 gray pictures of 8 x 5. or 'YXS'"),
+        (np.zeros((0, 8, 3), np.uint8), "the array is empty"),
+        (np.zeros((8, 8, 0), np.uint8), "the array is empty"),
+        (np.zeros((8, 0), np.uint8), "the array is empty"),
         (np.zeros((2, 64, 64), np.uint8), "'ZYX' .2 gray pictures .* or 'SYX' .1 2-channel picture"),
         (np.zeros((9, 3, 64, 64), np.uint8), "'TZYX' .27 gray .* or 'TSYX' .9 3-channel"),
         (np.zeros((1,) * 7, np.uint8), r"must be \(H, W\) or \(H, W, C\), or a stack"),
@@ -164,7 +164,7 @@ def test_tiles_bound_what_the_network_sees(tiny_s):
         (np.zeros((8, 8), complex), "bool, integer or float, not complex128"),
         (np.zeros((8, 8), object), "bool, integer or float, not object"),
         (np.array([["a"]]), "bool, integer or float, not <U1"),
-        (np.array([[-1.7e308, 1.7e308]] * 2), "too far apart to be scaled; name a range"),
+        (np.array([[-1.7e308, 1.7e308]] * 2), "too far apart to be scaled; set a range"),
     ],
 )
 def test_what_cannot_be_restored_is_named(colour, image, named):
@@ -182,7 +182,7 @@ def test_a_gray_network_restores_each_colour_by_itself(gray, pooling):
     assert np.array_equal(out[..., 3], image[..., 3])
 
 
-def test_impossible_settings_are_named_at_once(tiny_s, tmp_path):
+def test_invalid_settings_are_named_at_once(tiny_s, tmp_path):
     with pytest.raises(ValueError, match="tile must exceed twice the halo"):
         Restorer(tiny_s(), device="cpu", tile=64, halo=32)
     for device in ("abacus", "cuda:99"):
@@ -231,7 +231,7 @@ def test_planes_are_restored_as_if_alone(lively, dtype, axes):
 @pytest.mark.parametrize(
     ("shape", "axes"), [((30, 40, 50), "ZYX"), ((5, 20, 30, 3), "ZYXS"), ((1, 50, 40), "ZYX")]
 )
-def test_axes_that_a_shape_can_only_mean_are_found(colour, shape, axes):
+def test_unambiguous_axes_are_inferred(colour, shape, axes):
     image = unit(shape)
     assert np.array_equal(colour(image), colour(image, axes))
 
@@ -239,9 +239,9 @@ def test_axes_that_a_shape_can_only_mean_are_found(colour, shape, axes):
 @pytest.mark.parametrize(
     ("axes", "named"),
     [
-        ("YX", "axes 'YX' are 2, the array has 5"),
-        ("TZCYQ", "'Q' is none of T, Z, C, S, Y, X"),
-        ("TZCYY", "must name Y and X, and none twice"),
+        ("YX", "axes 'YX' name 2 dimensions, but the array has 5"),
+        ("TZCYQ", "unknown axis 'Q'; use T, Z, C, S, Y, X"),
+        ("TZCYY", "must name Y and X, and no axis twice"),
         ("TZCSY", "must name Y and X"),
         ("TZSYX", "takes RGB or gray pictures, not 5 channels"),
     ],
@@ -269,7 +269,7 @@ def test_tensors_come_back_as_tensors(colour):
     assert colour(image[0, 0]).shape == (20, 30)
 
 
-def test_values_that_are_not_numbers_stay_and_do_not_poison(lively):
+def test_nan_and_infinity_are_kept_and_do_not_spread(lively):
     restorer = Restorer(lively(img_channel=1), device="cpu", window=16)
     image = unit((40, 60))
     expected = restorer(image)
@@ -364,7 +364,7 @@ class Allocator:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_short_of_memory_tiles_are_halved_and_the_work_goes_on(lively, error):
+def test_tiles_are_halved_if_memory_runs_out(lively, error):
     image = unit((200, 200, 3))
     network = lively()
     allocator = Allocator(network, 64 * 64, error)
@@ -396,10 +396,10 @@ def test_the_tile_follows_the_free_memory(colour, monkeypatch):
     assert colour.plan((4000, 4000)).tile[0] in range(300, 385)
 
 
-def test_a_tile_that_overflows_is_done_again_in_single(tiny_s):
+def test_a_tile_that_overflows_is_computed_again_in_float32(tiny_s):
     network = tiny_s()
     with torch.no_grad():
-        network.ending.bias.fill_(1e5)  # beyond halves
+        network.ending.bias.fill_(1e5)  # overflows float16
     image = unit((20, 30, 3))
     expected = Restorer(network, device="cpu")(image)
     assert np.array_equal(Restorer(network, device="cpu", precision="float16")(image), expected)
@@ -412,7 +412,7 @@ def test_bfloat16_is_near(lively):
     assert 0 < np.abs(half - full).max() < 0.1
 
 
-def test_a_plan_says_what_will_be_done(colour):
+def test_a_plan_matches_what_is_done(colour):
     plan_ = Restorer(colour.engine.network, device="cpu", tile=128).plan((2, 200, 140), "ZYX")
     image = np.zeros((2, 200, 140), np.uint8)
     target = np.empty_like(image)
@@ -425,7 +425,7 @@ def test_a_plan_says_what_will_be_done(colour):
 
 
 class Watched:
-    """An array that can only be sliced, and remembers how."""
+    """An array that can only be sliced, and records how."""
 
     def __init__(self, array, fail_after=None):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -448,7 +448,7 @@ def test_only_tiles_are_read_and_written(lively):
     source, target = Watched(image), Watched(np.zeros_like(image))
     restorer = Restorer(lively(), device="cpu", tile=64, halo=8, window=16)
     list(restorer.restore_into(source, target, "TYX"))
-    assert source.largest <= 2 * 100 * 150  # what the range is found from, which is bounded too
+    assert source.largest <= 2 * 100 * 150  # the sample that the range is found from
     assert np.array_equal(target.array, restorer(image, "TYX"))
 
 
@@ -463,7 +463,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(lively, tmp_path, batch)
     with pytest.raises(OSError, match="No space left"):
         list(restorer.restore_into(image, target, "ZYX", journal=journal))
     with journal.open("ab") as file:
-        file.write(b"1")  # a line cut short, as by a crash
+        file.write(b"1")  # an incomplete line, as after a crash
     finished = target.count // batch * batch
     assert 0 < finished < total
     target.fail_after = None
@@ -507,7 +507,7 @@ def test_a_journal_keeps_the_tile_that_free_memory_chose(lively, tmp_path, monke
     assert np.array_equal(target, Restorer(lively(), device="cpu")(image))
 
 
-def test_a_finished_step_is_on_record(tmp_path):
+def test_a_finished_step_is_recorded(tmp_path):
     with Journal(tmp_path / "j", {"a": 1}) as journal:
         journal.add(3)
         journal.add(0)
@@ -543,7 +543,7 @@ def test_a_wrong_target_is_named_and_untouched(colour):
         ({"range": (5, 5)}, "range must run from a lower to a higher number"),
     ],
 )
-def test_impossible_arguments_are_named(tiny_s, settings, named):
+def test_invalid_arguments_are_named(tiny_s, settings, named):
     with pytest.raises(ValueError, match=named):
         Restorer(tiny_s(), device="cpu", **settings)
 

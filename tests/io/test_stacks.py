@@ -1,4 +1,4 @@
-"""Stacks go from file to file with axes, sizes and names; interrupted, they go on where they stopped."""
+"""Stacks keep axes, sizes and names from file to file, and resume where they were interrupted."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 import kbnet_plugin
 from kbnet_plugin import Restorer
 from kbnet_plugin.cli import main
+from kbnet_plugin.inference.engine import Engine
 from kbnet_plugin.inference.stacks import restore_stack
 from kbnet_plugin.io import stacks
 from kbnet_plugin.io.disk_arrays import RawArray
@@ -120,7 +121,7 @@ def test_ome_zarr_keeps_format_axes_sizes_names_and_the_rest(restorer, tmp_path,
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_every_level_lies_where_its_pixels_are(restorer, tmp_path, zarr_format):
+def test_every_level_has_the_position_of_its_pixels(restorer, tmp_path, zarr_format):
     pytest.importorskip("ome_zarr")
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
@@ -178,7 +179,7 @@ def test_other_readers_open_what_is_written(restorer, tmp_path, zarr_format):
     assert np.array_equal(node.data[0].compute(), zarr.open_group(tmp_path / "b.zarr", mode="r")["0"][:])
 
 
-def test_tiff_becomes_zarr_and_zarr_tiff_with_all_that_both_can_say(restorer, tmp_path):
+def test_tiff_and_zarr_convert_into_each_other_with_shared_metadata(restorer, tmp_path):
     array = values((2, 3, 2, 40, 50))
     ome_tiff(tmp_path / "a.ome.tif", array)
     run(restorer, tmp_path / "a.ome.tif", tmp_path / "b.zarr")
@@ -254,7 +255,7 @@ def test_a_large_plain_picture_is_read_piece_by_piece(restorer, tmp_path, monkey
 
 
 @pytest.mark.parametrize("key", [(1, slice(3, 9), slice(2, 5)), (slice(0, 2), 4, slice(0, 10))])
-def test_raw_values_land_where_a_slice_says(tmp_path, key):
+def test_raw_arrays_are_written_by_slices(tmp_path, key):
     expected = np.zeros((3, 9, 10), np.int16)
     raw = RawArray(tmp_path / "raw", expected.shape, expected.dtype)
     part = values(expected[key].shape, np.int16)
@@ -265,7 +266,7 @@ def test_raw_values_land_where_a_slice_says(tmp_path, key):
 
 
 @pytest.mark.parametrize("name", ["b.zarr", "b.ome.tif"])
-def test_an_interrupted_run_goes_on_and_ends_the_same(restorer, tmp_path, monkeypatch, name):
+def test_an_interrupted_run_resumes_and_ends_the_same(restorer, tmp_path, monkeypatch, name):
     ome_zarr(tmp_path / "a.zarr", values((1, 2, 1, 100, 90)))
     expected = tmp_path / f"whole-{name}"
     total = len(run(restorer, tmp_path / "a.zarr", expected))
@@ -291,9 +292,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(restorer, tmp_path, monkey
     assert not working_folder(target).exists()
 
 
-def test_killed_in_the_middle_it_goes_on_and_ends_byte_for_byte_the_same(
-    tmp_path, checkpoint, monkeypatch, capsys
-):
+def test_a_killed_run_resumes_and_ends_byte_for_byte_the_same(tmp_path, checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ome_zarr(Path("big.zarr"), values((1, 2, 4, 160, 160)))
     options = ["--model", "tiny.pth", "--device", "cpu", "--tile", "64", "--halo", "16", "--window", "16"]
@@ -314,8 +313,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_byte_for_byte_the_same(
     finished = journal.read_bytes().count(b"\n") - 1
     assert not Path("b.zarr").exists()
     calls = []
-    solve = Restorer.solve
-    monkeypatch.setattr(Restorer, "solve", lambda *a: calls.append(1) or solve(*a))
+    solve = Engine.solve
+    monkeypatch.setattr(Engine, "solve", lambda *a: calls.append(1) or solve(*a))
     assert main(["restore", "big.zarr", "-o", "b.zarr", "--resume", *options]) == 0
     resumed = len(calls)
     assert main(["restore", "big.zarr", "-o", "whole.zarr", *options]) == 0
@@ -325,7 +324,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_byte_for_byte_the_same(
     assert f"whole.zarr  {total:,} tiles" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_said_and_what_is_finished_stays(restorer, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_finished_tiles_stay(restorer, tmp_path, monkeypatch):
     ome_tiff(tmp_path / "a.ome.tif", values((1, 2, 2, 60, 70)))
     write, count = RawArray.__setitem__, iter(range(100))
 
@@ -345,7 +344,7 @@ def test_a_full_disk_is_said_and_what_is_finished_stays(restorer, tmp_path, monk
 
 @pytest.fixture
 def bad(tmp_path, checkpoint, monkeypatch, capsys):
-    """Run the command on what is wrong; returns status and error, and checks that nothing is left."""
+    """Run the command on bad input, check that it leaves no files, and return its status and error."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -370,7 +369,7 @@ def test_a_truncated_tiff_is_named(bad):
         assert "half.ome.tif: damaged or incomplete TIFF" in error
 
 
-def test_a_damaged_chunk_is_named_and_a_missing_one_is_what_zarr_says_it_is(bad, restorer, tmp_path):
+def test_a_damaged_chunk_is_named_and_a_missing_one_is_the_fill_value(bad, restorer, tmp_path):
     array = values((1, 1, 1, 60, 70))
     ome_zarr(Path("a.zarr"), array)
     Path("a.zarr/s0/c/0/0/0/0/1").unlink()
@@ -384,18 +383,18 @@ def test_a_damaged_chunk_is_named_and_a_missing_one_is_what_zarr_says_it_is(bad,
     assert "damaged data" in error
 
 
-def test_metadata_without_sense_is_named(bad):
+def test_invalid_metadata_is_named(bad):
     ome_zarr(Path("a.zarr"), values((1, 2, 1, 40, 40)))
     head = Path("a.zarr/zarr.json")
     good = json.loads(head.read_text())
     good["attributes"]["ome"]["multiscales"][0]["axes"].pop()
     head.write_text(json.dumps(good))
-    assert "a.zarr: OME-Zarr metadata without sense" in bad("a.zarr", "-o", "b.zarr")[1]
+    assert "a.zarr: invalid OME-Zarr metadata" in bad("a.zarr", "-o", "b.zarr")[1]
     head.write_text("{")
-    assert "a.zarr: damaged, or no zarr" in bad("a.zarr", "-o", "b.zarr")[1]
+    assert "a.zarr: damaged, or not a zarr" in bad("a.zarr", "-o", "b.zarr")[1]
     zarr.create_group("c.zarr").create_array("inner", shape=(4, 4), dtype="u1")
     assert (
-        "c.zarr: no OME-Zarr image in this group; name one of its arrays (inner)"
+        "c.zarr: no OME-Zarr image in this group; open one of its arrays instead (inner)"
         in bad("c.zarr", "-o", "b.zarr")[1]
     )
 
@@ -405,11 +404,11 @@ def test_what_does_not_fit_is_named(bad):
     ome_tiff("rgb.ome.tif", values((2, 40, 50, 3), np.uint8), "CYXS", photometric="rgb", names=None)
     tifffile.imwrite("complex.tif", np.zeros((5, 40, 50), np.complex64), metadata={"axes": "ZYX"})
     for arguments, named in (
-        ("a.ome.tif -o b.tif --axes YX", "a.ome.tif: axes 'YX' are 2, the array has 5"),
+        ("a.ome.tif -o b.tif --axes YX", "a.ome.tif: axes 'YX' name 2 dimensions, but the array has 5"),
         ("a.ome.tif -o b.png", "b.png: a stack is written as TIFF or OME-Zarr"),
         ("a.ome.tif -o nowhere/b.tif", "nowhere: no such folder"),
         ("a.ome.tif -o a.ome.tif --overwrite", "would be replaced by its own result"),
-        ("rgb.ome.tif -o b.zarr", "b.zarr: OME-Zarr has one axis for channels and colours"),
+        ("rgb.ome.tif -o b.zarr", "b.zarr: OME-Zarr has only one axis for channels and colours"),
         ("complex.tif -o b.tif", "complex.tif: pixels must be bool, integer or float, not complex64"),
         ("nothing.zarr -o b.zarr", "nothing.zarr: no such file or folder"),
     ):
@@ -418,7 +417,7 @@ def test_what_does_not_fit_is_named(bad):
 
 
 @pytest.mark.parametrize("axes", ["ZCTYX", "ZYXS", "YX"])
-def test_what_grows_is_read_along_its_own_axes(tmp_path, axes):
+def test_a_growing_stack_is_read_along_its_own_axes(tmp_path, axes):
     array = values([2, 3, 4, 300, 310][-len(axes) :] if "S" not in axes else [2, 300, 310, 3])
     target = tmp_path / "grown.zarr"
     with grow(target, axes, array.shape, array.dtype) as growing:
@@ -442,7 +441,7 @@ def test_what_grows_is_read_along_its_own_axes(tmp_path, axes):
 
 
 @pytest.mark.parametrize("name", ["b.tif", "b.zarr", "b2.zarr"])
-def test_what_grows_is_put_on_disk_when_asked_and_only_once(tmp_path, monkeypatch, name):
+def test_sync_flushes_only_what_was_written_since_the_last(tmp_path, monkeypatch, name):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
     info = StackMetadata(zarr_format=2 if "2" in name else 3)
@@ -468,7 +467,7 @@ def test_what_grows_is_put_on_disk_when_asked_and_only_once(tmp_path, monkeypatc
             assert synced == [data.stat().st_ino]
 
 
-def test_what_did_not_grow_leaves_nothing(tmp_path):
+def test_a_result_without_progress_leaves_nothing(tmp_path):
     target = tmp_path / "grown.zarr"
 
     def broken():

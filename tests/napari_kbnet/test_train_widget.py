@@ -96,12 +96,12 @@ def test_stop_keeps_the_model_and_more_steps_resume(widget, finish, qtbot):
     assert "1 its" not in kept.replace("1,", "")
     widget.method.setCurrentIndex(1)
     finish()
-    assert "begun with other settings" in widget.status.text()
+    assert "started with different settings" in widget.status.text()
     assert zoo.get_model("My-cells-1").title == kept
     widget.overwrite.setChecked(True)
     widget.steps.setValue(1)
     finish()
-    assert "(n2n, 1 its)" in zoo.get_model("My-cells-1").title
+    assert "(n2n, 1 step)" in zoo.get_model("My-cells-1").title
 
 
 @needs_training

@@ -16,7 +16,7 @@ TINY_L = {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "he
 LIGHT = {"lightweight": True, "ffn_scale": 1.5}
 
 # Parameters, and the SHA-256 of json.dumps(sorted([name, shape] of the state dict), separators=(",", ":")),
-# both taken from the networks that the released checkpoints were trained with.
+# both from the networks with which the released checkpoints were trained.
 RELEASED = {
     "s": (KBNet_s, {}, 141_966_659, "2555f2ce99e3c082bc6ce7bb819eef0d5830790db2b66e08f7e980725be5bafe"),
     "s-light": (
@@ -48,7 +48,7 @@ RELEASED = {
 
 
 def perturbed(network):
-    """Random weights everywhere: scales that start at 0.01 would hide what stands behind them."""
+    """Randomise all weights: scales that start at 0.01 would hide errors in what they scale."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in network.named_parameters():
@@ -147,14 +147,14 @@ def test_half_precision_is_finite_and_close(variant, arguments, dtype):
             {"enc_blk_nums": [1], "dec_blk_nums": [1, 1]},
             "enc_blk_nums and dec_blk_nums .* equally long",
         ),
-        (KBNet_s, {"middle_blk_num": -1}, "middle_blk_num must hold whole numbers"),
-        (KBNet_s, {"enc_blk_nums": [1.5], "dec_blk_nums": [1]}, "enc_blk_nums must hold whole numbers"),
+        (KBNet_s, {"middle_blk_num": -1}, "middle_blk_num must be whole numbers"),
+        (KBNet_s, {"enc_blk_nums": [1.5], "dec_blk_nums": [1]}, "enc_blk_nums must be whole numbers"),
         (KBNet_s, {"ffn_scale": 1.01}, "ffn_scale .* must be even"),
         (KBNet_s, {"ffn_scale": -1}, "ffn_scale must be a positive number"),
         (KBNet_s, {"basicblock": "KBBlock_x"}, "basicblock must be 'KBBlock_s'"),
         (KBNet_l, {"heads": [5, 2, 4, 8]}, r"heads\[0\] must divide"),
-        (KBNet_l, {"heads": [1, 2]}, "heads must hold 4 numbers"),
-        (KBNet_l, {"num_blocks": [1, 2, 3]}, "num_blocks must hold 4 numbers"),
+        (KBNet_l, {"heads": [1, 2]}, "heads must be 4 numbers"),
+        (KBNet_l, {"num_blocks": [1, 2, 3]}, "num_blocks must be 4 numbers"),
         (KBNet_l, {"num_refinement_blocks": -2}, "num_refinement_blocks must be whole numbers"),
         (KBNet_l, {"dim": 25}, "dim must be even"),
         (KBNet_l, {"dim": 28}, "dim 28 gives 28 channels"),
@@ -163,7 +163,7 @@ def test_half_precision_is_finite_and_close(variant, arguments, dtype):
         (KBNet_l, {"blockname": "KBBlock_s"}, "blockname must be 'KBBlock_l'"),
     ],
 )
-def test_an_illegal_argument_is_named_with_its_rule(variant, arguments, named):
+def test_an_invalid_argument_is_named_with_its_rule(variant, arguments, named):
     with pytest.raises(ValueError, match=named):
         variant(**arguments)
 
@@ -171,9 +171,9 @@ def test_an_illegal_argument_is_named_with_its_rule(variant, arguments, named):
 @pytest.mark.parametrize(
     ("image", "named"),
     [
-        (torch.rand(1, 4, 8, 8), r"takes \(batch, 3, height, width\)"),
-        (torch.rand(3, 8, 8), r"takes \(batch, 3, height, width\)"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating dtype"),
+        (torch.rand(1, 4, 8, 8), r"expects \(batch, 3, height, width\)"),
+        (torch.rand(3, 8, 8), r"expects \(batch, 3, height, width\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating-point values"),
         (torch.rand(1, 3, 0, 8), "empty"),
     ],
 )

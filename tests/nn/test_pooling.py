@@ -1,4 +1,4 @@
-"""Local pooling: means over patches on a grid that begins with the picture, whatever its tiles."""
+"""Local pooling: means over patches on a grid that starts at the picture's origin, whatever the tiles."""
 
 from __future__ import annotations
 
@@ -7,50 +7,57 @@ import pytest
 import torch
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.nn.pooling import Grid, _OpenScale, given_means, recorded_means, with_open_pools
+from kbnet_plugin.nn.pooling import (
+    Grid,
+    _ReplaceableMean,
+    record_means,
+    replace_means,
+    with_replaceable_means,
+)
 
 
 @pytest.mark.parametrize("build", ["tiny_s", "tiny_l"])
-def test_opened_a_network_computes_what_it_did_and_shares_its_weights(build, request):
+def test_the_copy_computes_what_the_network_does_and_shares_its_weights(build, request):
     network = request.getfixturevalue(build)()
-    opened = with_open_pools(network)
+    copied = with_replaceable_means(network)
     x = torch.rand(1, 3, 40, 56)
     with torch.inference_mode():
-        assert torch.equal(opened(x), network(x))
-        with recorded_means() as means:
-            recorded = opened(x)
+        assert torch.equal(copied(x), network(x))
+        with record_means() as means:
+            recorded = copied(x)
     assert torch.equal(recorded, network(x))
-    pools = [module for module in opened.modules() if isinstance(module, _OpenScale)]
+    pools = [module for module in copied.modules() if isinstance(module, _ReplaceableMean)]
     assert sorted(means) == sorted(pool.number for pool in pools) == list(range(len(pools)))
-    blocks = [module for module in opened.modules() if hasattr(module, "sca")]
+    blocks = [module for module in copied.modules() if hasattr(module, "sca")]
     assert len(blocks) == len(pools) > 0
-    pairs = zip(network.named_parameters(), opened.named_parameters(), strict=True)
+    pairs = zip(network.named_parameters(), copied.named_parameters(), strict=True)
     assert all(a == b and p is q for (a, p), (b, q) in pairs)
-    assert opened.state_dict().keys() == network.state_dict().keys()
+    assert copied.state_dict().keys() == network.state_dict().keys()
 
 
 @pytest.mark.parametrize("size", [(40, 56), (37, 51)])
-def test_its_own_means_given_to_it_change_nothing(lively, size):
-    opened = with_open_pools(lively())
+def test_replacing_means_by_themselves_changes_nothing(lively, size):
+    copied = with_replaceable_means(lively())
     x = torch.rand(2, 3, *size)
     with torch.inference_mode():
-        with recorded_means() as means:
-            own = opened(x)
+        with record_means() as means:
+            own = copied(x)
         spread = [means[number].expand(-1, -1, 10, 14) for number in range(len(means))]
-        with given_means(spread):
-            torch.testing.assert_close(opened(x), own)
-        with given_means([mean + 1 for mean in spread]):
-            assert not torch.allclose(opened(x), own, atol=1e-3)
+        with replace_means(spread):
+            torch.testing.assert_close(copied(x), own)
+        with replace_means([mean + 1 for mean in spread]):
+            assert not torch.allclose(copied(x), own, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_overflow(tiny_s, dtype):
-    pool = next(m for m in with_open_pools(tiny_s()).modules() if isinstance(m, _OpenScale)).to(dtype)
+    modules = with_replaceable_means(tiny_s()).modules()
+    pool = next(m for m in modules if isinstance(m, _ReplaceableMean)).to(dtype)
     torch.nn.init.dirac_(pool[1].weight)
     torch.nn.init.zeros_(pool[1].bias)
     x = torch.full((1, pool[1].in_channels, 64, 64), 30000.0, dtype=dtype)
     torch.testing.assert_close(pool(x), x[..., :1, :1], rtol=0.01, atol=0)
-    with recorded_means() as means:
+    with record_means() as means:
         pool(x)
     assert means[pool.number].dtype == torch.float32
 
@@ -72,7 +79,7 @@ def test_the_grid_begins_with_the_picture_and_needs_no_more_than_its_margin():
                 np.testing.assert_allclose(near, np.interp(at + 0.5, centres, values))
 
 
-def test_a_picture_that_holds_no_patch_is_one():
+def test_a_picture_too_small_for_a_patch_is_one():
     assert Grid(64).patches(0, 95, (0, 95)) == [(0, 95)]
     assert Grid(64).patches(0, 96, (0, 96)) == [(32, 96)]
 

@@ -1,4 +1,4 @@
-"""The public operator: checks, choice of backend, and life inside torch's machinery."""
+"""The public operator: checks, choice of backend, autograd, compile, export and autocast."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kbnet_plugin import ops
 from kbnet_plugin.ops import kernel_basis_attention, reference
+from kbnet_plugin.ops.backend import Arguments
 
 
 def inputs(batch=1, channels=8, height=6, width=5, bases=4, per_group=4, kernel_size=3, dtype=torch.float32):
@@ -47,11 +48,12 @@ def test_reference_backward_is_its_derivative(needs):
     tensors, groups, k = inputs(2, 4, 3, 4, 3, 2, 3, torch.float64)
     for t, n in zip(tensors, needs, strict=True):
         t.requires_grad_(n)
-    out = reference.forward(*tensors, groups, k)
+    args = Arguments(*tensors, groups, k)
+    out = reference.forward(args)
     grad = torch.randn_like(out)
     expected = torch.autograd.grad(out, [t for t in tensors if t.requires_grad], grad)
     with torch.no_grad():
-        found = reference.backward(grad, *tensors, groups, k, needs)
+        found = reference.backward(grad, args, needs)
     for f, e in zip((f for f in found if f is not None), expected, strict=True):
         torch.testing.assert_close(f, e)
 
@@ -79,10 +81,11 @@ def test_operator_registration_is_sound():
     torch.library.opcheck(torch.ops.kbnet.kernel_basis_attention, (*tensors, groups, k, "auto"))
 
 
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_compiles_without_a_graph_break(backend):
     tensors, groups, k = inputs()
     compiled = torch.compile(
-        lambda *t: kernel_basis_attention(*t, groups, k).sin(), fullgraph=True, backend="aot_eager"
+        lambda *t: kernel_basis_attention(*t, groups, k, backend).sin(), fullgraph=True, backend="aot_eager"
     )
     tensors = [t.requires_grad_() for t in tensors]
     out = compiled(*tensors)

@@ -17,6 +17,7 @@ import torch
 
 from kbnet_plugin import cli
 from kbnet_plugin.ops import native
+from kbnet_plugin.ops.backend import Arguments
 from tests.ops.equation import TOLERANCE, assert_near, case, exact, run
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ REASON = "the native library is not built (python setup.py build_ext --inplace)"
 built = pytest.mark.skipif(not native.available_isas() and not REQUIRED, reason=REASON)
 ISAS = native.available_isas() or ("plain",)
 
-SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
+SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (2, 64, 4, 3, 32, 16, 18),
     (1, 32, 4, 3, 32, 5, 300),  # wider than a tile
     (1, 16, 4, 3, 32, 70, 40),  # higher than a tile
@@ -139,7 +140,7 @@ def test_infinity_and_nan_are_not_hidden(isa):
         for tensor in (x, a, w, b):
             kept = tensor.flatten()[5].clone()
             tensor.flatten()[5] = value
-            assert not native.forward(x, a, w, b, *sizes).isfinite().all()
+            assert not native.forward(Arguments(x, a, w, b, *sizes)).isfinite().all()
             tensor.flatten()[5] = kept
 
 
@@ -158,21 +159,21 @@ def test_unknown_instruction_set_is_an_error(monkeypatch):
     monkeypatch.setenv("KBNET_KBA_ISA", "mmx")
     tensors, sizes = case(1, 8, 4, 3, 32, 4, 4)
     with pytest.raises(ValueError, match=r"KBNET_KBA_ISA='mmx' is not available here; choose from .*plain"):
-        native.forward(*tensors[:4], *sizes)
+        native.forward(Arguments(*tensors[:4], *sizes))
 
 
 @built
 @pytest.mark.parametrize(
     ("shape", "dtype", "reason"),
     [
-        ((1, 6, 3, 3, 8, 4, 4), torch.float32, "channels a group"),
-        ((1, 8, 4, 7, 8, 4, 4), torch.float32, "kernel of 1, 3 or 5"),
+        ((1, 6, 3, 3, 8, 4, 4), torch.float32, "channels per group"),
+        ((1, 8, 4, 7, 8, 4, 4), torch.float32, "kernel size of 1, 3 or 5"),
         ((1, 8, 4, 3, 8, 4, 4), torch.float64, "float32, bfloat16 or float16"),
     ],
 )
 def test_says_what_it_cannot_do(shape, dtype, reason):
     tensors, sizes = case(*shape, dtype=dtype)
-    assert reason in native.unsupported(*tensors[:4], *sizes)
+    assert reason in native.unsupported(Arguments(*tensors[:4], *sizes))
 
 
 @built
@@ -180,17 +181,18 @@ def test_survives_a_fork():
     script = """
         import os, torch
         from kbnet_plugin.ops import native
+        from kbnet_plugin.ops.backend import Arguments
         torch.set_num_threads(2)
         g = torch.Generator().manual_seed(0)
         shapes = ((1, 64, 40, 40), (1, 32, 40, 40), (1, 32, 64 * 36), (1, 32, 64))
-        t = [torch.randn(s, generator=g) for s in shapes]
-        before = native.forward(*t, 16, 3)
+        args = Arguments(*(torch.randn(s, generator=g) for s in shapes), 16, 3)
+        before = native.forward(args)
         child = os.fork()
         if child == 0:
-            same = (before.numpy() == native.forward(*t, 16, 3).numpy()).all()  # torch itself would hang here
+            same = (before.numpy() == native.forward(args).numpy()).all()  # torch itself would hang here
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert torch.equal(before, native.forward(*t, 16, 3))
+        assert torch.equal(before, native.forward(args))
     """
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
@@ -201,17 +203,18 @@ def test_survives_a_fork_before_its_first_use():
     script = """
         import os, signal, torch
         from kbnet_plugin.ops import native
+        from kbnet_plugin.ops.backend import Arguments
         torch.set_num_threads(2)
         shapes = ((1, 64, 40, 40), (1, 32, 40, 40), (1, 32, 64 * 36), (1, 32, 64))
-        t = [torch.randn(s) for s in shapes]
+        args = Arguments(*(torch.randn(s) for s in shapes), 16, 3)
         assert native.available_isas()
         torch.rand(1 << 22).exp()  # starts torch's team, which the child does not have
         child = os.fork()
         if child == 0:
             signal.alarm(30)
-            both = native.forward(*t, 16, 3)
+            both = native.forward(args)
             torch.set_num_threads(1)
-            os._exit(0 if (both.numpy() == native.forward(*t, 16, 3).numpy()).all() else 1)
+            os._exit(0 if (both.numpy() == native.forward(args).numpy()).all() else 1)
         assert os.waitpid(child, 0)[1] == 0
     """
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
@@ -220,7 +223,7 @@ def test_survives_a_fork_before_its_first_use():
 
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
-    """Where the library is looked for, and not found."""
+    """Path where the library is expected, without a library."""
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "_kba_native.so")
     native._library.cache_clear()
     yield tmp_path / "_kba_native.so"
@@ -231,10 +234,10 @@ def test_missing_library_is_said_once(elsewhere, caplog):
     tensors, sizes = case(1, 8, 4, 3, 32, 4, 4)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert "not built" in native.unsupported(*tensors[:4], *sizes)
+            assert "not built" in native.unsupported(Arguments(*tensors[:4], *sizes))
     assert native.available_isas() == ()
     assert len(caplog.records) == 1
-    assert "'tiled' backend serves" in caplog.text
+    assert "falls back to the slower 'tiled' backend" in caplog.text
 
 
 def test_info_says_why_there_is_no_library(elsewhere, capsys):
@@ -254,7 +257,7 @@ def test_info_says_why_the_library_does_not_load(elsewhere, capsys):
 
 @pytest.fixture
 def build(tmp_path):
-    """Build a copy of the source tree in place, by a compiler that works or does not; the exit status."""
+    """Build a copy of the source tree in place, with a compiler that works or fails."""
     for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     left = shutil.ignore_patterns("*.so", "*.txt", "zoo", "__pycache__")

@@ -1,4 +1,4 @@
-"""The tiled backend against the equation in float64, with tiles so small that every input takes several."""
+"""The tiled backend against the equation in float64, also with tiles so small that inputs need several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ops import equation
 from tests.ops.equation import assert_near, case, exact, run
 
 TOLERANCE = equation.TOLERANCE | {torch.float64: 1e-12}
-SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
+SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (1, 4, 1, 1, 1, 1, 1),
     (2, 64, 4, 3, 32, 9, 11),
     (1, 32, 4, 3, 32, 3, 150),

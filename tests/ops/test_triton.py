@@ -1,6 +1,6 @@
-"""The Triton backend against the equation in float64: on a GPU, or else under Triton's interpreter.
+"""The Triton backend against the equation in float64: on a GPU, or in Triton's interpreter.
 
-Triton reads TRITON_INTERPRET as it is imported, so without a GPU this module runs itself in another process.
+Triton reads TRITON_INTERPRET on import, so without a GPU this module runs itself in another process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 
 from kbnet_plugin.ops import kernel_basis_attention
 from kbnet_plugin.ops import triton as backend
+from kbnet_plugin.ops.backend import Arguments
 from tests.ops import equation
 from tests.ops.equation import TOLERANCE, assert_near, exact, run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 case = partial(equation.case, device=DEVICE)
-SHAPES = [  # batch, channels, channels a group, kernel, bases, height, width
+SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (1, 4, 1, 1, 1, 1, 1),
     (2, 8, 4, 3, 32, 3, 7),
     (1, 72, 2, 3, 32, 4, 3),  # more channels than a block, and no multiple of it
@@ -60,7 +61,7 @@ def test_under_the_interpreter():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_the_equation(shape, dtype):
     tensors, sizes = case(*shape, dtype=dtype)
-    assert backend.unsupported(*tensors[:4], *sizes) is None
+    assert backend.unsupported(Arguments(*tensors[:4], *sizes)) is None
     assert_near(run(backend, tensors, sizes), exact(tensors, sizes))
 
 
@@ -219,17 +220,17 @@ def test_compiles_to_tensor_core_code_without_a_gpu(
 @have_triton
 def test_says_what_it_cannot_do(shape, dtype, reason):
     tensors, sizes = case(*shape, dtype=dtype)
-    assert reason in backend.unsupported(*tensors[:4], *sizes)
+    assert reason in backend.unsupported(Arguments(*tensors[:4], *sizes))
 
 
 @have_triton
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
 def test_needs_a_gpu_unless_interpreted():
     tensors, sizes = case(1, 8, 4, 3, 8, 4, 4)
-    assert "NVIDIA GPU" in backend.unsupported(*(t.cpu() for t in tensors[:4]), *sizes)
+    assert "NVIDIA GPU" in backend.unsupported(Arguments(*(t.cpu() for t in tensors[:4]), *sizes))
 
 
 def test_says_when_triton_is_missing(monkeypatch):
     tensors, sizes = case(1, 8, 4, 3, 8, 4, 4)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert backend.unsupported(*tensors[:4], *sizes) == "Triton is not installed"
+    assert backend.unsupported(Arguments(*tensors[:4], *sizes)) == "Triton is not installed"

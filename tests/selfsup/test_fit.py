@@ -1,4 +1,4 @@
-"""Learning from noisy pictures alone, through the loop that `basicsr train` runs."""
+"""Training on noisy pictures alone, with `basicsr train` in a separate process."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def config(source, **settings):
     return FitConfig(**{"source": source, "iterations": 4, "device": "cpu", **own, **settings})
 
 
-def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(stack):
+def test_a_model_is_trained_and_listed_with_its_range_and_card(stack):
     run = Fit(config(stack))
     steps = list(run.run())
     assert [s.iteration for s in steps] == [1, 2, 3, 4]
@@ -54,26 +54,27 @@ def test_a_model_is_learned_said_and_listed_with_the_range_it_was_learned_in(sta
     assert restored.dtype == np.uint16
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
-    assert str(stack) in card
-    share = float(card.split("- shrinkage: ")[1].split()[0])
+    assert f"`kbnet fit {stack} --name mine --method n2v --range=" in card
+    assert "--init scratch --axes ZYX --patch 16 --batch 2`" in card
+    shrinkage = float(card.split("- SURE shrinkage: ")[1].split()[0])
     trained = load_network(run.checkpoint).ending.weight.detach()
-    assert torch.allclose(model.load().ending.weight.detach(), share * trained, rtol=0.01)
+    assert torch.allclose(model.load().ending.weight.detach(), shrinkage * trained, rtol=0.01)
     plain = Fit(config(stack, shrinkage=False)).save()
     assert torch.equal(plain.load().ending.weight.detach(), trained)
 
 
-def test_a_run_goes_on_and_another_recipe_of_its_name_is_refused(stack):
+def test_a_run_resumes_and_other_settings_under_its_name_are_refused(stack):
     list(Fit(config(stack)).run())
     longer = Fit(config(stack, iterations=6))
     assert longer.resumes
     assert [s.iteration for s in longer.run()] == [1, 2, 3, 4, 5, 6]
-    assert longer.save().title.endswith("6 its)")
-    with pytest.raises(FileExistsError, match=r"other settings \(datasets.train.gt_size\)"):
+    assert longer.save().title == "removes noise from images like noisy.npy (n2v, 6 steps)"
+    with pytest.raises(FileExistsError, match=r"different settings \(datasets.train.gt_size\)"):
         Fit(config(stack, patch=20))
     assert not Fit(config(stack, patch=20), overwrite=True).resumes
 
 
-def test_stopping_from_another_thread_keeps_what_is_learned(stack):
+def test_stopping_from_another_thread_keeps_the_model(stack):
     run = Fit(config(stack, iterations=100_000))
     seen = []
     for step in run.run():
@@ -84,7 +85,7 @@ def test_stopping_from_another_thread_keeps_what_is_learned(stack):
     assert run.save().name == "mine"
 
 
-def test_the_training_does_not_outlive_who_started_it(stack, tmp_path):
+def test_training_ends_with_the_process_that_started_it(stack, tmp_path):
     code = f"""
 from kbnet_plugin.selfsup.fit import Fit
 from kbnet_plugin.selfsup.config import FitConfig
@@ -101,19 +102,19 @@ for step in run.run():
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert Fit(config(stack), overwrite=True).iteration > 0  # and it saved
+    assert Fit(config(stack), overwrite=True).iteration > 0  # it saved a checkpoint
 
 
-def test_what_was_stopped_before_it_learned_anything_leaves_no_model(stack):
+def test_a_run_stopped_before_its_first_step_leaves_no_model(stack):
     run = Fit(config(stack))
     run.stop()
     assert list(run.run()) == []
-    with pytest.raises(ValueError, match="before anything was learned"):
+    with pytest.raises(ValueError, match="stopped before its first step; nothing to save"):
         run.save()
     assert zoo.list_models()[-1].name != "mine"
 
 
-def test_a_fault_of_the_training_is_told_in_its_own_line(stack, monkeypatch):
+def test_an_error_in_training_is_reported_in_its_own_words(stack, monkeypatch):
     run = Fit(config(stack))
     run.options["network_g"]["width"] = 6
     with pytest.raises(ValueError, match="width must be a multiple of 4"):
@@ -121,21 +122,21 @@ def test_a_fault_of_the_training_is_told_in_its_own_line(stack, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("index", "listed", "wanted"),
+    ("index", "listed", "expected"),
     [(0, None, "0"), (2, None, "2"), (0, "3", "3"), (1, "4,2", "2"), (1, "GPU-1a, GPU-2b,0", "GPU-2b")],
 )
 def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
-    stack, monkeypatch, index, listed, wanted
+    stack, monkeypatch, index, listed, expected
 ):
     if listed is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
     run = Fit(config(stack))
-    run.device = torch.device("cuda", index)  # which this machine need not have
+    run.device = torch.device("cuda", index)  # need not exist
 
     def start(command, env, **options):
-        assert env["CUDA_VISIBLE_DEVICES"] == wanted
+        assert env["CUDA_VISIBLE_DEVICES"] == expected
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit.subprocess, "Popen", start)
@@ -143,7 +144,7 @@ def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
         next(run.run())
 
 
-def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(stack, tmp_path):
+def test_n2n_pairs_successive_planes_or_a_second_recording(stack, tmp_path):
     run = Fit(config(stack, method="n2n"))
     assert len(list(run.run())) == 4
     assert "moves" in run.save().card.read_text()
@@ -152,36 +153,36 @@ def test_planes_that_follow_each_other_and_second_recordings_teach_each_other(st
     assert second.options["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "again.npy")
 
 
-def test_an_array_is_learned_from_too_and_starts_from_a_shipped_model(tmp_path):
+def test_an_array_is_trained_on_and_starts_from_a_shipped_model(tmp_path):
     picture = np.random.default_rng(0).random((40, 44), np.float32)
     run = Fit(config(picture, axes=None, init=None, network=None, iterations=1))
     assert json.loads(json.dumps(run.options))["path"]["pretrain_network_g"].endswith("micro.safetensors")
     list(run.run())
-    assert run.save().channels == 1
+    assert run.save().in_channels == 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "../x"}, "cannot name a model"),
         ({"name": "denoise-gray"}, "ships with kbnet"),
-        ({"init": "denoise-color"}, r"takes 3 channel\(s\), noisy.npy has 1"),
+        ({"init": "denoise-color"}, r"takes 3 channel\(s\), but noisy.npy has 1"),
         ({"init": "nothing-such"}, "no model or file is called"),
         ({"method": "n2n", "pair_axis": "T"}, "no axis 'T'"),
         ({"method": "n3v"}, "n2v or n2n"),
-        ({"iterations": 0}, "1 at least"),
+        ({"iterations": 0}, "at least 1"),
         ({"axes": "YX"}, "the array has 3"),
         ({"range": (3.0, 1.0)}, "lower to a higher"),
         ({"device": "cuda:99"}, "not available"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_runs(stack, settings, said):
-    with pytest.raises((ValueError, FileExistsError), match=said):
+def test_bad_settings_are_refused_before_anything_runs(stack, settings, message):
+    with pytest.raises((ValueError, FileExistsError), match=message):
         Fit(config(stack, **settings))
     assert not (zoo.folder() / "fits").exists()
 
 
-def test_noise_that_neighbours_share_is_doubted_before_anything_runs(stack, tmp_path):
+def test_correlated_noise_is_warned_about_before_anything_runs(stack, tmp_path):
     assert Fit(config(stack)).doubt == ""
     white = np.load(stack).astype(float)
     rows = white[:, 1:] + white[:, :-1]
@@ -190,23 +191,23 @@ def test_noise_that_neighbours_share_is_doubted_before_anything_runs(stack, tmp_
     assert Fit(config(tmp_path / "moved.npy", name="moved", method="n2n")).doubt == ""
 
 
-def test_without_the_extra_the_mend_is_named(stack, monkeypatch):
+def test_without_the_extra_it_says_what_to_install(stack, monkeypatch):
     monkeypatch.setattr(fit, "can_train", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'kbnet\[train\]'"):
         Fit(config(stack))
 
 
-def test_the_command_learns_a_model_and_says_how_to_use_it(stack, capsys):
+def test_the_command_trains_a_model_and_says_how_to_use_it(stack, capsys):
     arguments = ["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--patch", "16", "--iterations", "2"]
     assert cli.main([*arguments, "--batch", "1", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "independent from pixel to pixel" in out
     assert "--model mine" in out
     assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 2
-    assert "begun with other settings" in capsys.readouterr().err
+    assert "started with different settings" in capsys.readouterr().err
 
 
-def test_an_interrupt_stops_the_command_and_keeps_what_is_learned(stack, capsys, monkeypatch):
+def test_an_interrupt_stops_the_command_and_keeps_the_model(stack, capsys, monkeypatch):
     steps = Fit.run
 
     def interrupted(self):

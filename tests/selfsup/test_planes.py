@@ -1,4 +1,4 @@
-"""The planes of noisy stacks and folders."""
+"""Planes of noisy stacks and folders are read window by window."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def stack():
     return np.random.default_rng(0).integers(100, 4000, (3, 2, 20, 24)).astype(np.uint16)
 
 
-def test_a_stack_reads_the_same_from_npy_tiff_and_zarr_kept_or_not(tmp_path, stack):
+def test_a_stack_reads_the_same_from_npy_tiff_and_zarr(tmp_path, stack):
     tifffile, zarr = pytest.importorskip("tifffile"), pytest.importorskip("zarr")
     np.save(tmp_path / "a.npy", stack)
     tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "TZYX"})
@@ -27,7 +27,7 @@ def test_a_stack_reads_the_same_from_npy_tiff_and_zarr_kept_or_not(tmp_path, sta
             assert np.array_equal(planes.read(3, window)[..., 0], stack[1, 1, 3:9, 5:20])
 
 
-def test_a_folder_of_pictures_is_its_planes_by_name_and_opacity_is_left_out(tmp_path):
+def test_a_folder_is_read_by_name_and_without_opacity(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 18, 16, 4)).astype(np.uint8)
     for number, picture in enumerate(pictures):
         write_image(tmp_path / f"{number}.png", picture)
@@ -37,7 +37,7 @@ def test_a_folder_of_pictures_is_its_planes_by_name_and_opacity_is_left_out(tmp_
     assert planes.pairs() == [(0, 1), (1, 2)]
 
 
-def test_pictures_that_do_not_go_together_are_named(tmp_path):
+def test_pictures_that_do_not_match_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((18, 18), np.uint8))
     np.save(tmp_path / "b.npy", np.zeros((18, 18), np.uint16))
     with pytest.raises(ValueError, match=r"several dtypes \(uint16, uint8\)"):
@@ -51,11 +51,11 @@ def test_pictures_that_do_not_go_together_are_named(tmp_path):
 
 def test_pickled_objects_are_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"a\.npy: damaged, or no \.npy array"):
+    with pytest.raises(ValueError, match=r"a\.npy: damaged, or not a \.npy array"):
         Planes(tmp_path / "a.npy")
 
 
-def test_pairs_follow_each_other_along_the_axis(tmp_path, stack):
+def test_pairs_are_successive_planes_along_the_axis(tmp_path, stack):
     alone = tmp_path / "one.npy"
     np.save(alone, np.zeros((1, 20, 20), np.uint8))
     np.save(tmp_path / "a.npy", stack)
@@ -64,11 +64,11 @@ def test_pairs_follow_each_other_along_the_axis(tmp_path, stack):
     assert planes.pairs("Z") == [(0, 1), (2, 3), (4, 5)]
     with pytest.raises(ValueError, match="no axis 'C'"):
         planes.pairs("C")
-    with pytest.raises(ValueError, match="one plane only"):
+    with pytest.raises(ValueError, match="only one plane"):
         Planes(alone, "TYX").pairs("T")
 
 
-def test_one_range_holds_for_all_planes(tmp_path, stack):
+def test_one_range_applies_to_all_planes(tmp_path, stack):
     np.save(tmp_path / "a.npy", stack)
     planes = Planes(tmp_path / "a.npy", "TZYX")
     low, high = planes.range()

@@ -1,4 +1,4 @@
-"""Models in other programs' formats give the same pictures there."""
+"""Exported models restore the same pictures in other programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
-def test_spandrel_gives_a_shipped_models_picture(run, model, suffix):
+def test_spandrel_restores_the_same_picture_with_a_shipped_model(run, model, suffix):
     status, out, err = run("export", model.name, "-o", f"x.{suffix}", "--format", suffix)
     assert (status, err) == (0, "")
     assert out.startswith(f"x.{suffix}  ")
@@ -47,7 +47,7 @@ def test_spandrel_gives_a_shipped_models_picture(run, model, suffix):
             torch.testing.assert_close(found[0].permute(1, 2, 0), expected.clamp(0, 1), atol=1e-5, rtol=1e-5)
 
 
-def test_a_pth_has_basicsrs_layout_and_what_was_said_stays_in_safetensors(run, tmp_path):
+def test_a_pth_has_the_layout_of_basicsr_and_safetensors_keeps_the_metadata(run, tmp_path):
     assert run("export", "denoise-gray", "-o", "x.pth")[0] == 0
     content = torch.load("x.pth", weights_only=True)
     assert list(content) == ["params"]
@@ -74,12 +74,12 @@ def test_onnx_gives_the_same_picture_for_any_batch_height_and_width(run, lively)
         (found,) = session.run(None, {"image": image.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-5, rtol=1e-4)
-    said = session.get_modelmeta().custom_metadata_map
-    assert (said["title"], said["window"]) == ("a test", "96")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["title"], metadata["window"]) == ("a test", "96")
     assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.safetensors"]
 
 
-def test_reflection_without_a_branch_is_the_networks_padding():
+def test_reflection_without_a_branch_is_the_padding_of_the_network():
     for height in range(1, 18):
         for width in (1, 4, 5, 8, 9):
             image = torch.rand(1, 2, height, width)
@@ -95,13 +95,13 @@ def test_an_onnx_that_differs_is_not_kept(run, monkeypatch, tiny_s, tmp_path):
     Path("x.onnx").write_text("old")
     status, out, err = run("export", "x.pth", "-o", "x.onnx", "--overwrite")
     assert (status, out) == (2, "")
-    assert "x.onnx: not written: ONNX Runtime's answer differs" in err
+    assert "x.onnx: not written: the results of ONNX Runtime and torch differ" in err
     assert Path("x.onnx").read_text() == "old"
     assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.pth"]
 
 
 class Program:
-    """Stands for what the exporter makes."""
+    """Replaces what the exporter creates."""
 
     def __init__(self):
         self.model = type("Model", (), {"metadata_props": {}})
@@ -119,7 +119,7 @@ class Program:
         ("denoise-gray -o nowhere/x.pth", "nowhere: no such folder to write x.pth to"),
         ("denoise-gray -o nowhere/x.onnx", "nowhere: no such folder to write x.onnx to"),
         ("denoise-gray -o x.tflite", "x.tflite: end the name in one of .safetensors, .pth, .onnx"),
-        ("denoise-gray -o x.pth --format onnx", "x.pth: onnx goes into a file that ends in .onnx"),
+        ("denoise-gray -o x.pth --format onnx", "x.pth: --format onnx requires a name that ends in .onnx"),
         ("denoise-gray -o x.gif --format gif", "argument --format: invalid choice: 'gif'"),
         ("denoise-gray -o old.pth", "old.pth: exists; --overwrite replaces it"),
         ("denoise-grey -o x.pth", "no model or file is called 'denoise-grey'; did you mean 'denoise-gray'"),

@@ -1,4 +1,4 @@
-"""Files of weights: found out from shapes, refused when unsafe, read unchanged by spandrel."""
+"""Files of weights are identified by shapes, refused if unsafe, and read by spandrel with the same result."""
 
 from __future__ import annotations
 
@@ -60,14 +60,12 @@ def test_spandrel_reads_the_same_arguments_and_gives_the_same_picture(
     save_network(network, tmp_path / f"x{suffix}")
     theirs = spandrel.ModelLoader().load_from_file(tmp_path / f"x{suffix}")
     _, found = identify(network.state_dict())
-    scales = (
-        "ffn_scale",
-        "ffn_expansion_factor",
-    )  # they keep the ratio, we the shortest number that gives it
+    # spandrel returns the ratio of the widths, we the shortest number that leads to it.
+    scales = ("ffn_scale", "ffn_expansion_factor")
     for name, value in theirs.model.hyperparameters.items():
         assert name in scales or found[name] == value
     assert theirs.input_channels == found.get("img_channel", found.get("inp_channels"))
-    if theirs.input_channels == theirs.output_channels:  # they cannot run 6 to 3
+    if theirs.input_channels == theirs.output_channels:  # spandrel cannot run 6 to 3
         image = torch.rand(1, theirs.input_channels, 16, 24)
         with torch.inference_mode():
             torch.testing.assert_close(network(image), theirs.model.eval()(image), rtol=1e-5, atol=1e-6)
@@ -75,7 +73,7 @@ def test_spandrel_reads_the_same_arguments_and_gives_the_same_picture(
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.25, 1.5, 2, 2.66, 3.999, 1 / 3])
 @pytest.mark.parametrize("width", [4, 8, 12, 32, 64, 96, 224])
-def test_the_scale_that_is_found_gives_every_level_its_width(width, scale):
+def test_the_inferred_scale_gives_every_level_its_width(width, scale):
     hidden = [int(scale * width * 2**level) for level in range(5)]
     tensors = {"intro.weight": torch.empty(width, 3, 3, 3, device="meta"), "middle_blks.0.attgamma": None}
     for level, h in enumerate(hidden):
@@ -84,7 +82,7 @@ def test_the_scale_that_is_found_gives_every_level_its_width(width, scale):
     assert [int(found["ffn_scale"] * width * 2**level) for level in range(5)] == hidden
 
 
-def test_a_round_scale_is_found_as_such(tiny_s, tiny_l):
+def test_a_round_scale_is_inferred_exactly(tiny_s, tiny_l):
     assert identify(tiny_s(ffn_scale=1.5).state_dict())[1]["ffn_scale"] == 1.5
     assert identify(tiny_l(dim=24).state_dict())[1]["ffn_expansion_factor"] == 1.5
 
@@ -105,7 +103,7 @@ def test_the_averaged_weights_come_first_and_others_by_name(tiny_s, tmp_path):
     torch.save({"params": last.state_dict(), "params_ema": averaged.state_dict()}, tmp_path / "x.pth")
     assert equal(load_network(tmp_path / "x.pth").state_dict(), averaged.state_dict())
     assert equal(load_network(tmp_path / "x.pth", key="params").state_dict(), last.state_dict())
-    with pytest.raises(ValueError, match=r"x.pth: no weights under 'net'; choose one of: params, params_ema"):
+    with pytest.raises(ValueError, match=r"no weights under 'net'; use one of its keys: params, params_ema"):
         load_network(tmp_path / "x.pth", key="net")
 
 
@@ -137,7 +135,7 @@ def test_a_malicious_pickle_is_refused_without_running(tmp_path, zipped):
         tmp_path / "x.pth",
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(ValueError, match=r"x.pth: holds posix.mkdir besides tensors, refused") as caught:
+    with pytest.raises(ValueError, match=r"x.pth: contains posix.mkdir, refused") as caught:
         load_network(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
@@ -154,15 +152,15 @@ def test_a_bare_malicious_pickle_is_refused_without_running(tmp_path):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"params": {"a": torch.ones(1)}, "options": argparse.Namespace()}, "holds argparse.Namespace"),
-        ([torch.ones(1)], "holds a list, not weights by name"),
-        (torch.ones(1), "holds a Tensor, not weights by name"),
-        ({"a": 1, "b": torch.ones(1)}, r"no weights by name \(it holds a\)"),
-        ({}, "no weights by name"),
+        ({"params": {"a": torch.ones(1)}, "options": argparse.Namespace()}, "contains argparse.Namespace"),
+        ([torch.ones(1)], "contains a list, not named weights"),
+        (torch.ones(1), "contains a Tensor, not named weights"),
+        ({"a": 1, "b": torch.ones(1)}, "contains a besides weights"),
+        ({}, "contains no weights"),
     ],
     ids=["object", "list", "tensor", "number", "empty"],
 )
-def test_anything_but_tensors_by_name_is_named(tmp_path, content, named):
+def test_anything_but_named_tensors_is_refused(tmp_path, content, named):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=f"x.pth: {named}") as caught:
         load_network(tmp_path / "x.pth")
@@ -176,7 +174,7 @@ def test_a_truncated_file_is_named(tiny_s, tmp_path, suffix, kept):
     save_network(tiny_s(), path)
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    with pytest.raises(ValueError, match=f"x{suffix}: truncated or not a .*; fetch it again") as caught:
+    with pytest.raises(ValueError, match=f"x{suffix}: truncated or not a .*; download it again") as caught:
         load_network(path)
     assert "\n" not in str(caught.value)
 
@@ -198,10 +196,10 @@ def without(*names):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (without("ending"), r"not a complete KBNet_s: of its keys 2 missing \(ending.weight, ending.bias\)"),
+        (without("ending"), r"not a complete KBNet_s; keys: 2 missing \(ending.weight, ending.bias\)"),
         (without("encoders.0.0.conv"), r"20 missing \(encoders.0.0.conv11.0.weight, .*, \.\.\.\)"),
         (without("intro"), "not a complete KBNet_s: intro.weight is missing"),
-        (lambda t: t | {"more": torch.ones(1)}, r"of its keys 1 surplus \(more\)"),
+        (lambda t: t | {"more": torch.ones(1)}, r"keys: 1 unexpected \(more\)"),
         (
             lambda t: t | {"ending.bias": torch.ones(7)},
             r"1 of another shape \(ending.bias \(7,\) instead of \(3,\)\)",
@@ -209,14 +207,14 @@ def without(*names):
         (lambda t: t | {"ending.bias": torch.ones(3, dtype=torch.int8)}, "ending.bias are torch.int8"),
         (lambda t: t | {"intro.weight": torch.ones(7, 3, 3, 3)}, "width must be a multiple of 4"),
         (lambda t: t | {"intro.weight": torch.ones(8)}, "not a complete KBNet_s"),
-        (lambda t: t | {"encoders.1000000.0.w": torch.ones(1)}, r"1 surplus \(encoders.1000000.0.w\)"),
+        (lambda t: t | {"encoders.1000000.0.w": torch.ones(1)}, r"1 unexpected \(encoders.1000000.0.w\)"),
         (
             lambda t: torch.nn.Linear(2, 2).state_dict(),
-            r"neither KBNet_s nor KBNet_l \(its keys: weight, bias\)",
+            r"neither KBNet_s nor KBNet_l \(keys: weight, bias\)",
         ),
     ],
 )
-def test_other_weights_missing_and_surplus_keys_are_named_in_one_line(tiny_s, tmp_path, change, named):
+def test_other_weights_and_missing_and_unexpected_keys_are_named_in_one_line(tiny_s, tmp_path, change, named):
     torch.save({"params": change(dict(tiny_s().state_dict()))}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=f"x.pth: .*{named}") as caught:
         load_network(tmp_path / "x.pth")
@@ -247,7 +245,7 @@ def test_files_are_as_readable_as_the_umask_says(tiny_s, tmp_path):
         assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_where_it_cannot_be_saved_is_named(tiny_s, tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tiny_s, tmp_path):
     with pytest.raises(ValueError, match=r"x.bin: weights are written as .pth or .safetensors"):
         save_network(tiny_s(), tmp_path / "x.bin")
     with pytest.raises(FileNotFoundError, match=r"no such folder to write x.pth to"):

@@ -1,10 +1,10 @@
 /* AMX tiles: 16 x 32 by 32 x 16 products of bfloat16 with float32 sums.
  *
- * A float is the sum of two bfloat16 up to 2^-17 of it, so float32 takes three products (high * high, high * low,
- * low * high). While the tile unit computes one block, the vector unit consumes the one before: the two are
- * interleaved by hand and meet in the first level of cache.
+ * A float is the sum of two bfloat16 to within 2^-17 of its size, so float32 takes three products (high * high,
+ * high * low, low * high). While the tile unit computes one block, the vector unit consumes the previous one: the two
+ * are interleaved by hand and exchange data through the first level of cache.
  */
-#define _GNU_SOURCE /* syscall */
+#define _GNU_SOURCE /* for syscall */
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -17,7 +17,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* One register and constant offsets from it: left alone, GCC keeps an offset for every row on the stack. */
+/* Forces one register with constant offsets; otherwise GCC keeps an offset for every row on the stack. */
 #define OPAQUE(pointer) __asm__("" : "+r"(pointer))
 
 enum { TILE = 512 }; /* bfloat16 in a tile */
@@ -35,13 +35,13 @@ static int available(void)
         __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
         ok = (low >> 17 & 3) == 3;
     }
-    /* The kernel hands the tiles' state out on request: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA. */
+    /* A process must request the tile state from the kernel: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA. */
     return answer = ok && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 
 static void enter(void)
 {
-    /* Constant: GCC takes only the first eight bytes for read and would drop stores to the others. */
+    /* Constant, because GCC believes only the first eight bytes are read and would drop stores to the rest. */
     static const struct {
         uint8_t palette, start, zero[14];
         uint16_t bytes[16];
@@ -52,7 +52,7 @@ static void enter(void)
 
 static void leave(void) { _tile_release(); }
 
-/* x = high + low, both with the bits of a bfloat16; finite for finite x, and infinity and NaN survive in the sum. */
+/* x = high + low, both exact bfloat16; finite for finite x, and the sum preserves infinity and NaN. */
 INLINE void halves(__m512 x, __m512i *high, __m512i *low, const int exact)
 {
     const __m512 most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
@@ -70,7 +70,7 @@ INLINE __m512i pair(__m512i first, __m512i second)
     return _mm512_ternarylogic_epi32(_mm512_srli_epi32(first, 16), second, mask, 0xf8); /* a | (b & c) */
 }
 
-/* The products' own, faster split, which rounds halves away from zero. vrangeps (the smaller magnitude, the sign of the
+/* A faster split for the products, which rounds ties away from zero. vrangeps (the smaller magnitude, the sign of the
  * first) keeps the largest floats from rounding to infinity. */
 INLINE void split(__m512 first, __m512 second, half_t *high, half_t *low, const int exact)
 {
@@ -188,7 +188,7 @@ static void pack_transposed(void *out, const float *w, int taps, int exact)
         }
 }
 
-enum { TAPS = 10 }; /* taps whose weights, and kernels of sixteen pixels, stay in the first level of cache */
+enum { TAPS = 10 }; /* taps whose weights and kernels for sixteen pixels fit the first level of cache */
 
 /* Coefficients of sixteen pixels. */
 #define ROWS(rows)                                                                                                       \
@@ -197,7 +197,7 @@ enum { TAPS = 10 }; /* taps whose weights, and kernels of sixteen pixels, stay i
         if (exact) _tile_loadd(1, rows + BASES, 4 * BASES);                                                              \
     } while (0)
 
-/* Their kernels for one tap; the tiles (kernels, weights high and low) differ from tap to tap, so that taps overlap. */
+/* Their kernels for one tap; tiles (kernels, weights high and low) alternate between taps, so that taps overlap. */
 #define TAP(K, H, L)                                                                                                     \
     do {                                                                                                                 \
         _tile_zero(K);                                                                                                   \
@@ -216,7 +216,7 @@ INLINE void conv_taps(float *acc, const half_t *a, const half_t *w, const float 
 {
     for (int64_t p = 0; p <= pixels; p += 16) {
         float *now = scratch + (p & 16 ? TAPS * 256 : 0), *before = scratch + (p & 16 ? 0 : TAPS * 256);
-        __m512 sum[16]; /* of the block before */
+        __m512 sum[16]; /* of the previous block */
         if (p < pixels && !shifted) ROWS(a + p * 2 * BASES);
         if (p > 0) UNROLL for (int j = 0; j < 16; j++) sum[j] = _mm512_load_ps(acc + (p - 16 + j) * LANES);
         UNROLL for (int t = 0; t < taps; t++) {
@@ -244,7 +244,7 @@ INLINE void conv_taps(float *acc, const half_t *a, const half_t *w, const float 
 INLINE void conv_chunk(float *acc, const half_t *a, const half_t *w, const float *const *x, const int64_t *shift,
                        int64_t pixels, float *scratch, int taps, const int shifted, const int exact)
 {
-    if (taps == 9) /* the common ones in full */
+    if (taps == 9) /* unrolled, as they are the most common */
         conv_taps(acc, a, w, x, shift, pixels, scratch, 9, shifted, exact);
     else if (taps == 10)
         conv_taps(acc, a, w, x, shift, pixels, scratch, 10, shifted, exact);

@@ -1,4 +1,4 @@
-/* Any processor: four floats at a time, which is SSE2 on x86 and NEON on ARM. */
+/* Any processor: four floats at a time, SSE2 on x86 and NEON on ARM. */
 #define ISA plain
 #define WIDTH 4
 #if defined(__aarch64__)

@@ -1,5 +1,5 @@
-/* Drivers: tiles, weights, threads. What is specific to an instruction set is behind kba_isa. */
-#define _GNU_SOURCE /* RTLD_DEFAULT, which musl and older glibc keep behind it */
+/* Drivers: tiles, weights, threads. Everything specific to an instruction set is behind kba_isa. */
+#define _GNU_SOURCE /* for RTLD_DEFAULT in musl and older glibc */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -12,14 +12,14 @@
 
 enum { OK, NO_ISA, NO_MEMORY };
 enum { MAX_TAPS = 16 * 25 + 3, TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
-enum { SHORT = 512 }; /* sums too short for the errors of split floats to average out */
+enum { SHORT = 512 }; /* with fewer terms the errors of split floats do not average out */
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return divide(a, b) * b; }
 
-/* ---- instruction sets, best first ---- */
+/* ---- instruction sets, fastest first ---- */
 
 static const kba_isa *choose(const char *name)
 {
@@ -29,7 +29,7 @@ static const kba_isa *choose(const char *name)
     return NULL;
 }
 
-/* Is `name` there? "" asks for the best; returns its name or NULL. */
+/* Returns `name` if it is available, else NULL; "" stands for the fastest. */
 EXPORT const char *kba_choose(const char *name)
 {
     const kba_isa *isa = choose(name);
@@ -37,8 +37,8 @@ EXPORT const char *kba_choose(const char *name)
 }
 
 /* ---- threads ----
- * torch's own GNU OpenMP team where there is one, since its idle members spin and would fight ours for the cores; plain
- * threads otherwise, and after a fork, which the team does not survive. */
+ * torch's own GNU OpenMP team if there is one, since its idle members spin and would compete with ours for the cores;
+ * plain threads otherwise, and after a fork, which the team does not survive. */
 
 typedef void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 typedef struct {
@@ -53,7 +53,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void after_fork(void) { atomic_store(&forked, 1); }
 
-/* When the library is loaded, not when it first computes: torch may have used the team, and the process forked, before. */
+/* On load, not on the first call: by then torch may have started the team, and the process may have forked. */
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
 
 static void initialise(void)
@@ -82,7 +82,7 @@ static void parallel(void (*run)(void *), void *argument, int64_t threads)
     while (started > 0) pthread_join(others[--started], NULL);
 }
 
-/* A thread keeps its scratch from call to call: fresh pages would cost as much as a small product. */
+/* A thread keeps its scratch memory between calls: fresh pages would cost as much as a small product. */
 static float *scratch(int64_t floats)
 {
     int64_t *held = pthread_getspecific(scratch_key);
@@ -104,7 +104,7 @@ typedef struct {
     const kba_call *call;
     const kba_isa *isa;
     int what, exact;
-    int taps, slots;                   /* taps without the bias; with it and rounded up to what the product takes */
+    int taps, slots;                   /* taps without the bias; with it, rounded up as the product requires */
     int64_t half, strips, blocks;      /* k / 2; strips of sixteen channels; blocks of 32 bases */
     int64_t rows, cols, down, across;  /* of a tile in pixels; of an image in tiles */
     int64_t pitch, pixels, halo;       /* of a strip: pixels from row to row, in all, in all with the margin */
@@ -146,7 +146,7 @@ static float *weight_of(const job *j, int64_t strip, int64_t block)
     return j->weight + (size_t)(strip * j->blocks + block) * j->slots * BASES * LANES;
 }
 
-/* Weights of one strip and block as w[tap][base][lane], then as the product wants them. */
+/* Weights of one strip and block as w[tap][base][lane], then in the layout that the product reads. */
 static void pack(job *j, int64_t strip, int64_t block)
 {
     const kba_call *c = j->call;
@@ -176,7 +176,7 @@ static void pack(job *j, int64_t strip, int64_t block)
         const int lanes = base < c->bases ? count : 0;
         const char *row = c->weight + base * c->channels * c->group * kk * size;
         const char *bias = c->bias + (base * c->channels + first) * size;
-        if (base + 1 < c->bases) /* too short a run for the processor to see it coming */
+        if (base + 1 < c->bases) /* too short a run for the hardware prefetcher */
             for (int64_t i = 0; i < count * c->group * kk * size; i += 64)
                 __builtin_prefetch(row + (c->channels + first) * c->group * kk * size + i);
         for (int t = 0; t < j->slots; t++) {
@@ -226,7 +226,7 @@ static void settle(const job *j, room *r)
 {
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
-    const int input = j->what == GRAD_INPUT; /* there, taps that share their shifted coefficients follow each other */
+    const int input = j->what == GRAD_INPUT; /* there, taps with the same shifted coefficients are neighbours */
     for (int t = 0; t < j->slots; t++) {
         const int64_t q = input ? t / c->group : t % kk, member = input ? t % c->group : t / kk;
         r->shift[t] = q / c->kernel * j->pitch + q % c->kernel;
@@ -258,7 +258,7 @@ static const float *load_coefficients(const job *j, const room *r, const tile *t
     return pack ? r->packed : r->a;
 }
 
-/* The strip and, for each member of a group, a copy that has this member's value in all lanes of its group. */
+/* The strip and, for each member of a group, a copy with that member's value in all lanes of its group. */
 static void load_members(const job *j, const room *r, const kba_map *map, const tile *t, int64_t strip)
 {
     const kba_call *c = j->call;
@@ -274,7 +274,7 @@ static void load_centre(const job *j, const room *r, const tile *t, int64_t stri
     j->isa->load(r->d, LANES, &v);
 }
 
-/* Forward, and the gradient of x, which is the same sum with the weights turned round and shifted coefficients. */
+/* Forward, and the gradient of x: the same sum with reversed weights and shifted coefficients. */
 static void run_conv(const job *j, const room *r, const tile *t, int64_t from, int64_t to)
 {
     const kba_call *c = j->call;
@@ -355,7 +355,7 @@ static void run_items(void *argument)
     if (j->isa->leave) j->isa->leave();
 }
 
-/* The chunks' sums in their order, so that neither threads nor chance change the result. */
+/* Adds the chunks in a fixed order, so that threads and timing do not change the result. */
 static void reduce_all(void *argument)
 {
     job *j = argument;
@@ -400,9 +400,9 @@ EXPORT int kba_run(const kba_call *c, int what, const char *name)
     j.blocks = divide(c->bases, BASES);
     j.slots = what == GRAD_INPUT ? j.taps : what == FORWARD ? j.taps + 1 : (int)round_up(j.taps + 1, what == GRAD_WEIGHT ? 3 : 2);
 
-    /* Enough items for the threads; those of the weight's gradient, whose sums follow them, depend on the shape alone. */
+    /* Enough items for the threads. For the weight's gradient they fix the order of its sums, so only the shape decides. */
     const int64_t wanted = what == GRAD_WEIGHT ? ITEMS : 4 * c->threads;
-    const int64_t most = what == GRAD_COEFFICIENTS ? 1 : j.strips; /* splits; here, every strip adds to the same sums */
+    const int64_t most = what == GRAD_COEFFICIENTS ? 1 : j.strips; /* splits; for coefficients, every strip adds to the same sums */
     plan_tiles(&j, min(TILE_PIXELS, max(256, all * most / wanted)));
     j.chunks = what == GRAD_WEIGHT ? min(ITEMS / 2, j.tiles) : j.tiles;
     j.splits = min(most, divide(wanted, j.chunks));

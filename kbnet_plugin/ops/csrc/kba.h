@@ -1,8 +1,8 @@
-/* Kernel basis attention on the CPU: what the drivers (kba.c) and the instruction sets (isa_*.c) share.
+/* Kernel basis attention on the CPU: the interface between the drivers (kba.c) and the instruction sets (isa_*.c).
  *
- * Everything is computed on tiles of pixels, sixteen channels at a time. A tile of R x S pixels is kept as a *strip*:
- * rows of `pitch` = S + k - 1 pixels, sixteen floats a pixel, so that a kernel tap is one constant offset and a block of
- * neighbouring pixels may run over the end of a row (what it computes in the k - 1 columns between rows is dropped).
+ * Everything is computed on tiles of pixels, sixteen channels at a time. A tile of R x S pixels is stored as a *strip*:
+ * rows of `pitch` = S + k - 1 pixels, sixteen floats per pixel, so that a kernel tap is one constant offset and a block
+ * of neighbouring pixels may run past the end of a row (its results in the k - 1 columns between rows are dropped).
  *
  * A tap is one (member of the group, kernel position) pair; the bias is one more tap, whose input is one everywhere.
  */
@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LANES = 16, BASES = 32, BLOCK = 32 }; /* channels of a strip, bases of a block, pixels a strip is rounded to */
+enum { LANES = 16, BASES = 32, BLOCK = 32 }; /* channels per strip, bases per block, pixels that divide a strip */
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 enum { FORWARD, GRAD_INPUT, GRAD_COEFFICIENTS, GRAD_WEIGHT };
 
@@ -32,17 +32,17 @@ typedef struct {
 typedef struct { /* sixteen channels of a rectangle of a map */
     const kba_map *map;
     int64_t dtype, channels, height, width;
-    int64_t b, c, y, x; /* first channel, row and column; rows and columns may lie outside of the map */
+    int64_t b, c, y, x; /* image, and first channel, row and column; rows and columns may be outside the map */
     int64_t rows, cols, pitch, total;
 } kba_view;
 
 typedef struct {
     const char *name;
     int (*available)(void);
-    void (*enter)(void); /* around a thread's share of the work */
+    void (*enter)(void); /* called before and after a thread's share of the work */
     void (*leave)(void);
 
-    /* Strip <- map (zero outside of it and up to `total` pixels) and map <- strip; `stride` floats from pixel to pixel. */
+    /* Strip <- map (zero outside it and up to `total` pixels) and map <- strip; `stride` floats from pixel to pixel. */
     void (*load)(float *strip, int stride, const kba_view *view);
     void (*store)(const float *strip, int stride, const kba_view *view);
     /* out[p][l] = in[p][l / group * group + member] */
@@ -50,7 +50,7 @@ typedef struct {
     /* out[l] = in[offset[l]], lanes beyond `count` zero */
     void (*gather)(float *out, const char *in, const int64_t *offset, int count, int64_t dtype);
 
-    /* Operands of the products below from floats; `exact` asks for float32, else bfloat16 will do. NULL: floats serve. */
+    /* Convert floats to operands of the products below, for float32 if `exact`, else for bfloat16. NULL: use floats. */
     void (*pack_rows)(void *out, const float *a, int64_t pixels, int exact);    /* a[pixel][base] for conv */
     void (*pack_columns)(void *out, const float *a, int64_t pixels, int exact); /* the same for grad_weight */
     void (*pack_weight)(float *w, int taps, int exact);                         /* w[tap][base][lane] for conv, in place */
@@ -67,9 +67,9 @@ typedef struct {
                         int exact, float *scratch);
 } kba_isa;
 
-enum { SCRATCH = 5120 }; /* floats a product may use as scratch */
+enum { SCRATCH = 5120 }; /* floats of scratch memory for a product */
 
-/* NULL where the compiler or the processor family has no such instructions. */
+/* NULL where the compiler or the processor family lacks these instructions. */
 extern const kba_isa *const kba_amx, *const kba_avx512, *const kba_avx2, *const kba_plain;
 
 #endif

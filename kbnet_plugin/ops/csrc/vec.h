@@ -1,7 +1,7 @@
 /* The products in GCC vector extensions, included once for every vector width.
  *
- * The including file defines ISA (suffix of the names), WIDTH (floats in a vector) and PIXELS (pixels that are computed
- * together: PIXELS x 3 accumulators must fit the registers).
+ * The including file defines ISA (suffix of the names), WIDTH (floats per vector) and PIXELS (pixels computed together:
+ * PIXELS x 3 accumulators must fit in registers).
  */
 #include <string.h>
 
@@ -39,7 +39,7 @@ INLINE uint16_t narrow(float f)
     return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
-/* To nearest even; a comparison gives all ones, so NaN becomes 0xffff, which is one. */
+/* Rounds to nearest even; a comparison yields all ones, so NaN becomes 0xffff, also a NaN. */
 #define NARROW(U, H, v)                                                                                                  \
     __builtin_convertvector((((U)(v) + 0x7fffu + (((U)(v) >> 16) & 1u)) | (U)((v) != (v))) >> 16, H)
 #define WIDEN(U, F, h) ((F)(__builtin_convertvector(h, U) << 16))
@@ -81,7 +81,7 @@ INLINE void transpose4(vf4 *a, vf4 *b, vf4 *c, vf4 *d)
     *d = (vf4){AB[2], AB[3], CD[2], CD[3]};
 }
 
-/* `n` pixels of a row: channels last, rows contiguous, or anything. */
+/* Loads `n` pixels of a row, with fast paths for channels-last and for contiguous rows. */
 INLINE void load_row(float *out, int stride, const char *in, const kba_map *m, int lanes, int64_t n, const int64_t dtype)
 {
     const int64_t size = dtype == FLOAT32 ? 4 : 2;
@@ -238,7 +238,7 @@ static void FN(pack_transposed)(void *out, const float *w, int taps, int exact)
             }
 }
 
-/* PIXELS pixels and `taps` taps: the kernels live in registers and never leave them. */
+/* PIXELS pixels and `taps` taps; the kernels stay in registers. */
 INLINE void conv_block(float *acc, const float *a, const float *w, const float *const *x, const int taps, int64_t p,
                        int bases)
 {
@@ -267,7 +267,7 @@ static void FN(conv)(float *acc, const void *coefficients, const void *weight, c
     for (int t = 0, count; t < taps; t += count) {
         const float *a = (const float *)coefficients + (shift ? shift[t] * BASES : 0);
         const float *w = (const float *)weight + (size_t)t * BASES * LANES;
-        int same = 1; /* taps that share their coefficients */
+        int same = 1; /* taps with the same coefficients */
         while (t + same < taps && (!shift || shift[t + same] == shift[t])) same++;
         count = same == 4 ? 2 : same < 3 ? same : 3;
         for (int64_t p = 0; p < pixels; p += PIXELS)
@@ -284,7 +284,7 @@ static void FN(grad_coefficients)(float *da, const float *d, const void *weight,
                                   int64_t pixels, int exact, float *z)
 {
     (void)exact;
-    enum { CHUNK = 10 }; /* taps whose weights stay in the first level of cache */
+    enum { CHUNK = 10 }; /* taps whose weights fit the first level of cache */
     for (int t0 = 0; t0 < taps; t0 += CHUNK) {
         const int count = taps - t0 < CHUNK ? taps - t0 : CHUNK;
         const float *w = (const float *)weight + (size_t)t0 * BASES * LANES;
@@ -321,7 +321,7 @@ static void FN(grad_weight)(float *dw, const float *d, const void *coefficients,
                             int64_t pixels, int exact, float *z)
 {
     (void)exact;
-    enum { CHUNK = 64 }; /* pixels whose products stay in the first level of cache */
+    enum { CHUNK = 64 }; /* pixels whose products fit the first level of cache */
     for (int t = 0; t < taps; t += 3, dw += 3 * BASES * LANES)
         for (int64_t p0 = 0; p0 < pixels; p0 += CHUNK) {
             const int count = pixels - p0 < CHUNK ? (int)(pixels - p0) : CHUNK;
