@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint screenshots clean
+.PHONY: demo test lint docs screenshots clean
 .DELETE_ON_ERROR:
 
 # torch goes first: basicsr is an sdist that, built in isolation, would fetch a second torch only to read its version.
@@ -20,13 +20,19 @@ demo: $(INSTALLED)
 	$(BIN)/python benchmarks/run_all.py --quick
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+
+# The site, into build/docs; it loads nothing from other hosts.
+docs: $(INSTALLED)
+	test -x $(BIN)/sphinx-build || $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 # The pictures of docs/napari; needs Xvfb where there is no display.
 screenshots: $(INSTALLED)

@@ -165,7 +165,7 @@ def running(viewer: Any, camera: Camera, _folder: Path) -> None:
 def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
     """Show a preview: before and after."""
     widget = restore_widget(viewer, "photograph")
-    widget.truth.choose(viewer.layers["Truth of photograph"])
+    widget.truth.choose(viewer.layers["Clean photograph"])
     viewer.scene.camera.zoom = 3  # the first preview is small, because the speed is not known yet
     settle()
     widget.preview.button.click()
