@@ -30,7 +30,6 @@ lint: $(INSTALLED)
 
 # The site, into build/docs; it loads nothing from other hosts.
 docs: $(INSTALLED)
-	test -x $(BIN)/sphinx-build || $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
 	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html -d build/doctrees docs build/docs
 	@echo build/docs/index.html
 

@@ -401,7 +401,10 @@ def user_errors() -> Iterator[None]:
         message = one_line(error)
         if isinstance(error, MemoryError) or "out of memory" in message:
             message = "out of memory; choose a smaller tile, or the CPU as the device"
-        raise WorkError(f"{message[0].upper()}{message[1:]}") from error
+        first = message.split(maxsplit=1)[0]
+        if not any(sign in first for sign in "./\\"):  # the name of a file keeps its case
+            message = f"{message[0].upper()}{message[1:]}"
+        raise WorkError(message) from error
 
 
 def _gigabytes(count: int) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tools import docs_check, docs_pages
@@ -49,6 +52,22 @@ def kernel():
 @pytest.mark.parametrize("path", docs_check.notebooks(), ids=name)
 def test_notebooks_run_and_are_stored_without_outputs(path, tmp_path, kernel):
     assert docs_check.run_notebook(path, tmp_path, kernel) == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("furo", reason="needs the extra docs")
+    # Notebooks have a test of their own.
+    options = ["-q", "-W", "--keep-going", "-n", "-D", "nb_execution_mode=off", "-d", str(tmp_path / "trees")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "docs", str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=docs_check.ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "reference" / "restoring.html").read_text(encoding="utf-8")
+    assert "restore_into" in page
 
 
 @pytest.mark.parametrize(

@@ -215,12 +215,12 @@ def error(viewer: Any, camera: Camera, folder: Path) -> None:
     """Show an error message, which says what to do."""
     from napari._qt.dialogs.qt_notification import NapariQtNotification
 
-    broken = folder / "downloaded.safetensors"
-    broken.write_bytes(b"cut short")
+    (folder / "downloaded.safetensors").write_bytes(b"cut short")
     widget = restore_widget(viewer, "cells")
-    widget.form.model.set_value(str(broken))
-    widget.start.click()
-    wait(lambda: widget.worker is None)
+    with contextlib.chdir(folder):  # the picture is to show no temporary folder's name
+        widget.form.model.set_value("downloaded.safetensors")
+        widget.start.click()
+        wait(lambda: widget.worker is None)
     for shown in viewer.window._qt_window._qt_viewer.findChildren(NapariQtNotification):
         shown.toggle_expansion()
     settle()

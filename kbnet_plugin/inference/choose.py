@@ -125,7 +125,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         settings: dict[str, Any] = {"limit": _WHITE_LIMIT}
         if dependent or counts:
             kind = "noise that grows with the brightness" if dependent else "white noise"
-            reason = f"values from {noise.low:.4g} to {noise.high:.4g}, {kind}{_level(noise)}"
+            reason = f"values from {_num(noise.low)} to {_num(noise.high)}, {kind}{_level(noise)}"
             settings = {"limit": _LIMIT, "keep_mean": True}  # intensities in such pictures are often measured
             return strong, Treatment(DEFAULT_MICRO, settings, reason, "dependent")
         return level, Treatment(usual, settings, f"white noise of about {level:.1f} of 255", "white")
@@ -157,31 +157,36 @@ def _is_structure(noise: Noise, level: float) -> bool:
     return any(found > limit for found, limit in zip(noise.spread, limits, strict=True))
 
 
+def _num(value: float) -> str:
+    """Format with four digits, and counts without powers of ten."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
 def _level(noise: Noise) -> str:
     if noise.gain > 0:
-        return f" (gain {noise.gain:.3g}, {noise.read:.3g} at black)"
-    return f" of about {noise.deviation:.3g}"
+        return f" (gain {_num(noise.gain)}, {_num(noise.read)} at black)"
+    return f" of about {_num(noise.deviation)}"
 
 
 def describe_noise(noise: Noise) -> list[str]:
     """Describe the noise of a channel in lines for people."""
     lines = [
-        f"values    {noise.least:g} to {noise.largest:g}, 99.8 % of them between {noise.low:g} and "
-        f"{noise.high:g}"
+        f"values    {_num(noise.least)} to {_num(noise.largest)}, 99.8 % of them between "
+        f"{_num(noise.low)} and {_num(noise.high)}"
     ]
     if noise.step > 1:
-        lines.append(f"step      {noise.step:g}: the lowest bits are unused")
+        lines.append(f"step      {_num(noise.step)}: the lowest bits are unused")
     if not noise.known:
         return [*lines, "noise     not measured: too few pixels"]
     ends = " and ".join(
-        f"{noise.deviations[end]:.3g} at {noise.levels[end]:.4g}"
+        f"{_num(noise.deviations[end])} at {_num(noise.levels[end])}"
         for end in sorted({0, len(noise.levels) - 1})
     )
-    lines.append(f"noise     standard deviation {noise.deviation:.3g} ({ends})")
+    lines.append(f"noise     standard deviation {_num(noise.deviation)} ({ends})")
     if noise.gain > 0 and _depends(noise, 255 * noise.deviation / max(noise.high - noise.low, 1e-300)):
         lines.append(
-            f"          variance = {noise.gain:.4g} x (value - {noise.black:.4g}) + {noise.read:.4g}^2: "
-            "grows with the brightness"
+            f"          variance = {_num(noise.gain)} x (value - {_num(noise.black)}) "
+            f"+ {_num(noise.read)}^2: grows with the brightness"
         )
     else:
         lines.append("          about the same at every brightness")
@@ -192,7 +197,7 @@ def describe_noise(noise: Noise) -> list[str]:
     )
     if noise.chroma_whiteness is not None:
         lines.append(
-            f"colours   noise {noise.chroma:.3g}, whiteness {noise.chroma_whiteness:.2f} (white noise: 1)"
+            f"colours   noise {_num(noise.chroma)}, whiteness {noise.chroma_whiteness:.2f} (white noise: 1)"
         )
     if noise.hot or noise.dead:
         lines.append(f"outliers  {noise.hot:.2%} of the pixels are hot, {noise.dead:.2%} dead")

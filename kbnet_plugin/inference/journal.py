@@ -52,7 +52,7 @@ class Journal:
         if found is not None and json.dumps(found, sort_keys=True) != head:
             other = [n for n in settings if json.loads(head)[n] != found.get(n)]
             raise ValueError(
-                f"{path}: started with other settings ({', '.join(other)}); use those, or start again"
+                f"{path}: started with different settings ({', '.join(other)}); use those, or start again"
             )
         self.done: set[int] = set()
         self._file: IO[bytes]

@@ -173,7 +173,7 @@ def test_changed_settings_of_an_interrupted_stack_are_named(widget, finish, tmp_
     steps.close()
     widget.form.strength.setValue(30)
     finish()
-    assert "begun with other settings (strength)" in table(widget)["a.tif"]
+    assert "started with different settings (strength)" in table(widget)["a.tif"]
     widget.overwrite.setChecked(True)
     finish()
     assert widget.status.text() == "1 restored, 0 kept, 0 failed"

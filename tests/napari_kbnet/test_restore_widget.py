@@ -470,6 +470,20 @@ def test_the_residual_is_what_was_removed(qtbot, viewer, widget, color, noise):
     np.testing.assert_array_equal(residual.extent.world, layer.extent.world)
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("mine.pth: no such file", "mine.pth: no such file"),
+        ("folder/mine: no such file", "folder/mine: no such file"),
+        ("axes 'Q' are unknown", "Axes 'Q' are unknown"),
+    ],
+)
+def test_a_message_is_a_sentence_but_the_name_of_a_file_is_not_changed(message, shown):
+    with pytest.raises(worker.WorkError) as caught, worker.user_errors():
+        raise ValueError(message)
+    assert str(caught.value) == shown
+
+
 @pytest.mark.parametrize("saved", ["picture", "stack", "nowhere"])
 def test_copy_as_script_repeats_the_run(qtbot, viewer, widget, gray, noise, tmp_path, monkeypatch, saved):
     values = noise(3, 40, 50) if saved == "stack" else noise(70, 80)
