@@ -1,8 +1,8 @@
 """Builds the native operator, ``kbnet_plugin/ops/_kba_native.so``; everything else is in setup.cfg.
 
-It is a plain shared library, loaded by ctypes, and optional: the install succeeds where it does not compile,
-and keeps the compiler's complaint in a text file beside the library's place, which `kbnet info` shows. With
-``KBNET_REQUIRE_NATIVE=1`` in the environment the install fails instead.
+The operator is a shared library that ctypes loads, and optional: if it does not compile, the installation
+succeeds all the same and writes the compiler's message to a text file next to the library, which `kbnet info`
+shows. With ``KBNET_REQUIRE_NATIVE=1`` in the environment the installation fails instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 SOURCES = "kbnet_plugin/ops/csrc"
 COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=fast"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-# Each instruction set in a file of its own, chosen at run time; without its flags a file compiles to nothing.
+# One file per instruction set, chosen at run time; compiled without these flags, a file is empty.
 FLAGS = {
     "isa_avx2": ["-mavx2", "-mfma"],
     "isa_avx512": AVX512,
@@ -33,7 +33,7 @@ FLAGS = {
 
 
 class BuildLibrary(build_ext):
-    """Compile each source with its own flags and give the library a name that ctypes can know."""
+    """Compile each source with its own flags, and give the library a name without tags, for ctypes."""
 
     complaint = ""
 
@@ -84,7 +84,7 @@ class BuildLibrary(build_ext):
 
 @contextmanager
 def _copied(target: int) -> Iterator[None]:
-    """Copy to a file what this process and the compilers that it starts say on standard error."""
+    """Copy standard error of this process, and of the compilers that it starts, to a file."""
     sys.stderr.flush()
     shown = os.dup(2)
     os.dup2(target, 2)

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import studies
 from benchmarks.harness.folders import need_folder, writable
-from kbnet_plugin.errors import BadInput, one_line
+from benchmarks.harness.processes import exit_status
+from kbnet_plugin.errors import BadInput
 
 EXAMPLES = """examples:
   python benchmarks/compare.py --budget 60m --jobs 2 --data DATA
@@ -74,24 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if args.worker is not None:
-            from benchmarks.harness.trainings import work
+    if args.worker is not None:
+        from benchmarks.harness.trainings import work
 
-            return work(args.out)
-        return _run(args)
-    except BadInput as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ncompare.py: interrupted; the same command resumes it", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `head` has read enough; without this, Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"compare.py: {one_line(error)}", file=sys.stderr)
-        return 2
+        return exit_status("compare.py", lambda: work(args.out))
+    return exit_status("compare.py", lambda: _run(args))
 
 
 def _interrupt(*_: object) -> None:

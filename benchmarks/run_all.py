@@ -13,6 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness.folders import need_folder, writable
+from benchmarks.harness.processes import exit_status
 from kbnet_plugin.errors import BadInput, one_line
 
 EXAMPLES = """examples:
@@ -88,20 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
-    try:
-        return _run(args, sys.argv[1:] if argv is None else argv)
-    except BadInput as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nrun_all.py: interrupted; the same command resumes it", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `head` has read enough; without this, Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"run_all.py: {one_line(error)}", file=sys.stderr)
-        return 2
+    return exit_status("run_all.py", lambda: _run(args, sys.argv[1:] if argv is None else argv))
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:

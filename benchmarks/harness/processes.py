@@ -13,7 +13,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kbnet_plugin.errors import BadInput
+from kbnet_plugin.errors import BadInput, one_line
+
+
+def exit_status(name: str, command: Callable[[], int]) -> int:
+    """Run a command that a repeated call resumes; print what ended it early, on one line.
+
+    Returns
+    -------
+    int
+        What the command returns; 2 after bad input, 130 after Ctrl-C.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command resumes it", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `head` has read enough; without this, Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (BadInput, OSError) as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 2
 
 
 def rank_and_device(device: str, worker: str | None = None) -> tuple[int, str]:
