@@ -172,6 +172,16 @@ def test_what_cannot_be_restored_is_named(colour, image, named):
         colour(image)
 
 
+def test_a_window_is_restored_as_in_the_whole(lively):
+    restorer = Restorer(lively(), device="cpu", tile=96, halo=32, window=16)
+    stack = (unit((2, 150, 170, 3)) * 255).astype(np.uint8)
+    window = slice(40, 90), slice(100, 170)
+    found = restorer.restore_window(stack, window, "ZYXS", (1,))
+    assert np.array_equal(found.before, stack[1][window])
+    assert np.abs(found.after.astype(int) - restorer(stack, "ZYXS")[1][window]).max() <= 1
+    assert found.scale == restorer.intensity_range(stack, "ZYXS", (1,)) == (0, 255)
+
+
 @pytest.mark.parametrize("pooling", ["local", "global"])
 def test_a_gray_network_restores_each_colour_by_itself(gray, pooling):
     image = (unit((40, 50, 4)) * 255).astype(np.uint8)
