@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python tools/screenshots.py --only menu --out /tmp",
+        epilog="example:\n  python tools/screenshots.py --only menu --out pictures",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder (default: docs/napari)")
     parser.add_argument("--only", choices=PICTURES, action="append", help="take only this one; repeatable")

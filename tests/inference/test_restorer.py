@@ -494,7 +494,7 @@ def test_a_journal_of_other_settings_is_refused(lively, tmp_path):
     journal = tmp_path / "journal"
     settings = {"device": "cpu", "tile": 64, "halo": 8}
     list(Restorer(lively(), **settings).restore_into(image, target, journal=journal))
-    with pytest.raises(ValueError, match=r"other settings \(strength\)"):
+    with pytest.raises(ValueError, match=r"different settings \(strength\)"):
         list(Restorer(lively(), **settings, strength=0.5).restore_into(image, target, journal=journal))
     with pytest.raises(ValueError, match=r"other settings \(source\)"):
         list(Restorer(lively(), **settings).restore_into(image, target, journal=journal, identity="x"))
