@@ -327,6 +327,7 @@ def test_models_are_listed_with_what_they_cost(run, monkeypatch, tmp_path, tiny_
     cost = zoo.get_model("mine").cost()
     assert f"{cost.parameters / 1e6:.2f} M" in listed["mine"]
     assert f"{cost.macs_total / 1e9:.2f} G" in listed["mine"]
+    assert f"{cost.macs_published / 1e9:.2f} G" in listed["mine"]
     assert listed["mine"].endswith("my own")
     assert "unusable: " in listed["junk"]
     assert {"denoise-color", "denoise-gray"} <= listed.keys()

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     rows = []
     for model in listed:
         if model.problem:
-            rows.append((model.name, "", "", "", f"unusable: {model.problem}"))
+            rows.append((model.name, "", "", "", "", f"unusable: {model.problem}"))
             continue
         cost, size = model.cost(), model.path.stat().st_size
         rows.append(
@@ -53,15 +53,17 @@ def run(options: argparse.Namespace) -> int:
                 model.name,
                 f"{cost.parameters / 1e6:.2f} M",
                 giga(cost.macs_total),
+                giga(cost.macs_published),
                 f"{size / 1e6:.1f} MB",
                 model.title or f"{model.variant}, {model.in_channels} channels",
             )
         )
-    rows.insert(0, ("name", "parameters", "MACs at 256x256", "file", "purpose"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    rows.insert(0, ("name", "parameters", "MACs in full", "as published", "file", "purpose"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
         print("  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[-1]]))
-    print(f"\nyour own models: {zoo.folder()} (set {zoo.FOLDER_VARIABLE} to change this)")
+    print("\nMACs: multiply-accumulates of one 256 x 256 image; papers count convolutions only")
+    print(f"your own models: {zoo.folder()} (set {zoo.FOLDER_VARIABLE} to change this)")
     return GOOD
 
 

@@ -496,7 +496,7 @@ def test_a_journal_of_other_settings_is_refused(lively, tmp_path):
     list(Restorer(lively(), **settings).restore_into(image, target, journal=journal))
     with pytest.raises(ValueError, match=r"different settings \(strength\)"):
         list(Restorer(lively(), **settings, strength=0.5).restore_into(image, target, journal=journal))
-    with pytest.raises(ValueError, match=r"other settings \(source\)"):
+    with pytest.raises(ValueError, match=r"different settings \(source\)"):
         list(Restorer(lively(), **settings).restore_into(image, target, journal=journal, identity="x"))
     journal.write_text("a poem\n")
     with pytest.raises(ValueError, match="not a journal of kbnet"):

@@ -51,6 +51,7 @@ def test_card_and_file_agree(model):
     cost = count(network)
     assert facts["sha256"] == sha256(model.path)
     assert facts["bytes"] == model.path.stat().st_size
+    assert model.cost() == cost  # read from the header, and counted
     assert facts["parameters"] == cost.parameters
     assert facts["macs_256x256"] == {"in_full": cost.macs_total, "as_published": cost.macs_published}
     assert facts["channels"] == network.img_channel == model.in_channels
