@@ -128,19 +128,13 @@ def _contexts(engine: Engine, shared: Any, array: Any, arranged: Layout) -> Call
     colours = slice(arranged.colours)
     dtype = np.dtype(array.dtype)
 
-    def read(plane: tuple[int, ...], window: tuple[slice, slice]) -> Any:
-        return array[arranged.key(plane, window)]
-
-    @functools.cache
-    def noise(channel: int) -> Any:
-        pieces = [read(*place) for place in sample(arranged, channel)]
-        return delayed(_measured, pure=False)(pieces, arranged, colours)
-
     @functools.cache
     def context(channel: int) -> Any:
-        return delayed(_context, pure=False)(
-            shared, dtype, noise(channel) if engine.needs_noise(dtype) else None
-        )
+        noise = None
+        if engine.needs_noise(dtype):
+            pieces = [array[arranged.key(*place)] for place in sample(arranged, channel)]
+            noise = delayed(_measured, pure=False)(pieces, arranged, colours)
+        return delayed(_context, pure=False)(shared, dtype, noise)
 
     return context
 

@@ -243,9 +243,8 @@ class Engine:
             results.append(corrected(block, change, context.scale.span, tile.crop, alpha))
         return results
 
-    def pixels(self, arranged: Layout) -> int:
-        """Count the pixels that the network computes for a plane, including halos and patches."""
-        tiles = self.tiles(arranged)
+    def pixels(self, arranged: Layout, tiles: Sequence[Tile]) -> int:
+        """Count the pixels that the network computes for the tiles of a plane, with halos and patches."""
         total = sum(
             (t.source[0].stop - t.source[0].start) * (t.source[1].stop - t.source[1].start) for t in tiles
         )

@@ -471,7 +471,7 @@ class Restorer:
             tile=(height, width),
             halo=engine.halo,
             memory=engine.memory(height, width),
-            seconds=engine.pixels(arranged) * arranged.count * engine.seconds_per_pixel(),
+            seconds=engine.pixels(arranged, tiles) * arranged.count * engine.seconds_per_pixel(),
         )
 
     def map(self, array: da.Array, axes: str | None = None) -> da.Array:
