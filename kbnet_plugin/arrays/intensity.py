@@ -16,6 +16,9 @@ PERCENTILES = 0.1, 99.9
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness (ITU-R BT.601)."""
 
+WIDEST = 1e150
+"""Largest difference of values that can be measured and scaled: its square is finite in float64."""
+
 RangeRule = Literal["auto", "dtype", "percentile"] | tuple[float, float]
 """How a `Range` is found (see `find_range`), or the values that become 0 and 1."""
 
@@ -91,7 +94,7 @@ def find_range(rule: RangeRule, dtype: np.dtype[Any], noise: Noise) -> Range:
     Raises
     ------
     ValueError
-        If the values are too far apart for float64.
+        If the values are further apart than `WIDEST`.
     """
     if isinstance(rule, tuple):
         return Range(rule[0], rule[1] - rule[0])
@@ -143,7 +146,7 @@ def float_range(low: float, high: float) -> Range:
 
 def _between(low: float, high: float) -> Range:
     span = high - low
-    if not np.isfinite(span):
+    if not span <= WIDEST:
         raise ValueError(f"values from {low:g} to {high:g} are too far apart to be scaled; set a range")
     return Range(low, span if span > 0 else 1.0)
 

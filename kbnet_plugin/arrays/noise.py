@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from .axes import Layout
-from .intensity import LUMA, PERCENTILES
+from .intensity import LUMA, PERCENTILES, WIDEST
 
 BLOCK = 16
 """Side of the blocks that are compared, in pixels."""
@@ -163,6 +163,8 @@ def measure_noise(windows: Sequence[NDArray[Any]]) -> Noise:
     if not pictures:
         return Noise()
     facts = _values(pictures, np.asarray(windows[0]).dtype)
+    if not facts["largest"] - facts["least"] <= WIDEST:
+        return Noise(**facts)
     blocks = np.concatenate([_blocks(p) for p in pictures])
     # Constant blocks, drawn or clipped, do not show the noise of the rest, unless they are nearly everything.
     constant = (blocks == blocks[:, :1, :1]).all(axis=(1, 2, 3))
@@ -214,11 +216,13 @@ def spike(noise: Noise) -> float:
     """Return the smallest contrast of a hot pixel to its surroundings; infinity if the noise is unknown."""
     if not noise.known:
         return float("inf")
-    return float(_HOT * max(noise.deviation_at(np.array([*noise.levels, noise.high])).max(), 1e-9))
+    least = 1e-9 * (noise.largest - noise.least)  # of noise, where none was measured
+    return float(_HOT * max(noise.deviation_at(np.array([*noise.levels, noise.high])).max(), least))
 
 
 def _finite(picture: NDArray[Any]) -> NDArray[np.float64]:
-    values = picture.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # from signalling NaN
+        values = picture.astype(np.float64)
     known = np.isfinite(values)
     if known.all():
         return values

@@ -19,7 +19,11 @@ _CLEAN = 0.8  # weaker noise is left alone, as no shipped model improves on it
 _CORRELATED_CLEAN = 0.25  # the same for correlated noise, which is more visible
 _WHITE = 0.6  # least whiteness of white noise, for the colours
 _GRAY_WHITE = 0.45  # for gray pictures, where fine structure lowers it
-_HALVED = 0.7  # for the brightness, if the colours are not white
+# Colour at half resolution leaves the noise of the brightness white, but averages and spreads that of the
+# colours. What differs between neighbours then is mostly the rounding of values: white, too, but faint.
+_HALVED = 0.55, 0.7  # least whiteness of the brightness, and the same where that varies as structure does
+_HALVED_LEAST = 2.0  # level of the brightness's noise
+_FAINT = 0.3  # largest noise of the colours, relative to that of the brightness, if both are white
 _CORRELATED = 0.4, 0.3  # largest whiteness of correlated noise, if weak and if strong
 _WEAK = 5.0
 # Level, and largest `Noise.spread` from that level on; beyond, it is structure. JPEG erases weak noise in
@@ -56,7 +60,7 @@ class Treatment:
     kind: str
 
     def __str__(self) -> str:
-        if self.kind == "clean":
+        if self.settings.get("strength") == 0:
             return f"left alone: {self.reason}"
         how = " on each colour by itself" if self.kind == "halved" else ""
         if "decorrelate" in self.settings:
@@ -106,11 +110,19 @@ def choose_treatment(noises: Sequence[Noise], dtype: np.dtype[Any], colours: int
 
 def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float, Treatment]:
     """Choose the treatment for one channel, and return it with its level of noise."""
-    unit = find_range("auto", dtype, noise).span / 255
+    usual = DEFAULT if colours == 3 else DEFAULT_GRAY
+    if noise.least == noise.largest:
+        return -1.0, Treatment(
+            usual, {"strength": 0.0}, "already clean (all measured values are equal)", "clean"
+        )
+    try:
+        unit = find_range("auto", dtype, noise).span / 255
+    except ValueError as error:
+        return -1.0, Treatment(usual, {"strength": 0.0}, str(error), "unknown")
     counts = colours == 1 and not (dtype.kind == "b" or dtype.itemsize == 1)
     if dtype.kind == "f" and is_unit(noise):
         counts = False
-    usual = DEFAULT if colours == 3 else DEFAULT_MICRO if counts else DEFAULT_GRAY
+    usual = DEFAULT_MICRO if counts else usual
     if not noise.known:
         return 0.0, Treatment(usual, {}, "too small to measure its noise", "unknown")
     level, neighbours = noise.deviation / unit, noise.correlation
@@ -119,7 +131,9 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     white, halved, chroma = noise.whiteness >= _GRAY_WHITE, False, noise.chroma / unit
     if colours == 3:
         white = (noise.chroma_whiteness or 0) >= _WHITE and chroma >= _CLEAN
-        halved = not white and noise.whiteness >= _HALVED and level >= 2
+        halved = noise.whiteness >= _HALVED[_is_structure(noise, level)] and level >= _HALVED_LEAST
+        halved = halved and (not white or chroma < _FAINT * level)
+        white = white and not halved
     correlated = noise.whiteness < _CORRELATED[0 if level <= _WEAK else 1]
     if white and (strong if dependent or counts else level) >= _CLEAN:
         settings: dict[str, Any] = {"limit": _WHITE_LIMIT}

@@ -127,7 +127,10 @@ def corrected(
     colour = kept[..., : change.shape[2]]
     work = working(block.dtype)
     with np.errstate(invalid="ignore"):  # from NaN and infinity, which are kept below
-        restored = cast(colour.astype(work) + change[crop].astype(work) * work(span), block.dtype)
+        added = change[crop].astype(work) * work(span)
+        restored = cast(colour.astype(work) + added, block.dtype)
+    if block.dtype.kind in "iu" and block.dtype.itemsize == 8:  # float64 skips integers beyond 2**53
+        restored = np.where(np.abs(added) < 0.5, colour, restored)
     finite = np.isfinite(colour) if colour.dtype.kind == "f" else None
     if finite is not None and not finite.all():
         restored = np.where(finite, restored, colour)
@@ -143,6 +146,8 @@ def keep_level(change: NDArray[np.float32]) -> NDArray[np.float32]:
 def flat(picture: NDArray[Any]) -> NDArray[np.bool_]:
     """Find the pixels of (H, W, C) whose neighbourhood of 7 x 7 is constant, (H, W, 1)."""
     size = (_FLAT, _FLAT, 1)
+    if picture.dtype.kind == "f":  # scipy does not filter float16
+        picture = picture.astype(working(picture.dtype), copy=False)
     same = ndimage.maximum_filter(picture, size) == ndimage.minimum_filter(picture, size)
     flat: NDArray[np.bool_] = same.all(axis=2, keepdims=True)
     return flat
