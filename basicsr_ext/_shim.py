@@ -6,9 +6,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+TYPE_CHECKING = False  # as in kbnet_plugin
+if TYPE_CHECKING:
+    from typing import Any
 
 RENAMED = {
     "torchvision.transforms.functional_tensor": "torchvision.transforms.functional",
@@ -17,11 +20,12 @@ RENAMED = {
 """Removed or deprecated modules that BasicSR imports, and what replaces them."""
 
 
-class _Renamed(MetaPathFinder, Loader):
+# Neither inherits from the classes of importlib.abc, which take long to import.
+class _Renamed:
     """Provides the modules in `RENAMED`. It comes last, so that an existing old module takes precedence."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self: Any, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in RENAMED else None
 
@@ -33,7 +37,7 @@ class _Renamed(MetaPathFinder, Loader):
         module.__dict__.update({k: v for k, v in vars(current).items() if not k.startswith("__")})
 
 
-class _Installed(MetaPathFinder):
+class _Installed:
     """Finds the installed BasicSR, even in a checkout that contains its own, older ``basicsr/``.
 
     Restormer, NAFNet and KBNet vendor one without registries; ``python -m`` and ``PYTHONPATH=.`` put the

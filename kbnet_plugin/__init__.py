@@ -1,10 +1,13 @@
 """KBNet: kernel basis networks for image restoration."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from ._version import __version__
-
+# An interrupt during these imports prints a traceback, so there are none: typing alone takes milliseconds.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from ._version import __version__
     from .inference.restorer import Restorer
     from .nn import KBNet_l, KBNet_s
     from .zoo.weights import load_network, save_network
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["KBNet_l", "KBNet_s", "Restorer", "__version__", "load_network", "save_network"]
 
 _MODULES = {
+    "__version__": "_version",
     "KBNet_l": "nn",
     "KBNet_s": "nn",
     "Restorer": "inference.restorer",

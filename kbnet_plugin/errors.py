@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
-from textwrap import shorten
 
 
 class BadInput(ValueError):  # noqa: N818 - it is not a fault of the program
@@ -41,5 +41,13 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 def one_line(error: BaseException, limit: int = 500) -> str:
     """Return an exception's message on one line of at most `limit` characters, or its type if it has none."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return shorten(str(message), limit, placeholder=" ...") or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        message = f"{name}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    else:
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    line = " ".join(message.split())
+    if len(line) > limit:  # files are named at the start, and what to do at the end
+        half = (limit - 5) // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    return line or type(error).__name__

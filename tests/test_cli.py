@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,10 +15,11 @@ import tifffile
 import torch
 
 import kbnet_plugin
-from kbnet_plugin import Restorer, __version__, cli, save_network, zoo
+from kbnet_plugin import Restorer, __version__, errors, save_network, zoo
 from kbnet_plugin.cli import main
-from kbnet_plugin.inference import batch
-from kbnet_plugin.io.pictures import read_image, write_image
+from kbnet_plugin.inference import files
+from kbnet_plugin.io import images, read_image, write_image
+from kbnet_plugin.selfsup.config import can_train
 
 ROOT = Path(kbnet_plugin.__file__).parents[1]
 
@@ -80,6 +82,7 @@ def test_folders_and_files_are_restored_to_a_folder(run, tmp_path):
     status, out, err = run("restore", "in", "c.tif", "-o", "deep/out", "--model", "tiny.pth")
     assert (status, err) == (0, "")
     assert sorted(p.name for p in Path("deep/out").iterdir()) == ["a.jpg", "b.png", "c.tif"]
+    assert out.startswith("in: skipped 1 other file (.txt)\n")
     assert "[2/3] deep/out/b.png" in out
     assert out.endswith("3 restored, 0 kept, 0 failed\n")
 
@@ -117,14 +120,14 @@ def test_a_lack_of_memory_is_one_line_and_the_others_are_done(run, tmp_path, mon
     (tmp_path / "in").mkdir()
     for name in ("in/a.png", "in/b.png"):
         picture(name)
-    read = batch.read_image
+    read = files.open_images
 
     def scarce(path):
         if path.name == "a.png":
             raise MemoryError
         return read(path)
 
-    monkeypatch.setattr(batch, "read_image", scarce)
+    monkeypatch.setattr(files, "open_images", scarce)
     options = ("--model", "tiny.pth", "--device", "cpu")
     status, out, err = run("restore", "in", "-o", "out", *options)
     assert status == 1
@@ -134,7 +137,7 @@ def test_a_lack_of_memory_is_one_line_and_the_others_are_done(run, tmp_path, mon
     status, out, err = run("restore", "in/a.png", "-o", "c.png", *options)
     assert (status, out) == (2, "")
     assert one_line(err)
-    assert "out of memory; free some" in err
+    assert "in/a.png: out of memory; free some" in err
 
 
 def test_unsuitable_channels_are_named(run, tiny_s, tmp_path):
@@ -177,8 +180,8 @@ def test_unsuitable_channels_are_named(run, tiny_s, tmp_path):
         ),
         ("restore a.png -o b.gif --model tiny.pth", "b.gif: unknown image type"),
         ("restore a.png -o nowhere/b.png --model tiny.pth", "nowhere: no such folder to write b.png to"),
-        ("restore a.png -o a.png --model tiny.pth --overwrite", "a.png: would be replaced by its own result"),
-        ("restore a.png -o . --model tiny.pth", "a.png: would be replaced by its own result"),
+        ("restore a.png -o a.png --model tiny.pth --overwrite", "a.png: would be replaced by a result"),
+        ("restore a.png -o . --model tiny.pth", "a.png: would be replaced by a result"),
         ("restore a.png sub/a.png -o out --model tiny.pth", "would both go to out/a.png"),
         ("restore a.png deep.tif -o b.png --model tiny.pth", "b.png: not a folder, and several pictures"),
         ("restore sub -o a.png --model tiny.pth", "a.png: not a folder, and several pictures need one"),
@@ -194,7 +197,7 @@ def test_unsuitable_channels_are_named(run, tiny_s, tmp_path):
             "a.png: axes 'YX' name 2 dimensions, but the array has 3",
         ),
         ("restore a.png -o b.png --model tiny.pth --precision int8", "invalid choice: 'int8'"),
-        ("restore jpeg.tif -o b.zarr --model tiny.pth", "jpeg.tif: damaged or incomplete TIFF"),
+        ("restore jpeg.tif -o b.zarr --model tiny.pth", "jpeg.tif: a JPEG by its content but a TIFF"),
         ("info nowhere.pth", "nowhere.pth: no such file"),
         ("info half.pth", "half.pth: truncated"),
     ],
@@ -219,6 +222,77 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(run, tmp_path
     assert named in err
     after = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*") if p.name != "out"}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["restore", "", "-o", "b.png"], "argument IN: must not be empty"),
+        (["restore", "a.png", "-o", ""], "argument -o/--output: must not be empty"),
+        (["restore", "a.png", "-o", "b.png", "--model", ""], "argument --model: must not be empty"),
+        (["restore", "a.png", "-o", "b.png", "--axes", ""], "argument --axes: must not be empty"),
+        (["restore", "a.png", "-o", "b.png", "--scheduler", ""], "argument --scheduler: must not be empty"),
+        (["inspect", ""], "argument FILE: must not be empty"),
+        (["info", ""], "argument MODEL: must not be empty"),
+        (["models", ""], "argument MODEL: must not be empty"),
+        (["export", "", "-o", "x.pth"], "argument MODEL: must not be empty"),
+        (["fit", "", "--name", "mine"], "argument STACK: must not be empty"),
+        (["fit", "a.png", "--name", ""], "'' cannot name a model"),
+        (["restore", "a\0.png", "-o", "b.png"], r"'a\x00.png' contains a null character"),
+        (["restore", "a.png", "-o", "b" * 300], "file name too long"),
+        (["restore", "a" * 300 + ".png", "-o", "b.png"], "file name too long"),
+        (["restore", "a.png", "-o", "b.png", "--model", "c" * 300], f"{'c' * 300}: file name too long"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(run, arguments, named):
+    picture("a.png")
+    before = sorted(Path().iterdir())
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert named in err
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.skipif(not can_train(), reason="the extra train is not installed")
+def test_an_empty_folder_for_crops_is_refused(run):
+    status, out, err = run("prepare", "gaussian", "in", "")
+    assert (status, out) == (2, "")
+    assert err == "basicsr: argument DST: must not be empty (see basicsr prepare --help)\n"
+
+
+def test_errors_of_the_system_name_the_file_first():
+    full = OSError(28, "No space left on device", "x.pth")
+    assert errors.one_line(full) == "x.pth: no space left on device"
+    assert errors.one_line(OSError("x.pth: damaged")) == "x.pth: damaged"
+    line = errors.one_line(OSError(36, "File name too long", "x" * 1000), 100)
+    assert len(line) <= 100
+    assert line.startswith("xxx")
+    assert line.endswith("x: file name too long")
+
+
+@pytest.mark.parametrize("arguments", [["--range", "-5,300"], ["--range=-5,300"], ["--range", "-.5e1,3e2"]])
+def test_a_range_may_begin_with_a_negative_number(run, checkpoint, arguments):
+    array = picture("a.png")
+    status, _, err = run("restore", "a.png", "-o", "b.png", "--model", "tiny.pth", *arguments)
+    assert (status, err) == (0, "")
+    assert np.array_equal(
+        read_image("b.png")[0], Restorer.from_pretrained(checkpoint, range=(-5, 300))(array)
+    )
+
+
+def test_a_negative_setting_is_no_unknown_option(run):
+    err = run("restore", "a.png", "-o", "b.png", "--decorrelate", "-2,5")[2]
+    assert "'-2,5' is not N,SIGMA or no" in err
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "cpu:3", "hpu", "opengl", "mkldnn", "", "abacus"])
+def test_a_device_that_cannot_compute_is_refused_with_those_that_can(run, device):
+    picture("a.png")
+    status, out, err = run("restore", "a.png", "-o", "b.png", "--model", "tiny.pth", "--device", device)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert f"device {device!r} is not available on this machine; use auto, cpu" in err
 
 
 def stack(path, shape=(3, 40, 50)):
@@ -388,10 +462,8 @@ def test_version_is_printed(run):
 
 @pytest.mark.parametrize("command", ["train", "test"])
 def test_training_without_basicsr_is_one_line(run, monkeypatch, command):
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(
-        cli.importlib.util, "find_spec", lambda name: None if name == "basicsr" else find(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "basicsr" else find(name))
     status, out, err = run(command, "-opt", "x.yml")
     assert (status, out) == (2, "")
     assert err == f"kbnet: {command} needs BasicSR, which is not installed: pip install 'kbnet[train]'\n"
@@ -406,8 +478,8 @@ def test_training_passes_every_argument_on(run, monkeypatch):
             seen.append(argv)
             return 7
 
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"basicsr_ext.__main__": Bridge}[name])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", lambda name: {"basicsr_ext.__main__": Bridge}[name])
     assert run("train", "-opt", "x.yml", "--help", "--version")[0] == 7
     assert seen == [["train", "-opt", "x.yml", "--help", "--version"]]
 
@@ -416,16 +488,16 @@ def test_an_interrupt_leaves_no_partial_file(run, monkeypatch, tmp_path):
     for name in ("a.png", "b.png"):
         picture(name)
 
-    def interrupted(path, array, metadata):
-        if path.name == "b.png":
-            monkeypatch.setattr("PIL.Image.Image.save", half)
-        write_image(path, array, metadata)
+    write = images.write_picture
 
-    def half(_self, file, *_arguments, **_options):
-        file.write_bytes(b"half")
-        raise KeyboardInterrupt
+    def half(path, kind, array, metadata):
+        lost = write(path, kind, array, metadata)
+        if "b." in path.name:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        return lost
 
-    monkeypatch.setattr(batch, "write_image", interrupted)
+    monkeypatch.setattr(images, "write_picture", half)
     status, _, err = run("restore", "a.png", "b.png", "-o", "out", "--model", "tiny.pth")
     assert status == 130
     assert one_line(err)
@@ -449,6 +521,48 @@ def test_ctrl_c_ends_the_process_with_130(checkpoint, tmp_path):
     assert ended.returncode == 130
     assert one_line(ended.stderr)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["big.png", "tiny.pth"]
+
+
+def shell(line, folder=None, **environment):
+    """Run `kbnet` with this process's Python in a line of the shell."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | environment
+    line = line.replace("kbnet", f"{sys.executable} -m kbnet_plugin", 1)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], capture_output=True, check=False, cwd=folder, env=environment
+    )
+
+
+def test_names_outside_the_encoding_and_a_closed_stream_cost_no_result(checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (os.fsdecode(b"caf\xe9.png"), "\u65e5\u672c.png", "z.png"):
+        picture(tmp_path / "in" / name)
+    line = "kbnet restore in -o out --model tiny.pth --device cpu"
+    done = shell(f"{line} 2>&-", tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(tmp_path / "in"))
+    for said in (rb"out/caf\udce9.png  30 x 20", rb"out/\u65e5\u672c.png  30 x 20", b"3 restored, 0 kept"):
+        assert said in done.stdout
+
+
+@pytest.mark.parametrize("command", ["models", "--help", "--version"])
+@pytest.mark.parametrize("stream", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "| true", "| head -c 1"])
+def test_a_stream_that_nobody_reads_is_no_failure(command, stream):
+    done = shell(f"kbnet {command} {stream}")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_for_what_is_printed_is_named(unbuffered):
+    done = shell("kbnet models > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"kbnet: standard output is incomplete: no space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_help_imports_no_numpy(arguments):
+    code = f"import sys; from kbnet_plugin.cli import main; main({arguments}); print('numpy' in sys.modules)"
+    assert python("-c", code).stdout.endswith("\nFalse\n")
 
 
 def test_the_package_is_the_command_too(tmp_path):

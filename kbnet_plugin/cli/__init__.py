@@ -2,106 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
-import textwrap
-from collections.abc import Sequence
-from typing import Any
 
-from .._version import __version__
-from ..errors import one_line
-from ._common import BAD_INPUT, INTERRUPTED, Parser, fail
+TYPE_CHECKING = False  # as in kbnet_plugin
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-_COMMANDS = {
-    "restore": "restore pictures and stacks",
-    "info": "describe a model, or this machine",
-    "inspect": "measure the noise of a picture and recommend a model",
-    "models": "list the available models",
-    "export": "convert a model for other programs",
-    "fit": "train a model on noisy pictures alone",
+_KEPT = {
+    "restore": "; finished pictures are kept, and --resume continues stacks",
+    "fit": "; the same command continues",
 }
-_BASICSR = {
-    "train": "train with BasicSR",
-    "test": "test with BasicSR",
-    "options": "list the keys of option files",
-    "prepare": "cut a data set into crops for training",
-}
-
-_EXAMPLES = """\
-examples:
-  kbnet restore noisy.png -o clean.png
-  kbnet restore photos/ -o restored/ --model gau_color_25.pth --device cpu
-  kbnet models
-  kbnet info sidd.pth
-  kbnet train -opt options/kbnet_quickstart.yml
-"""
+"""What to say after an interrupt."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, and return the exit status."""
+    """Run a command, and return the exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        By default the arguments of this process, whose signals and standard streams are then taken over as
+        `kbnet_plugin.process` describes.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    kept = _KEPT.get(arguments[0] if arguments else "", "")
     try:
-        if arguments and arguments[0] in _BASICSR:
-            return _delegate(arguments)
-        parser = _parser(arguments[:1])
-        options, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            raise ValueError(
-                f"{options.command} has no option {unknown[0]}; see kbnet {options.command} --help"
-            )
-        return int(_module(options.command).run(options))
-    except SystemExit as stop:  # argparse, after --help or an error
-        return int(stop.code or 0)
+        from .. import process
+
+        return process.run("kbnet", lambda: _run(arguments), kept) if argv is None else _run(arguments)
     except KeyboardInterrupt:
-        return fail("interrupted; finished pictures are kept, and --resume continues stacks", INTERRUPTED)
-    except (ValueError, OSError) as error:
-        return fail(one_line(error), BAD_INPUT)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return fail("out of memory; free some, or use another --device", BAD_INPUT)
+        print(f"kbnet: interrupted{kept}", file=sys.stderr)
+        return 130
 
 
-def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """Make a parser that knows the names of all commands, and the options of those that are wanted."""
-    parser = Parser(
-        prog="kbnet",
-        description="Restore pictures with KBNet, and train its networks.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"kbnet {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name in wanted:
-            module = _module(name)
-            command.description, command.epilog = textwrap.fill(module.DESCRIPTION, 79), module.EPILOG
-            module.add_arguments(command)
-    # Only for the list of commands: main() delegates them before anything is parsed.
-    for name, text in _BASICSR.items():
-        commands.add_parser(name, help=f"{text}; see kbnet {name} --help")
-    return parser
+def _run(arguments: list[str]) -> int:
+    from ._program import run
 
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    from ..inference.device import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _delegate(arguments: list[str]) -> int:
-    from ..selfsup.config import can_train
-
-    if not can_train():
-        return fail(
-            f"{arguments[0]} needs BasicSR, which is not installed: pip install 'kbnet[train]'", BAD_INPUT
-        )
-    return int(importlib.import_module("basicsr_ext.__main__").main(arguments) or 0)
+    return run(arguments)

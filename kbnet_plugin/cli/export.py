@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from .. import zoo
 from ..zoo.locations import EXPORT_FORMATS
-from ._common import GOOD, add_overwrite
+from ._common import GOOD, add_overwrite, as_name, as_path
 
 DESCRIPTION = (
     "Convert a model to safetensors, to BasicSR's .pth or to ONNX. ONNX files are checked against torch."
@@ -25,8 +24,8 @@ its whole input, so cut large pictures into tiles of about the pooling window (s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("model", metavar="MODEL", help="name of a model, or a checkpoint")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, type=Path, help="file to write")
+    parser.add_argument("model", metavar="MODEL", type=as_name, help="name of a model, or a checkpoint")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, type=as_path, help="file to write")
     parser.add_argument("--format", choices=EXPORT_FORMATS, help="by default the suffix of FILE")
     add_overwrite(parser, "replace an existing file")
 

@@ -6,10 +6,19 @@ import argparse
 import dataclasses
 import sys
 import textwrap
-from pathlib import Path
 
 from ..selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig
-from ._common import GOOD, add_axes, add_device, add_overwrite, add_range
+from ._common import (
+    GOOD,
+    INTERRUPTED,
+    add_axes,
+    add_device,
+    add_overwrite,
+    add_range,
+    as_name,
+    as_path,
+    fail,
+)
 
 DESCRIPTION = "Train a denoiser on a noisy stack, without clean pictures, and add it to the list of models."
 _EXAMPLES = """\
@@ -30,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="STACK",
-        type=Path,
+        type=as_path,
         help="TIFF, OME-Zarr, .npy, PNG or JPEG, or a folder of them",
     )
     parser.add_argument("--name", required=True, help="name of the new model")
@@ -40,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FitConfig.method,
         help="n2v (Noise2Void, default) or n2n (Noise2Noise)",
     )
-    parser.add_argument("--second", type=Path, help="for n2n: a second recording of the same planes")
+    parser.add_argument("--second", type=as_path, help="for n2n: a second recording of the same planes")
     parser.add_argument(
         "--pair-axis",
         choices=tuple("TZC"),
@@ -48,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init",
+        type=as_name,
         help=f"a model to start from, or {SCRATCH} for random weights; default: the shipped model for the "
         "number of channels",
     )
@@ -73,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     """Train and register the model, and return the exit status."""
     from tqdm import tqdm
 
+    from .. import process
     from ..selfsup.fit import Fit
 
     named = {field.name for field in dataclasses.fields(FitConfig)} & vars(options).keys()
@@ -83,13 +94,24 @@ def run(options: argparse.Namespace) -> int:
     print(f"{fit.summary}\n{WHEN_IT_FAILS if fit.config.method == 'n2v' else PAIRS_FAIL}")
     if fit.doubt:
         print(f"kbnet: {fit.doubt}", file=sys.stderr)
-    with tqdm(total=fit.config.iterations, unit="it", disable=None, dynamic_ncols=True) as bar:
-        try:
-            for step in fit.run():
-                bar.update(step.iteration - bar.n)
-                bar.set_postfix(loss=f"{step.loss:.3e}", refresh=False)
-        except KeyboardInterrupt:  # leaving the loop stops the training
-            bar.write("stopped")
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        fit.stop()
+
+    with (
+        process.stopping(stop),
+        tqdm(total=fit.config.iterations, unit="it", disable=None, dynamic_ncols=True) as bar,
+    ):
+        for step in fit.run():
+            bar.update(step.iteration - bar.n)
+            bar.set_postfix(loss=f"{step.loss:.3e}", refresh=False)
+    if stopped and not fit.iteration:
+        return fail("interrupted before the first step; the same command starts again", INTERRUPTED)
+    if stopped:
+        print("stopped")
     model = fit.save()
     print(f"{model.path}\nkbnet restore {options.source} -o ... --model {model.name}")
     return GOOD

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
-from ._common import GOOD, add_axes, add_json
+from ._common import GOOD, add_axes, add_json, as_path
 
 DESCRIPTION = "Measure the noise of a picture or stack, and recommend a model and settings."
 EPILOG = """\
@@ -19,7 +18,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("input", metavar="FILE", type=Path, help="a picture or a stack")
+    parser.add_argument("input", metavar="FILE", type=as_path, help="a picture or a stack")
     add_axes(parser)
     add_json(parser)
 
@@ -30,10 +29,11 @@ def run(options: argparse.Namespace) -> int:
 
     from ..arrays.axes import layout
     from ..inference.choose import choose_treatment, describe_noise, measure_channels
-    from ..io.stacks import open_array
+    from ..io.images import open_image
 
     path = options.input
-    with open_array(path, options.axes) as (array, known):
+    with open_image(path) as image:
+        array, known = image.array, options.axes or image.metadata.axes
         try:
             arranged = layout(tuple(int(n) for n in array.shape), known, 3)
         except ValueError as error:

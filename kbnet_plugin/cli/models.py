@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from typing import Any
 
 from .. import zoo
-from ._common import GOOD, add_json, giga
+from ..zoo.locations import folder_problem
+from ._common import GOOD, add_json, as_name, giga
 
 DESCRIPTION = "List the shipped models and your own, or print the card of one."
 EPILOG = """\
@@ -24,7 +26,7 @@ data folder.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("name", metavar="MODEL", nargs="?", help="print the card of this model")
+    parser.add_argument("name", metavar="MODEL", nargs="?", type=as_name, help="print the card of this model")
     add_json(parser)
 
 
@@ -32,6 +34,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the list or a card, and return the exit status."""
     name = options.name
     listed = zoo.list_models() if name is None else [zoo.get_model(name)]
+    problem = folder_problem() if name is None else ""
+    if problem:
+        print(f"kbnet: your own models are not listed: {problem}", file=sys.stderr)
     if options.json:
         print(json.dumps([_facts(model) for model in listed], indent=1))
         return GOOD
@@ -63,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join([f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)] + [row[-1]]))
     print("\nMACs: multiply-accumulates of one 256 x 256 image; papers count convolutions only")
-    print(f"your own models: {zoo.folder()} (set {zoo.FOLDER_VARIABLE} to change this)")
+    if not problem:
+        print(f"your own models: {zoo.folder()} (set {zoo.FOLDER_VARIABLE} to change this)")
     return GOOD
 
 

@@ -7,19 +7,30 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import process
 from ..errors import one_line
 from ..inference.settings import HALO, PRECISIONS, TILE, WINDOW, check_decorrelate
-from ._common import GOOD, SOME_FAILED, add_axes, add_device, add_overwrite, add_range, fail
+from ._common import (
+    GOOD,
+    SOME_FAILED,
+    add_axes,
+    add_device,
+    add_overwrite,
+    add_range,
+    as_name,
+    as_path,
+    fail,
+)
 
 if TYPE_CHECKING:
-    from ..inference.batch import Step
+    from ..inference.files import Step
 
 DESCRIPTION = (
-    "Restore pictures (PNG, JPEG, TIFF) and stacks (TIFF, OME-TIFF, OME-Zarr). Axes, dtype, range, opacity "
-    "and metadata are kept."
+    "Restore pictures and stacks: PNG, JPEG, TIFF, OME-Zarr, WebP, AVIF, JPEG XL, and with extras HEIC, raw "
+    "photographs, CZI, ND2 and LIF. Axes, dtype, range, opacity and metadata are kept; one line names what "
+    "is not."
 )
 EPILOG = """\
 examples:
@@ -28,12 +39,13 @@ examples:
   kbnet restore a.tif b.jpg photos/ -o restored/ --model gau_color_25.pth --overwrite
   kbnet restore stack.ome.tif -o clean.zarr --model sidd.pth --range percentile
   kbnet restore big.zarr -o clean.zarr --model sidd.pth --resume
+  kbnet restore photos/ -o restored/ --recursive
   kbnet restore photo.jpg -o clean.png --strength 0.6 --chroma 1    no colour noise, some grain
 
 By default the noise of each picture is measured, and a suitable model and settings are chosen; one line says
 which and why. `kbnet inspect` shows the measurements. Pictures that are already clean are left alone.
 
-exit status: 0 success, 1 some pictures failed (each is named), 2 bad input, 130 interrupted
+exit status: 0 success, 1 some pictures failed (each is named), 2 bad input, 130 interrupted, 143 terminated
 """
 
 
@@ -43,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="IN",
         nargs="+",
-        type=Path,
+        type=as_path,
         help="a picture, a stack, a folder of them, or a pattern",
     )
     parser.add_argument(
@@ -51,17 +63,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        type=Path,
+        type=as_path,
         help="a file for one picture, otherwise a folder, which is created if necessary",
     )
     parser.add_argument(
         "--model",
+        type=as_name,
         help="a name that `kbnet models` lists, or a checkpoint (.pth or .safetensors); default: the shipped "
         "model that suits the noise",
     )
     add_device(parser, "cpu, cuda or mps")
     add_overwrite(parser, "replace existing output files")
     parser.add_argument("--resume", action="store_true", help="continue interrupted stacks")
+    parser.add_argument("--recursive", action="store_true", help="include the folders inside folders")
+    parser.add_argument(
+        "--format",
+        choices=("tiff", "imagej", "ome", "pyramid"),
+        help="kind of TIFF to write: plain, ImageJ hyperstack, OME-TIFF, or OME-TIFF in tiles with a "
+        "pyramid; default: as the input, and a pyramid for very large planes",
+    )
     parser.add_argument(
         "--dry-run",
         "--plan",
@@ -123,16 +143,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="precision of the network; auto (default) is float16 on CUDA, else float32",
     )
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="compute on the dask cluster at tcp://host:port"
+        "--scheduler",
+        metavar="ADDRESS",
+        type=as_name,
+        help="compute on the dask cluster at tcp://host:port",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Restore every input, and return the exit status."""
-    from ..inference.batch import make_chooser, pair, plan_files, restore_files
+    from ..inference.automatic import make_chooser
     from ..inference.dask import connect
+    from ..inference.files import plan_files, restore_files
+    from ..inference.pairing import pair
 
-    jobs = pair(options.inputs, options.output, make=not options.dry_run)
+    jobs = pair(
+        options.inputs,
+        options.output,
+        recursive=options.recursive,
+        make=not options.dry_run,
+        report=print,
+    )
     settings = {
         name: getattr(options, name)
         for name in (
@@ -148,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             if chosen.reason:
                 print(f"chosen  {chosen.reason}")
         return GOOD
-    with contextlib.ExitStack() as stack:
+    with process.unwinding(), contextlib.ExitStack() as stack:
         client = stack.enter_context(connect(options.scheduler)) if options.scheduler else None
         steps = restore_files(
             choose,
@@ -156,6 +187,7 @@ def run(options: argparse.Namespace) -> int:
             axes=options.axes,
             overwrite=options.overwrite,
             resume=options.resume,
+            form=options.format,
             client=client,
         )
         return _restore_jobs(stack.enter_context(contextlib.closing(steps)), len(jobs))
@@ -178,8 +210,9 @@ def _restore_jobs(steps: Iterator[Step], count: int) -> int:
         else:
             done = f"{step.size[1]} x {step.size[0]}" if step.size else f"{step.done:,} tiles"
             print(f"{label}{step.job.target}  {done}, {step.seconds:.1f} s")
-            if step.reason:
-                print(f"  {step.reason}")
+            for line in (step.reason, "; ".join(step.notes)):
+                if line:
+                    print(f"  {line}")
     if count > 1:
         print(f"{ended['restored']} restored, {ended['kept']} kept, {ended['failed']} failed")
     return SOME_FAILED if ended["failed"] else GOOD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import psutil
@@ -27,11 +28,28 @@ def find_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not _computes(name):
+        raise ValueError(
+            f"device {name!r} is not available on this machine; use auto, {' or '.join(find_devices())}"
+        )
+    return torch.device(name)
+
+
+def find_devices() -> list[str]:
+    """Return the names of this machine's devices, such as ``["cpu", "cuda:0"]``."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), "mps", "xpu"]
+    return [name for name in names if _computes(name)]
+
+
+def _computes(name: str) -> bool:
     try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):  # depends on why it is missing
-        raise ValueError(f"device {name!r} is not available on this machine; use auto or cpu") from None
+        with warnings.catch_warnings():  # about devices that torch has given up
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=name).item()  # fails on "meta", which torch can allocate
+        device = torch.device(name)
+    except Exception as error:  # of many kinds, depending on why it is missing
+        return is_out_of_memory(error)
+    return device.type != "cpu" or not device.index  # torch ignores the number of a CPU
 
 
 def free_memory(device: torch.device) -> int:

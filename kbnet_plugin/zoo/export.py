@@ -59,9 +59,12 @@ def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
     path = Path(path)
     if path.suffix.lower().removeprefix(".") not in EXPORT_FORMATS:
         raise ValueError(f"{path}: end the name in one of {', '.join('.' + f for f in EXPORT_FORMATS)}")
+    if path.suffix.lower() == ".pth":  # which stores no metadata; counting the cost takes seconds
+        save_network(model.load(), path)
+        return {}
     keys = ("title", "task", "version", "license", "window", "range")
     metadata = header(**{key: getattr(model, key) for key in keys}, cost=model.cost())
-    if path.suffix.lower() != ".onnx":
+    if path.suffix.lower() == ".safetensors":
         save_network(model.load(), path, metadata)
         return {}
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_data_path
+
+from ..errors import one_line
 
 DEFAULT = "denoise-color"
 """Shipped model for colour photographs."""
@@ -43,27 +45,60 @@ def folder() -> Path:
     """Return the folder of the user's own models.
 
     It is ``KBNET_MODELS`` if set, or else ``kbnet/models`` in the system's folder for the user's data.
+
+    Raises
+    ------
+    OSError
+        If it is in a home folder that the system does not know.
     """
-    if value := os.environ.get(FOLDER_VARIABLE):
-        return Path(value).expanduser()
-    data = user_data_path("kbnet", appauthor=False)
-    if not data.is_absolute():  # the specification says to ignore a relative XDG_DATA_HOME
-        data = Path.home() / ".local" / "share" / "kbnet"
-    return data / "models"
+    value = os.environ.get(FOLDER_VARIABLE)
+    path = Path(os.path.expanduser(value or _data() / "models"))
+    if str(path).startswith("~"):
+        raise OSError(f"{path}: no such home folder; set {FOLDER_VARIABLE} to a folder for models")
+    return path
 
 
-def model_files(where: Path) -> Iterator[Path]:
-    """List the files of weights in a folder, the default model first."""
-    if not where.is_dir():
-        return
-    paths = (p for p in where.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith("."))
-    yield from sorted(paths, key=lambda p: (p.stem != DEFAULT, p.stem, p.suffix != ".safetensors"))
+def _data() -> Path:
+    with suppress(RuntimeError):  # if there is no home folder
+        path = user_data_path("kbnet", appauthor=False)
+        if path.is_absolute():  # the specification says to ignore a relative XDG_DATA_HOME
+            return path
+    return Path("~/.local/share/kbnet")
+
+
+def folder_problem() -> str:
+    """Say in one line why the user's own models cannot be found; empty if they can, or if there are none."""
+    try:
+        with os.scandir(folder()):
+            return ""
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return one_line(error)
+
+
+def model_files(where: Path) -> list[Path]:
+    """List the files of weights in a folder, the default model first; none if the folder cannot be read."""
+    try:
+        paths = [p for p in where.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(paths, key=lambda p: (p.stem != DEFAULT, p.stem, p.suffix != ".safetensors"))
+
+
+def all_files() -> list[Path]:
+    """List the files of the shipped models, then of the user's own."""
+    try:
+        own = folder()
+    except OSError:
+        return model_files(SHIPPED)
+    return model_files(SHIPPED) + model_files(own)
 
 
 def model_paths() -> dict[str, Path]:
     """Map the name of every model to its file, in the order of `kbnet_plugin.zoo.list_models`."""
     found: dict[str, Path] = {}
-    for path in (*model_files(SHIPPED), *model_files(folder())):
+    for path in all_files():
         found.setdefault(path.stem, path)
     return found
 

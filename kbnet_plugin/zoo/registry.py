@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -16,7 +17,16 @@ from ..cost import Cost
 from ..errors import nearest, one_line
 from ..files import atomic_path
 from .architectures import Name, identify
-from .locations import KINDS, SHIPPED, TRUNCATED_SAFETENSORS, check_name, folder, model_files
+from .locations import (
+    KINDS,
+    SHIPPED,
+    TRUNCATED_SAFETENSORS,
+    all_files,
+    check_name,
+    folder,
+    folder_problem,
+    model_files,
+)
 
 if TYPE_CHECKING:
     from ..arrays.intensity import RangeRule
@@ -99,7 +109,7 @@ def list_models() -> list[Model]:
     A file that cannot be used is listed with its `problem`; so is a file whose name is already taken.
     """
     found: list[Model] = []
-    for path in [*model_files(SHIPPED), *model_files(folder())]:
+    for path in all_files():
         model = _describe(path)
         if other := next((m for m in found if m.name == model.name), None):
             model = Model(model.name, path, problem=f"its name is taken by {other.path}; rename it")
@@ -127,8 +137,10 @@ def get_model(name: str | PathLike[str]) -> Model:
         If there is no model of this name (the message suggests the nearest), or the file cannot be used.
     """
     text = os.fspath(name)
+    if not text:
+        raise ValueError("the name of the model is empty; name a model or a checkpoint")
     path = Path(text)
-    for candidate in (*model_files(SHIPPED), *model_files(folder())):
+    for candidate in all_files():
         if candidate.stem == text:
             model = _describe(candidate)
             if model.problem:
@@ -136,7 +148,9 @@ def get_model(name: str | PathLike[str]) -> Model:
             return model
     if len(path.parts) == 1 and path.suffix.lower() not in KINDS and not path.exists():
         hint = nearest(text, [m.name for m in list_models()])
-        raise ValueError(f"no model or file is called {text!r}{hint}")
+        problem = folder_problem()
+        unlisted = f"; your own models are not listed: {problem}" if problem else ""
+        raise ValueError(f"no model or file is called {text!r}{hint}{unlisted}")
     return _read(path)
 
 
@@ -191,12 +205,12 @@ def register_model(
     own.mkdir(parents=True, exist_ok=True)
     path = own / f"{name}.safetensors"
     card_file = path.with_suffix(".md")
-    if card:
-        with atomic_path(card_file) as temporary:
-            temporary.write_text(card, encoding="utf-8")
-    else:
+    with atomic_path(card_file) if card else nullcontext() as temporary:
+        if temporary is not None:  # backslashreplace, as it may name files
+            temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+        save_network(network, path, facts)
+    if not card:
         card_file.unlink(missing_ok=True)
-    save_network(network, path, facts)
     for other in old:
         if other != path:
             other.unlink()
@@ -298,6 +312,7 @@ class _Shape(NamedTuple):
 
 def _header(path: Path) -> tuple[dict[str, _Shape], dict[str, str]]:
     """Return shapes by name and the metadata of a .safetensors file, reading only its header."""
+    path.open("rb").close()  # safetensors calls a file that it may not read missing
     try:
         with safe_open(path, framework="np") as file:
             shapes = {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118

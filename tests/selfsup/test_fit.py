@@ -1,6 +1,7 @@
 """Training on noisy pictures alone, with `basicsr train` in a separate process."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -211,10 +212,10 @@ def test_an_interrupt_stops_the_command_and_keeps_the_model(stack, capsys, monke
     steps = Fit.run
 
     def interrupted(self):
-        for step in steps(self):
-            yield step
-            time.sleep(0.2)
-            raise KeyboardInterrupt
+        run = steps(self)
+        yield next(run)
+        signal.raise_signal(signal.SIGINT)
+        yield from run
 
     monkeypatch.setattr(Fit, "run", interrupted)
     assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 0

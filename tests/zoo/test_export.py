@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import resource
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,39 @@ def test_an_onnx_that_differs_is_not_kept(run, monkeypatch, tiny_s, tmp_path):
     assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.pth"]
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "onnx"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(run, monkeypatch, tiny_s, suffix):
+    monkeypatch.setattr(export.torch.export, "export", lambda *_arguments, **_options: Program())
+    monkeypatch.setattr(export.torch.onnx, "export", lambda *_arguments, **_options: Program())
+    save_network(tiny_s(), "tiny.pth")
+    Path(f"x.{suffix}").write_text("old")
+    with full_disk():
+        status, out, err = run("export", "tiny.pth", "-o", f"x.{suffix}", "--overwrite")
+    assert (status, out) == (2, "")
+    reason = "file too large" if suffix == "onnx" else "cannot be written completely; is the disk full?"
+    assert err == f"kbnet: x.{suffix}: {reason}\n"
+    assert Path(f"x.{suffix}").read_text() == "old"
+    assert sorted(p.name for p in Path().iterdir()) == sorted(["tiny.pth", f"x.{suffix}"])
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Let files grow to 20 kB only."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(run, tiny_s):
+    save_network(tiny_s(), "tiny.pth")
+    name = f"{'x' * 247}.pth"
+    assert run("export", "tiny.pth", "-o", name)[0] == 0
+    assert Path(name).is_file()
+
+
 class Program:
     """Replaces what the exporter creates."""
 
@@ -110,7 +145,7 @@ class Program:
         return self
 
     def save(self, path, **_options):
-        path.write_bytes(b"graph")
+        path.write_bytes(b"graph" * 10_000)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from skimage import data
 
 from kbnet_plugin import KBNet_s, Restorer, load_network, save_network, zoo
+from kbnet_plugin.errors import one_line
 from kbnet_plugin.nn.cost import count
 from tools import check_recipe as recipe
 from tools.cards import read_card, sha256
@@ -171,6 +172,24 @@ def test_a_failed_addition_leaves_the_old_model(own, tiny_s, monkeypatch):
     assert (own / "a.safetensors").read_bytes() == before
 
 
+def test_a_failed_addition_leaves_the_old_card(own, tiny_s, monkeypatch):
+    zoo.register_model(tiny_s(), "a", card="# old")
+
+    def fail(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kbnet_plugin.zoo.weights.save_file", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        zoo.register_model(tiny_s(width=16), "a", overwrite=True, card="# new")
+    assert one_line(caught.value) == f"{own / 'a.safetensors'}: no space left on device"
+    assert (own / "a.md").read_text() == "# old"
+    assert sorted(p.name for p in own.iterdir()) == ["a.md", "a.safetensors"]
+
+
+def test_a_card_may_name_a_file_that_is_not_text(own, tiny_s):
+    assert zoo.register_model(tiny_s(), "a", card="caf\udce9.tif").card.read_text() == r"caf\udce9.tif"
+
+
 def test_broken_files_are_listed_with_their_problem(own, tiny_s):
     own.mkdir()
     (own / "junk.safetensors").write_bytes(b"junk")
@@ -225,6 +244,9 @@ def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
         ("xyz.pth", FileNotFoundError, "xyz.pth: no such file"),
         ("a/xyz", FileNotFoundError, "a/xyz: no such file"),
         (".", FileNotFoundError, ".: a folder, not a file"),
+        ("", ValueError, "the name of the model is empty"),
+        ("x" * 300, OSError, "[Errno 36] File name too long"),
+        ("a\0b.pth", FileNotFoundError, "a\0b.pth: no such file"),
     ],
 )
 def test_a_missing_model_is_named_in_one_line(name, error, message):
