@@ -1,16 +1,16 @@
 """Read and write pictures and stacks with their metadata. Imports no torch."""
 
-from .metadata import StackMetadata
-from .pictures import Metadata, read_image, write_image
-from .stacks import grow, is_stack, open_array, open_stack
+from .images import grow, open_image, open_images, read_image, write_image, write_images
+from .metadata import Frame, Image, Metadata
 
 __all__ = [
+    "Frame",
+    "Image",
     "Metadata",
-    "StackMetadata",
     "grow",
-    "is_stack",
-    "open_array",
-    "open_stack",
+    "open_image",
+    "open_images",
     "read_image",
     "write_image",
+    "write_images",
 ]

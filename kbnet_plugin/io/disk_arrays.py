@@ -46,7 +46,8 @@ class RawArray:
         while inner and part.strides[inner - 1] == size:  # contiguous in the file
             inner -= 1
             size *= part.shape[inner]
-        with self.path.open("rb+", buffering=0) as file:
+        # Buffered: without, a write that a full disk cuts short would go unnoticed.
+        with self.path.open("rb+") as file:
             for index in np.ndindex(part.shape[:inner]):
                 file.seek(start + sum(i * s for i, s in zip(index, part.strides, strict=False)))
                 file.write(value[index].tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays.axes import Layout
 from ..arrays.intensity import cast
@@ -36,11 +37,20 @@ def halve(source: Any, target: Any, axes: str) -> None:
             for x in range(0, width, step):
                 rows, columns = slice(y, min(y + step, height)), slice(x, min(x + step, width))
                 doubled = slice(2 * rows.start, 2 * rows.stop), slice(2 * columns.start, 2 * columns.stop)
-                part = below.to_picture(np.asarray(source[below.key(plane, doubled)])).astype(np.float64)
-                missing = [(0, n % 2) for n in part.shape[:2]]
-                part = np.pad(part, [*missing, (0, 0)], mode="edge")
-                mean = part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2, -1).mean(axis=(1, 3))
-                target[above.key(plane, (rows, columns))] = above.from_picture(cast(mean, target.dtype))
+                part = below.to_picture(np.asarray(source[below.key(plane, doubled)]))
+                target[above.key(plane, (rows, columns))] = above.from_picture(_means(part, target.dtype))
+
+
+def _means(part: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    part = np.pad(part, [*((0, n % 2) for n in part.shape[:2]), (0, 0)], mode="edge")
+    blocks = part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2, -1)
+    if dtype.kind in "ui" and dtype.itemsize == 8:  # float64 does not hold them all, and their sum overflows
+        quotient, remainder = np.divmod(blocks, 4)
+        rest = np.rint(remainder.sum(axis=(1, 3)) / 4)
+        return quotient.sum(axis=(1, 3)).astype(dtype) + rest.astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities, and sums of the largest floats
+        wide = [blocks[:, y, :, x].astype(np.float64) for y in (0, 1) for x in (0, 1)]
+        return cast((wide[0] + wide[1] + wide[2] + wide[3]) / 4, dtype)
 
 
 def half_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Read and write TIFF: pictures, stacks, OME-TIFF and ImageJ hyperstacks."""
