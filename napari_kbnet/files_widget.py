@@ -30,7 +30,8 @@ from .task_widget import TaskWidget
 from .worker import devices, user_errors
 
 if TYPE_CHECKING:
-    from kbnet_plugin.inference.batch import Job, Step
+    from kbnet_plugin.inference.files import Step
+    from kbnet_plugin.inference.pairing import Job
 
 _FINE = 1000  # steps of the progress bar for each file
 
@@ -132,7 +133,8 @@ def _restore(
 ) -> Generator[list[Job] | Step, None, None]:
     """Yield the list of jobs, then every step."""
     with user_errors():
-        from kbnet_plugin.inference.batch import pair, restore_files
+        from kbnet_plugin.inference.files import restore_files
+        from kbnet_plugin.inference.pairing import pair
 
         choose = options.chooser()
         jobs = pair([source], target)
@@ -179,8 +181,8 @@ class _Table(QTableWidget):
         elif step.error is not None:
             self._write(step, f"failed: {str(step.error).removeprefix(f'{step.job.source}: ')}", failed=True)
         else:
-            reason = f", {step.reason}" if step.reason else ""
-            self._write(step, f"restored in {step.seconds:.1f} s{reason}")
+            said = [text for text in (step.reason, *step.notes) if text]
+            self._write(step, ", ".join([f"restored in {step.seconds:.1f} s", *said]))
 
     def show_stopped(self, step: Step) -> None:
         """Mark the file that was interrupted."""

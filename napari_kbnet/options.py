@@ -10,7 +10,7 @@ from kbnet_plugin.arrays.intensity import RangeRule
 from .loading import load_torch
 
 if TYPE_CHECKING:
-    from kbnet_plugin.inference.batch import Chooser
+    from kbnet_plugin.inference.automatic import Chooser
 
 PLUGIN = "kbnet"
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -56,7 +56,7 @@ class Options:
     def chooser(self) -> Chooser:
         """Build what chooses a restorer for an array; imports torch."""
         load_torch()
-        from kbnet_plugin.inference.batch import make_chooser
+        from kbnet_plugin.inference.automatic import make_chooser
 
         return make_chooser(self.model or None, **self.settings())
 

@@ -27,25 +27,12 @@ _FILE = """
 from pathlib import Path
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.io.pictures import read_image, write_image
+from kbnet_plugin.inference.files import restore_file
 
 source, target = Path({source!r}), Path({target!r})
 {restorer}
-noisy, metadata = read_image(source)
-clean = restorer(noisy, axes={axes!r})
-write_image(target, clean, metadata)
-"""
-
-_STACK = """
-from pathlib import Path
-
-from kbnet_plugin import Restorer
-from kbnet_plugin.inference.stacks import restore_stack
-
-source, target = Path({source!r}), Path({target!r})
-{restorer}
-for done, total in restore_stack(restorer, source, target, axes={axes!r}, resume=True):
-    print(f"{{done}} of {{total}} tiles", end="\\r")
+for step in restore_file(restorer, source, target, axes={axes!r}, resume=True):
+    print(f"{{step.done}} of {{step.total}} tiles", end="\\r")
 """
 
 _RESTORER = """\
@@ -67,9 +54,7 @@ def script(record: dict[str, Any]) -> str:
         form, path = _PICTURE, f"{_file_name(record['layer'])}.tif"
         hint = "  # save the layer as this file first"
     else:
-        from kbnet_plugin.io.stacks import is_stack
-
-        form = _STACK if is_stack(Path(path)) else _FILE
+        form = _FILE
     source = Path(path)
     target = source.with_name(f"{source.stem}_restored{source.suffix}")
     when = f" on {record['finished'][:10]}" if "finished" in record else ""

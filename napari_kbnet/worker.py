@@ -31,7 +31,7 @@ from .options import Options
 
 if TYPE_CHECKING:
     from kbnet_plugin import Restorer
-    from kbnet_plugin.inference.batch import Chooser, Chosen
+    from kbnet_plugin.inference.automatic import Chooser, Chosen
     from kbnet_plugin.inference.restorer import Plan
 
 _WIDE = 4096  # pixels; wider planes are displayed through an overview while they grow
@@ -55,7 +55,7 @@ class Job:
     axes : str
     options : Options
     sizes : mapping
-        As in `kbnet_plugin.io.metadata.StackMetadata`.
+        As in `kbnet_plugin.io.metadata.Metadata`.
     path : str or None
         File that the array was read from.
     target : Path or None
@@ -246,15 +246,15 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
     if job.target is None:
         yield from run.steps(Watched(np.zeros(shape, dtype), job.axes), record)
         return
-    from kbnet_plugin.io.metadata import StackMetadata
+    from kbnet_plugin.inference.history import history
+    from kbnet_plugin.io.images import grow, working_folder
+    from kbnet_plugin.io.metadata import Frame, Metadata
     from kbnet_plugin.io.ome_zarr import open_levels
-    from kbnet_plugin.io.stacks import grow, working_folder
 
     record["file"] = str(working_folder(job.target))
+    metadata = Metadata(job.axes, sizes=job.sizes, history=history(restorer, dtype, chosen.noises))
     try:
-        with grow(
-            job.target, job.axes, shape, dtype, StackMetadata(job.axes, job.sizes), resume=True
-        ) as growing:
+        with grow(job.target, [Frame(shape, dtype, metadata)], resume=True) as (growing,):
             target = Watched(growing.array, job.axes)
             for step in run.steps(target, record, journal=growing.journal, identity=_identity(job, arranged)):
                 if step.state == "done":
@@ -271,14 +271,11 @@ def _restore(number: int, job: Job, cancelled: Event) -> Iterator[Step]:
 
 def matches_file(path: str, array: Any) -> bool:
     """Whether a file has the shape of an array; a layer may be just one channel of its file."""
-    from kbnet_plugin.io.pictures import read_image
-    from kbnet_plugin.io.stacks import is_stack, open_stack
+    from kbnet_plugin.io import open_image
 
     try:
-        if not is_stack(Path(path)):
-            return read_image(Path(path))[0].shape == tuple(array.shape)
-        with open_stack(path) as (stored, _):
-            return tuple(stored.shape) == tuple(array.shape)
+        with open_image(path) as image:
+            return tuple(image.array.shape) == tuple(array.shape)
     except (ValueError, OSError):
         return False
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.inference.batch import make_chooser
+from kbnet_plugin.inference.automatic import make_chooser
 from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.zoo.architectures import identify
 from kbnet_plugin.zoo.weights import build_network, read_state_dict

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from kbnet_plugin.errors import BadInput
-from kbnet_plugin.io.pictures import read_image
+from kbnet_plugin.io import read_image
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
 

@@ -14,7 +14,7 @@ _STEPS, _SECONDS = 16, 2.0  # flush after either
 
 
 class Journal:
-    """A file that lists finished steps, one per line; a context manager.
+    """A file that lists finished steps and digests of what they read, one per line; a context manager.
 
     A step is recorded only after its result is on disk. As syncing is slow on some disks, several steps share
     one sync; a crash loses at most these, and they are computed again.
@@ -31,8 +31,8 @@ class Journal:
 
     Attributes
     ----------
-    done : set of int
-        Numbers of the finished steps.
+    done : dict
+        From the number of each finished step to the digest of its input.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class Journal:
     ) -> None:
         self.path = path
         self._sync = sync
-        self._pending: list[int] = []
+        self._pending: list[tuple[int, int]] = []
         self._flushed = time.monotonic()
         head = json.dumps(dict(settings), sort_keys=True)
         found = read_settings(path)
@@ -54,22 +54,25 @@ class Journal:
             raise ValueError(
                 f"{path}: started with different settings ({', '.join(other)}); use those, or start again"
             )
-        self.done: set[int] = set()
+        self.done: dict[int, int] = {}
         self._file: IO[bytes]
         if found is None:
             self._file = path.open("wb")
             self._write([head])
         else:
             lines = path.read_bytes().split(b"\n")
-            self.done = {int(line) for line in lines[1:-1]}
+            try:
+                self.done = dict(_numbers(line) for line in lines[1:-1])
+            except ValueError:
+                raise ValueError(f"{path}: damaged, or of another version; start again") from None
             self._file = path.open("rb+")
             self._file.truncate(len(b"\n".join(lines[:-1])) + 1)  # drops an incomplete last line
             self._file.seek(0, os.SEEK_END)
 
-    def add(self, step: int) -> None:
-        """Add a step whose result has been written; it may be recorded later."""
-        self.done.add(step)
-        self._pending.append(step)
+    def add(self, step: int, digest: int) -> None:
+        """Add a step whose result has been written, and the digest of its input; it may be recorded later."""
+        self.done[step] = digest
+        self._pending.append((step, digest))
         if len(self._pending) >= _STEPS or time.monotonic() - self._flushed >= _SECONDS:
             self.flush()
 
@@ -78,7 +81,7 @@ class Journal:
         if self._pending:
             if self._sync is not None:
                 self._sync()
-            self._write([str(step) for step in self._pending])
+            self._write([f"{step} {digest}" for step, digest in self._pending])
             self._pending.clear()
         self._flushed = time.monotonic()
 
@@ -97,6 +100,11 @@ class Journal:
             self.flush()  # also after Ctrl-C or an error
         finally:
             self._file.close()
+
+
+def _numbers(line: bytes) -> tuple[int, int]:
+    step, digest = line.split()
+    return int(step), int(digest)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -20,11 +20,12 @@ from torch import Tensor
 from .. import zoo
 from ..arrays.axes import Layout, layout
 from ..arrays.intensity import Range, RangeRule
+from ..arrays.noise import Noise
 from ..arrays.tiling import Tile
 from ..nn import KBNet_l, KBNet_s
 from .engine import Engine
 from .journal import Journal, read_settings
-from .reading import read_window
+from .reading import measure_channel, read_window
 from .settings import WINDOW, Pooling, Precision, Settings
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Restorer:
     ----------
     engine : Engine
         The network on its device, with these settings.
+    name : str
+        Name of the model; empty if the restorer was built from a network.
     reason : str
         Why `for_image` chose this model and these settings; empty otherwise.
 
@@ -209,7 +212,7 @@ class Restorer:
                 self_ensemble=self_ensemble,
             ),
         )
-        self.reason = ""
+        self.name = self.reason = ""
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike[str] = zoo.DEFAULT, **settings: Any) -> Restorer:
@@ -231,7 +234,9 @@ class Restorer:
         """
         found = zoo.get_model(model)
         own = {"window": found.window, "range": found.range}
-        return cls(found.load(), **{k: v for k, v in own.items() if v is not None} | settings)
+        restorer = cls(found.load(), **{k: v for k, v in own.items() if v is not None} | settings)
+        restorer.name = found.name
+        return restorer
 
     @classmethod
     def for_image(cls, image: Any, axes: str | None = None, **settings: Any) -> Restorer:
@@ -264,7 +269,7 @@ class Restorer:
         >>> Restorer.for_image(noisy, device="cpu").reason
         'denoise-gray: white noise of about 20.2 of 255'
         """
-        from .batch import make_chooser
+        from .automatic import make_chooser
 
         chosen = make_chooser(**settings)(image, axes)
         chosen.restorer.reason = chosen.reason
@@ -298,7 +303,9 @@ class Restorer:
         ValueError
             As for `Restorer`.
         """
-        return Restorer(self.engine.original, **asdict(self.settings) | settings)
+        restorer = Restorer(self.engine.original, **asdict(self.settings) | settings)
+        restorer.name = self.name
+        return restorer
 
     @overload
     def __call__(
@@ -363,6 +370,7 @@ class Restorer:
         *,
         journal: str | PathLike[str] | None = None,
         identity: str = "",
+        noises: Sequence[Noise] | None = None,
         client: Any = None,
     ) -> Generator[tuple[int, int], None, None]:
         """Restore tile by tile, in memory that does not grow with the array.
@@ -378,9 +386,11 @@ class Restorer:
             As for `__call__`.
         journal : path, optional
             File in which to record finished tiles. If an interrupted run with the same settings left it,
-            that run is resumed.
+            that run is resumed; what its tiles read is compared with the source.
         identity : str
             Name of the source in the journal; the journal of another source is refused.
+        noises : sequence of Noise, optional
+            As `measure` returns it, if the noise was measured before.
         client : distributed.Client, optional
             Compute on its cluster; this process reads and writes.
 
@@ -392,7 +402,8 @@ class Restorer:
         Raises
         ------
         ValueError
-            If shape, axes, dtype, target or journal do not fit; nothing has been written then.
+            If shape, axes, dtype, target or journal do not fit, and nothing has been written then; or if the
+            source is not what the interrupted run read.
         DamagedError
             If the source cannot be decoded.
         MemoryError
@@ -406,7 +417,28 @@ class Restorer:
         if tile is None and journal is not None:
             tile = (read_settings(Path(journal)) or {}).get("tile")
         tile = tile or self.engine.tile
-        return self._restore_into(source, target, arranged, tile, journal, identity, client)
+        noises = noises if noises is not None else self.measure(source, axes)
+        return self._restore_into(source, target, arranged, tile, journal, identity, noises, client)
+
+    def measure(self, source: Any, axes: str | None = None) -> list[Noise] | None:
+        """Measure the noise of every channel; None if neither settings nor dtype require it.
+
+        Parameters
+        ----------
+        source, axes
+            As for `restore_into`.
+
+        Raises
+        ------
+        ValueError
+            If shape, axes or dtype do not fit.
+        DamagedError
+            If the source cannot be decoded.
+        """
+        arranged = self._arrange(source, axes)
+        if not self.engine.needs_noise(np.dtype(source.dtype)):
+            return None
+        return [measure_channel(source, arranged, channel) for channel in range(arranged.channel_count)]
 
     def restore_window(
         self, source: Any, window: tuple[slice, slice], axes: str | None = None, plane: tuple[int, ...] = ()
@@ -507,6 +539,7 @@ class Restorer:
         tile: int,
         journal: str | PathLike[str] | None,
         identity: str,
+        noises: Sequence[Noise] | None,
         client: Any,
     ) -> Generator[tuple[int, int], None, None]:
         tiles = self.engine.tiles(arranged, tile)
@@ -514,9 +547,13 @@ class Restorer:
         output = Layout(
             arranged.axes, tuple(int(n) for n in target.shape), arranged.channel_axis, alpha=arranged.alpha
         )
-        contexts = lru_cache(maxsize=None)(lambda channel: self.engine.context(source, arranged, channel))
+        dtype = np.dtype(source.dtype)
+        contexts = [
+            self.engine.context_from(dtype, noises[channel] if noises else None)
+            for channel in range(arranged.channel_count)
+        ]
         done = 0
-        waiting: deque[tuple[int, _Step, Future[list[NDArray[Any]]]]] = deque()
+        waiting: deque[tuple[int, _Step, int, Future[list[NDArray[Any]]]]] = deque()
 
         with ExitStack() as stack:
             log = None
@@ -528,25 +565,29 @@ class Restorer:
 
             def finish() -> None:
                 nonlocal done
-                number, step, future = waiting.popleft()
+                number, step, digest, future = waiting.popleft()
                 for (plane, place), result in zip(step, future.result(), strict=True):
                     target[output.key(plane, place.target)] = output.from_picture(result)
                 if log is not None:
-                    log.add(number)
+                    log.add(number, digest)
                 done += len(step)
 
             for number, step in enumerate(_steps(arranged, tiles, self.settings.batch)):
-                if log is not None and number in log.done:
-                    done += len(step)
-                    yield done, total
-                    continue
                 blocks = [
                     read_window(source, arranged, plane, self.engine.window_around(place, arranged.size))
                     for plane, place in step
                 ]
-                known = [contexts(arranged.channel(plane)) for plane, _ in step]
+                digest = _digest(blocks) if log is not None else 0
+                if log is not None and number in log.done:
+                    # Reading is fast, and only contents show whether finished and new tiles fit together.
+                    if log.done[number] != digest:
+                        raise ValueError("has changed since the interruption; start over")
+                    done += len(step)
+                    yield done, total
+                    continue
+                known = [contexts[arranged.channel(plane)] for plane, _ in step]
                 places = [place for _, place in step]
-                waiting.append((number, step, submit(blocks, known, places, arranged.alpha)))
+                waiting.append((number, step, digest, submit(blocks, known, places, arranged.alpha)))
                 if len(waiting) > ahead:
                     finish()
                     yield done, total
@@ -618,6 +659,13 @@ class Restorer:
 
 
 _Step = list[tuple[tuple[int, ...], Tile]]
+
+
+def _digest(blocks: Sequence[NDArray[Any]]) -> int:
+    digest = 0
+    for block in blocks:
+        digest = zlib.crc32(np.ascontiguousarray(block).data, digest)
+    return digest
 
 
 def _steps(arranged: Layout, tiles: Sequence[Tile], batch: int) -> Iterator[_Step]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from ..arrays.axes import Layout, layout
 from ..arrays.intensity import RangeRule, check_rule, float_range, percentile_range
 from ..errors import one_line
+from ..io.formats import FORMATS
+from ..io.images import open_image
 from ..io.ome_zarr import is_zarr
-from ..io.pictures import FORMATS, read_image
-from ..io.stacks import is_stack, open_stack
 
-KINDS = (".npy", *FORMATS, ".zarr")
+KINDS = (".npy", *(suffix for known in FORMATS for suffix in known.suffixes))
 """Suffixes of the files that are used in a folder."""
 
 KEPT = 1 << 31
@@ -34,7 +34,7 @@ class Planes:
     Parameters
     ----------
     path : str or path
-        Stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), or a folder of them.
+        A .npy array, any file that `kbnet_plugin.io.open_image` reads, or a folder of them.
     axes : str, optional
         Axes of every file: one letter of `kbnet_plugin.arrays.axes.AXES` per axis. By default those that the
         file names, or that its shape implies.
@@ -238,11 +238,8 @@ def _opened(path: Path, stack: ExitStack) -> tuple[Any, str | None]:
             raise ValueError(
                 f"{path}: damaged, or not a .npy array ({one_line(error)}); save it again"
             ) from error
-    if is_stack(path):
-        array, info = stack.enter_context(open_stack(path))
-        return array, info.axes
-    picture = read_image(path)[0]
-    return picture, "YX" if picture.ndim == 2 else "YXS"
+    image = stack.enter_context(open_image(path))
+    return image.array, image.metadata.axes
 
 
 @lru_cache(maxsize=16)

@@ -31,10 +31,10 @@ def test_no_step_is_recorded_before_its_data_are_on_disk(disk, clock):
     path, said, sync = disk
     with Journal(path, {}, sync=sync) as journal:
         for step in range(2 * module._STEPS + 3):
-            journal.add(step)
+            journal.add(step, 99)
             assert len(recorded(path)) == len(said) * module._STEPS  # no line without its sync
     assert [len(lines) for lines in said] == [0, module._STEPS, 2 * module._STEPS]
-    assert recorded(path) == [str(step) for step in range(2 * module._STEPS + 3)]
+    assert recorded(path) == [f"{step} 99" for step in range(2 * module._STEPS + 3)]
 
 
 def test_slow_steps_are_recorded_one_by_one(disk, clock):
@@ -42,7 +42,7 @@ def test_slow_steps_are_recorded_one_by_one(disk, clock):
     with Journal(path, {}, sync=sync) as journal:
         for step in range(3):
             clock[0] += module._SECONDS
-            journal.add(step)
+            journal.add(step, 99)
             assert len(recorded(path)) == len(said) == step + 1
 
 
@@ -52,14 +52,14 @@ def test_an_error_loses_no_finished_step(disk, clock, error):
 
     def run():
         with Journal(path, {}, sync=sync) as journal:
-            journal.add(4)
-            journal.add(2)
+            journal.add(4, 99)
+            journal.add(2, 99)
             raise error
 
     with pytest.raises(error):
         run()
     assert said == [[]]
-    assert recorded(path) == ["4", "2"]
+    assert recorded(path) == ["4 99", "2 99"]
 
 
 def test_steps_that_cannot_be_synced_are_not_recorded(disk, clock):
@@ -69,12 +69,12 @@ def test_steps_that_cannot_be_synced_are_not_recorded(disk, clock):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"), Journal(path, {}, sync=full) as journal:
-        journal.add(1)
+        journal.add(1, 99)
     assert recorded(path) == []
 
 
 def test_steps_count_as_done_at_once(disk, clock):
     path, _, sync = disk
     with Journal(path, {}, sync=sync) as journal:
-        journal.add(7)
-        assert 7 in journal.done
+        journal.add(7, 99)
+        assert journal.done == {7: 99}

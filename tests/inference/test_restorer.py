@@ -519,10 +519,10 @@ def test_a_journal_keeps_the_tile_that_free_memory_chose(lively, tmp_path, monke
 
 def test_a_finished_step_is_recorded(tmp_path):
     with Journal(tmp_path / "j", {"a": 1}) as journal:
-        journal.add(3)
-        journal.add(0)
+        journal.add(3, 30)
+        journal.add(0, 40)
     with Journal(tmp_path / "j", {"a": 1}) as journal:
-        assert journal.done == {0, 3}
+        assert journal.done == {3: 30, 0: 40}
 
 
 def test_a_wrong_target_is_named_and_untouched(colour):

@@ -12,9 +12,9 @@ import tifffile
 
 from kbnet_plugin import Restorer
 from kbnet_plugin.inference.engine import Engine
-from kbnet_plugin.inference.stacks import restore_stack
-from kbnet_plugin.io.pictures import read_image, write_image
-from kbnet_plugin.io.stacks import working_folder
+from kbnet_plugin.inference.files import restore_file
+from kbnet_plugin.io import read_image, write_image
+from kbnet_plugin.io.images import working_folder
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_changed_settings_of_an_interrupted_stack_are_named(widget, finish, tmp_
     stack(tmp_path / "in/a.tif")
     (tmp_path / "out").mkdir()
     restorer = Restorer.from_pretrained(checkpoint, device="cpu")
-    steps = restore_stack(restorer, tmp_path / "in/a.tif", tmp_path / "out/a.tif")
+    steps = restore_file(restorer, tmp_path / "in/a.tif", tmp_path / "out/a.tif")
     for _ in range(2):
         next(steps)
     steps.close()

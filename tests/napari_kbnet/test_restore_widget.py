@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer
 from kbnet_plugin.inference.engine import Engine
-from kbnet_plugin.io.stacks import open_stack
+from kbnet_plugin.io import open_image
 from napari_kbnet import destination, worker
 from napari_kbnet.layers import full_resolution
 
@@ -390,8 +390,9 @@ def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkey
     result = viewer.layers[1]
     expected = Restorer.from_pretrained(gray, tile=80)(stack, "TZYX")
     np.testing.assert_array_equal(np.asarray(result.data), expected)
-    with open_stack(result.metadata["kbnet"]["file"]) as (stored, info):
-        np.testing.assert_array_equal(stored[:], expected)
+    with open_image(result.metadata["kbnet"]["file"]) as stored:
+        info = stored.metadata
+        np.testing.assert_array_equal(stored.array[:], expected)
         assert (info.axes, info.sizes["Z"], info.sizes["X"]) == (
             "TZYX",
             (2.0, "micrometer"),

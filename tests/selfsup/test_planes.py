@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kbnet_plugin.io.pictures import write_image
+from kbnet_plugin.io import write_image
 from kbnet_plugin.selfsup.planes import Planes
 
 WHOLE = slice(None), slice(None)

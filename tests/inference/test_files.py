@@ -10,10 +10,12 @@ import tifffile
 import torch
 
 from kbnet_plugin import Restorer
-from kbnet_plugin.inference import batch
-from kbnet_plugin.inference.batch import Job, make_chooser, pair, plan_files, restore_files
-from kbnet_plugin.io.pictures import read_image, write_image
-from kbnet_plugin.io.stacks import working_folder
+from kbnet_plugin.inference import files
+from kbnet_plugin.inference.automatic import make_chooser
+from kbnet_plugin.inference.files import plan_files, restore_files
+from kbnet_plugin.inference.pairing import Job, pair
+from kbnet_plugin.io import open_images, read_image, write_image
+from kbnet_plugin.io.images import working_folder
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +100,7 @@ def test_a_picture_that_does_not_fit_in_memory_does_not_stop_the_others(checkpoi
     for name in ("a.png", "b.png", "c.png"):
         picture(Path("in") / name)
     monkeypatch.setattr(
-        batch, "read_image", lambda path: read_image(path) if path.name != "b.png" else fail()
+        files, "open_images", lambda path: open_images(path) if path.name != "b.png" else fail()
     )
 
     def fail():
@@ -118,7 +120,7 @@ def test_other_errors_are_not_reported_as_a_lack_of_memory(checkpoint, monkeypat
     def fail(path):
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(batch, "read_image", fail)
+    monkeypatch.setattr(files, "open_images", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         list(restore_files(make_chooser(checkpoint, device="cpu"), pair([Path("in")], Path("out"))))
 
