@@ -235,7 +235,10 @@ def _describe(
             description=info.description,
         )
     elif tiff.is_ome:
-        notes.append("OME-XML not used")
+        # Micro-Manager arranges its planes by an index of its own, and may leave the sizes to the OME-XML.
+        sizes = read_ome(tiff.ome_metadata or "", 0).sizes
+        metadata = replace(metadata, sizes={**sizes, **metadata.sizes})
+        notes.append("of the OME-XML only the sizes are used")
     return replace(metadata, form="ome") if kind in _MICROSCOPES else metadata, notes
 
 
