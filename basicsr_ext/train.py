@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import cv2
@@ -247,6 +248,19 @@ class _Run:
             if (message := self._explain(error, bool(received))) is None:
                 raise
             raise BadInput(message) from error
+        except (ConnectionError, EOFError) as error:
+            if not any("multiprocessing" in frame.filename for frame in extract_tb(error.__traceback__)):
+                raise
+            # The pipe of a dead worker broke before torch noticed, whose own error may follow.
+            with suppress(RuntimeError):
+                time.sleep(0.2)
+            raise BadInput(self._worker_died(one_line(error))) from error
+
+    def _worker_died(self, text: str) -> str:
+        return (
+            f"a data worker died ({text}), perhaps for lack of memory; lower "
+            f"datasets.train.num_worker_per_gpu; {self._kept()}"
+        )
 
     def _explain(self, error: BaseException, stopping: bool) -> str | None:
         text = one_line(error)
@@ -260,10 +274,7 @@ class _Run:
                 f"{self._kept()} ({text})"
             )
         if "DataLoader worker" in text:
-            return (
-                f"a data worker died ({text}), perhaps for lack of memory; lower "
-                f"datasets.train.num_worker_per_gpu; {self._kept()}"
-            )
+            return self._worker_died(text)
         # By module name: importing torch._dynamo for its error classes takes seconds.
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return (

@@ -333,6 +333,18 @@ def test_a_killed_worker_ends_the_run_in_one_line(pairs, options, write, capfd, 
     assert said.count("\n") == 1
 
 
+def test_a_worker_whose_pipe_breaks_first_ends_the_run_in_one_line(train, monkeypatch):
+    import multiprocessing
+
+    def broken(self, i):
+        ours, theirs = multiprocessing.Pipe()
+        theirs.close()
+        ours.recv()
+
+    monkeypatch.setattr(ImageCleanModel, "optimize_parameters", broken)
+    assert "a data worker died (EOFError), perhaps" in train("tiny", expected=2).splitlines()[-1]
+
+
 def test_out_of_memory_says_what_was_requested_and_what_to_lower(train, options, monkeypatch):
     options["datasets"]["train"].update(mini_batch_sizes=[2, 3], iters=[2, 2], gt_sizes=[8, 16])
 
