@@ -16,14 +16,12 @@ from ..errors import DamagedError
 from ..io.formats import find_format
 from ..io.images import check_target, discard_unfinished, grow, open_images, write_images
 from ..io.metadata import Frame, Image
+from ..io.tiff.reader import LARGE
 from .automatic import Chooser, Chosen
 from .device import is_out_of_memory
 from .history import history
 from .pairing import Job
 from .restorer import Plan, Restorer
-
-LARGE = 1 << 26
-"""Number of values above which a picture is restored piece by piece, like a stack."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .sliceable import Sliceable
+
 
 class RawArray:
     """An array in a file without header, in C order.
@@ -93,7 +95,7 @@ class ZarrArray:
         self._written.clear()
 
 
-class Reordered:
+class Reordered(Sliceable):
     """A view of an array with its axes in another order.
 
     Parameters
@@ -106,22 +108,10 @@ class Reordered:
 
     def __init__(self, array: Any, own: str, axes: str) -> None:
         self._array, self._own, self._axes = array, own, axes
-        self.shape = tuple(int(array.shape[own.index(a)]) for a in axes)
-        self.dtype = np.dtype(array.dtype)
-        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[()], dtype)
+        super().__init__(tuple(int(array.shape[own.index(a)]) for a in axes), np.dtype(array.dtype))
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key += (slice(None),) * (self.ndim - len(key))
+        key = self.full_key(key)
         given = {a: k if isinstance(k, slice) else int(k) for a, k in zip(self._axes, key, strict=True)}
         part = np.asarray(self._array[tuple(given[a] for a in self._own)])
         kept = [a for a in self._own if isinstance(given[a], slice)]

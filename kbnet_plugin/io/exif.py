@@ -12,7 +12,9 @@ SUB_DIRECTORIES = (34665, 34853, 40965)
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 """From each type of values to the number of bytes of one."""
 
-_WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes that swap together
+WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
+"""From each type of several bytes to the number of those that swap together."""
+
 _LONG = 4
 
 Directory = dict[int, "tuple[int, bytes] | Directory"]
@@ -57,8 +59,8 @@ def _read_directory(block: bytes, order: str, start: int, depth: int) -> Directo
         value = block[at : at + size]
         if not size or len(value) < size:
             continue
-        if order == ">" and kind in _WORDS:
-            value = np.frombuffer(value, f">u{_WORDS[kind]}").byteswap().tobytes()
+        if order == ">" and kind in WORDS:
+            value = np.frombuffer(value, f">u{WORDS[kind]}").byteswap().tobytes()
         if tag not in SUB_DIRECTORIES:
             found[tag] = kind, value
         elif size == 4 and (

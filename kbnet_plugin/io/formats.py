@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadInput
 
@@ -68,6 +70,30 @@ _BY_SUFFIX = {suffix: found for found in FORMATS for suffix in found.suffixes}
 def find_format(path: Path) -> Format | None:
     """Return the format that a name says; None if it is unknown."""
     return _BY_SUFFIX.get(path.suffix.lower())
+
+
+def import_optional(module: str, purpose: str, extra: str) -> Any:
+    """Import a module that an extra of kbnet installs.
+
+    Parameters
+    ----------
+    module : str
+        Its name.
+    purpose : str
+        Beginning of the message, such as ``"stacks need"``.
+    extra : str
+
+    Raises
+    ------
+    ValueError
+        If it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise BadInput(
+            f"{purpose} {module.replace('_', '-')}, which is not installed: pip install 'kbnet[{extra}]'"
+        ) from None
 
 
 def require(found: Format, path: Path) -> None:

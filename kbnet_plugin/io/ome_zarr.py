@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import BadInput, one_line
 from .disk_arrays import Reordered, ZarrArray
+from .formats import import_optional
 from .metadata import Frame, Image, Metadata
 from .omero import make_omero
 from .pyramid import TILE, half_shape, halve, level_count
@@ -46,17 +47,8 @@ def is_zarr(path: Path) -> bool:
 
 
 def import_zarr() -> Any:
-    """Import zarr, which is optional.
-
-    Raises
-    ------
-    ValueError
-        If it is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module("zarr")
-    except ImportError:
-        raise BadInput("stacks need zarr, which is not installed: pip install 'kbnet[arrays]'") from None
+    """Import zarr; ValueError, which names the extra, if it is not installed."""
+    return import_optional("zarr", "stacks need", "arrays")
 
 
 def open_zarr_images(path: Path) -> list[Image]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..arrays.axes import AXES
 from ..errors import one_line
+from .sliceable import Sliceable
 
 Window = tuple[slice, slice]
 """Rows and columns, both with a start and a stop."""
@@ -54,7 +54,7 @@ class Scene:
     notes: tuple[str, ...] = ()
 
 
-class Pixels:
+class Pixels(Sliceable):
     """A lazy array of the planes of a scene, without axes of length 1.
 
     Parameters
@@ -71,21 +71,11 @@ class Pixels:
     def __init__(self, path: Path, scene: Scene, place: Mapping[str, int], lock: threading.Lock) -> None:
         self._path, self._scene, self._place, self._lock = path, scene, place, lock
         kept = {axis: n for axis, n in scene.lengths.items() if axis in "YX" or (axis in AXES and n > 1)}
-        self.axes, self.shape = "".join(kept), tuple(kept.values())
-        self.dtype, self.ndim, self.size = scene.dtype, len(kept), math.prod(kept.values())
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[()], dtype)
+        self.axes = "".join(kept)
+        super().__init__(tuple(kept.values()), scene.dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key += (slice(None),) * (self.ndim - len(key))
+        key = self.full_key(key)
         chosen = [
             list(range(n)[part]) if isinstance(part, slice) else [range(n)[int(part)]]
             for part, n in zip(key, self.shape, strict=True)

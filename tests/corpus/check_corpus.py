@@ -15,7 +15,7 @@ Equal findings are listed once, with their number and examples; --json lists eve
 if any file is wrong, crashed or took too long.
 
 example:
-  python tests/corpus/check_corpus.py pictures/ -o /tmp/checked --json /tmp/checked.json
+  python tests/corpus/check_corpus.py pictures/ -o checked/ --json checked.json
 """
 
 from __future__ import annotations

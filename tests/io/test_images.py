@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
+from kbnet_plugin.cli import restore
 from kbnet_plugin.io import Metadata, images, open_images, read_image, write_image, write_images
+from kbnet_plugin.io.tiff.writer import FORMS
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -176,3 +180,10 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
         write_image(tmp_path / "x.png", pixels((8, 8), "u1"))
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
     assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_the_command_offers_every_kind_of_tiff():
+    parser = argparse.ArgumentParser()
+    restore.add_arguments(parser)
+    (option,) = (action for action in parser._actions if "--format" in action.option_strings)
+    assert option.choices == FORMS

@@ -17,9 +17,9 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageCms, JpegImagePlugin
 
+from ..embedded import make_picture, rescale
 from ..metadata import Image, Metadata
 from ..signatures import UnsupportedError, check_memory
-from .embedded import make_picture, rescale
 from .jpeg_metadata import APP0, APP14, METADATA, Segment, read_metadata, write_metadata
 
 LARGEST_SIDE = 65500

@@ -19,11 +19,9 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from .. import embedded
+from ..embedded import TEXTS, find_iptc, find_resolution, photoshop_resource, read_tag, software, with_tags
 from ..metadata import Metadata
-from ..tiff.metadata import TEXTS
-from ..tiff.tags import find_resolution
-from . import embedded
-from .embedded import find_iptc, photoshop_resource, read_tag, software, with_tags
 from .png import ratio
 
 APP0, APP14 = 0xE0, 0xEE

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..embedded import make_picture, rescale
 from ..metadata import STRAIGHT_ALPHA, Image, Metadata
 from ..signatures import UnsupportedError, check_memory
-from .embedded import make_picture, rescale
 
 _CONTAINER = b"\0\0\0\x0cJXL "
 _PREMULTIPLIED = 1

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput, one_line
+from ..embedded import make_picture, rescale
 from ..formats import FORMATS, require
 from ..metadata import Image, Metadata
 from ..signatures import UnsupportedError, brands, check_content, check_memory
-from .embedded import make_picture, rescale
 from .jpeg import LARGEST_SIDE, read_jpeg, write_jpeg
 from .jpegxl import boxes, read_jpegxl
 from .png import read_png, write_png

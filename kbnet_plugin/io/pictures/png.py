@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import embedded
+from ..embedded import find_iptc, find_resolution, make_picture, photoshop_resource, software
 from ..metadata import Image, Metadata
 from ..signatures import UnsupportedError, check_memory
-from ..tiff.tags import find_resolution
-from . import embedded
-from .embedded import find_iptc, make_picture, photoshop_resource, software
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _AFTER_HEADER = len(_SIGNATURE) + 25

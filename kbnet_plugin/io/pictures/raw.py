@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput, one_line
+from ..embedded import make_picture
 from ..exif import Directory, pack_directory, read_exif
 from ..formats import FORMATS, require
 from ..metadata import Image, Metadata
 from ..signatures import UnsupportedError, check_content, check_memory, find_content
-from .embedded import make_picture
 from .jpeg import read_jpeg
 
 _NOTE = "raw photograph developed with LibRaw: camera white balance, sRGB, 16 bits"

@@ -12,23 +12,10 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from ..exif import SUB_DIRECTORIES, Directory, pack_directory
+from ..embedded import TEXTS, UNITS, X_RESOLUTION, Y_RESOLUTION, find_iptc
+from ..exif import SUB_DIRECTORIES, WORDS, Directory, pack_directory
 from ..metadata import Metadata, Tag
-from ..pictures.embedded import UNITS, X_RESOLUTION, Y_RESOLUTION, find_iptc
 from ..units import to_name
-
-TEXTS = {
-    269: "Title",
-    271: "Make",
-    272: "Model",
-    285: "Page Name",
-    305: "Software",
-    306: "Creation Time",
-    315: "Author",
-    316: "Host Computer",
-    33432: "Copyright",
-}
-"""From TIFF tags to the keywords of their texts, which are PNG's where it has one."""
 
 _IN_EXIF = (271, 272, 305, 306, 315, 33432)
 _EXIF, _GPS, _INTEROPERABILITY = SUB_DIRECTORIES
@@ -37,7 +24,6 @@ _NO_DATA = 42113
 _GEOGRAPHIC = (33550, 33922, 34264, 34735, 34736, 34737, 50844)
 _COLOURS = (318, 319)  # white point and primaries, of RGB
 _COPIED = (*_GEOGRAPHIC, *_COLOURS, _PHOTOSHOP, 42112, 51123)  # the last ones: GDAL, Micro-Manager
-_WORDS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes that swap together, by type
 _EXIF_TYPES = range(1, 14)
 _FORMATS = {3: "u2", 4: "u4", 5: "u4", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8", 16: "u8", 17: "i8"}
 _PIXEL_UNITS = ("", "pixel", "pixels", "px")
@@ -216,9 +202,9 @@ def _read_directory(tiff: tifffile.TiffFile, page: Any, code: int) -> Directory:
 
 
 def _little(content: bytes, dtype: int, order: str) -> bytes:
-    if order == "<" or dtype not in _WORDS:
+    if order == "<" or dtype not in WORDS:
         return content
-    return np.frombuffer(content, f">u{_WORDS[dtype]}").byteswap().tobytes()
+    return np.frombuffer(content, f">u{WORDS[dtype]}").byteswap().tobytes()
 
 
 _Sizes = dict[str, tuple[float, str | None]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import warnings
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BadInput, one_line
+from ...errors import one_line
+from ..formats import import_optional
 from ..metadata import Frame, Metadata
 from ..ome_xml import OmeInfo, check_xml, find_colors, parse_number, read_ome
 from ..units import is_length, is_time, to_name, to_symbol
@@ -63,19 +63,8 @@ def make_ome(frames: Sequence[Frame]) -> tuple[str, tuple[str, ...]]:
 
 
 def import_ome_types() -> Any:
-    """Import ome-types, which is optional.
-
-    Raises
-    ------
-    ValueError
-        If it is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module("ome_types")
-    except ImportError:
-        raise BadInput(
-            "OME-TIFF needs ome-types, which is not installed: pip install 'kbnet[arrays]'"
-        ) from None
+    """Import ome-types; ValueError, which names the extra, if it is not installed."""
+    return import_optional("ome_types", "OME-TIFF needs", "arrays")
 
 
 def _parse(xml: str) -> tuple[Any, list[str]]:

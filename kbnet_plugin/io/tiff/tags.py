@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..embedded import LARGEST, LEAST, TEXTS, Resolution, exif_text, find_resolution, software
 from ..exif import SIZES, Directory, read_exif
 from ..metadata import Metadata
 from ..ome_xml import find_colors
-from ..pictures.embedded import exif_text, software
 from ..units import convert, is_length, is_time, to_name, to_symbol
-from .metadata import TEXTS
 
 _ASCII, _LONG, _BYTE, _UNDEFINED = 2, 4, 1, 7
 _DESCRIPTION, _DATE, _EXIF, _GPS, _WIDTH = 270, 306, 34665, 34853, (40962, 40963)
@@ -25,8 +24,6 @@ _NUMBERS = {"Source": 272} | {text: number for number, text in TEXTS.items()}
 _OWN = {*range(254, 269), 270, *range(273, 285), *range(286, 302), 305, *range(317, 350), *range(512, 522)}
 _OWN |= {*range(529, 533), 700, *range(32995, 32999), 33723, 34665, 34675, 34853, 40965, 50838, 50839}
 _RAW = range(50706, 51200)  # tags of DNG, which would make a raw photograph of a finished one
-Resolution = tuple[tuple[float, float], str]
-_MIN, _MAX = 1e-9, 4e9  # of a fraction of two numbers of 32 bits
 _TABLES = "Info", "Labels", "Ranges", "LUTs", "Plot", "ROI", "Overlays", "Properties"
 
 
@@ -110,23 +107,6 @@ def find_description(metadata: Metadata) -> str:
     return _encode(found or "").decode()
 
 
-def find_resolution(metadata: Metadata) -> Resolution | None:
-    """Return horizontal and vertical pixels per unit, and the unit as TIFF names it; None if not known.
-
-    Sizes of pixels become pixels per centimeter, unless the metadata say another real resolution.
-    """
-    found = metadata.resolution
-    unit = metadata.resolution_unit
-    if found is None or unit is None:
-        sizes = [metadata.sizes.get(axis, (0.0, None)) for axis in "XY"]
-        lengths = [convert(n, u, "centimeter") for n, u in sizes if u is not None and is_length(u)]
-        if len(lengths) == 2 and all(lengths):
-            found, unit = (1 / lengths[0], 1 / lengths[1]), "centimeter"
-    if found is None or not all(_MIN < n < _MAX for n in found):
-        return None
-    return found, {"inch": "INCH", "centimeter": "CENTIMETER"}.get(unit or "", "NONE")
-
-
 def collect_imagej(
     metadata: Metadata, axes: str, shape: tuple[int, ...]
 ) -> tuple[dict[str, Any], Resolution | None]:
@@ -184,7 +164,7 @@ def _calibrate(items: dict[str, Any], metadata: Metadata) -> Resolution | None:
         if len(own) == len(sizes.keys() & set("XYZ")) and {"yunit", "zunit"} & items.keys():
             for key in ("yunit", "zunit", "spacing"):  # all in one unit instead
                 items.pop(key, None)
-        if all(_MIN < own.get(axis, 0.0) < _MAX for axis in "XY"):
+        if all(LEAST < own.get(axis, 0.0) < LARGEST for axis in "XY"):
             resolution = (1 / own["X"], 1 / own["Y"]), "NONE"
         if "Z" in own:
             items.setdefault("spacing", own["Z"])

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import one_line
-from ..pictures.embedded import upright
+from ..embedded import upright
+from ..sliceable import Sliceable
 from .pixels import Plain
 from .planes import Planes
 
@@ -21,7 +22,7 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: damaged or incomplete TIFF ({one_line(error)}); export it again")
 
 
-class View:
+class View(Sliceable):
     """Plain values of planes, read and converted as they are sliced.
 
     Parameters
@@ -44,15 +45,7 @@ class View:
         self._turned = orientation in (5, 6, 7, 8)
         size = (planes.width, planes.height) if self._turned else (planes.height, planes.width)
         self._full = (*size, plain.samples)
-        self.shape = (*numbers.shape, *(self._full if last else size))
-        self.dtype = plain.dtype
-        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[()], dtype)
+        super().__init__((*numbers.shape, *(self._full if last else size)), plain.dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         try:
@@ -66,11 +59,7 @@ class View:
 
     def read(self, key: Any) -> NDArray[Any]:
         """Return what slicing returns; errors are those of the decoders."""
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key += (slice(None),) * (self.ndim - len(key))
+        key = self.full_key(key)
         outer = self._numbers.ndim
         picked = np.asarray(self._numbers[key[:outer]])
         inner = key[outer:] if self._last else (*key[outer:], 0)

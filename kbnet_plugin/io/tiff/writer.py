@@ -17,12 +17,13 @@ import tifffile
 
 from ...errors import BadInput
 from ..disk_arrays import RawArray
+from ..embedded import find_resolution
 from ..exif import Directory, pack_directory
 from ..metadata import Frame, Metadata
 from ..pyramid import half_shape, halve, level_count
 from .ome_document import PIXEL_TYPES, import_ome_types, make_ome
 from .strips import Stored, bands, has_differences, rows_per_strip, strips, tile_side, tiles
-from .tags import collect_imagej, collect_tags, find_description, find_resolution
+from .tags import collect_imagej, collect_tags, find_description
 
 FORMS = ("tiff", "imagej", "ome", "pyramid")
 """Kinds of TIFF: plain, ImageJ hyperstack, OME-TIFF, and OME-TIFF in tiles with a pyramid."""

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from kbnet_plugin.io.embedded import exif_text, photoshop_resource, read_tag, with_tags
 from kbnet_plugin.io.metadata import Metadata, Tag
-from kbnet_plugin.io.pictures.embedded import exif_text, photoshop_resource, read_tag, with_tags
 from kbnet_plugin.io.pictures.pillow import check_picture, read_picture, write_picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from kbnet_plugin.io.pictures.embedded import exif_text, read_tag
+from kbnet_plugin.io.embedded import exif_text, read_tag
 from kbnet_plugin.io.pictures.raw import read_raw
 
 NOTE = "raw photograph developed with LibRaw: camera white balance, sRGB, 16 bits"

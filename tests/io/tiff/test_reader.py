@@ -15,9 +15,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from kbnet_plugin.io.embedded import upright
 from kbnet_plugin.io.exif import read_exif
 from kbnet_plugin.io.metadata import Tag
-from kbnet_plugin.io.pictures.embedded import upright
 from kbnet_plugin.io.tiff import reader as tiff_reader
 from kbnet_plugin.io.tiff.reader import open_tiff
 

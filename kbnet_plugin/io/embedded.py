@@ -1,4 +1,4 @@
-"""Blocks of metadata that files of several formats contain: EXIF, XMP and IPTC."""
+"""What TIFF and the formats of photographs share: orientation, resolution, texts, EXIF, XMP and IPTC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metadata import Image, Metadata
+from .metadata import Image, Metadata
+from .units import convert, is_length
 
 ORIENTATION, SOFTWARE = 0x0112, 0x0131
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
@@ -21,6 +22,25 @@ IPTC = 0x0404
 
 UNITS: Mapping[int, Literal["inch", "centimeter"] | None] = {1: None, 2: "inch", 3: "centimeter"}
 """Values of EXIF's and TIFF's ResolutionUnit."""
+
+TEXTS = {
+    269: "Title",
+    271: "Make",
+    272: "Model",
+    285: "Page Name",
+    305: "Software",
+    306: "Creation Time",
+    315: "Author",
+    316: "Host Computer",
+    33432: "Copyright",
+}
+"""From TIFF tags to the keywords of their texts, which are PNG's where it has one."""
+
+LEAST, LARGEST = 1e-9, 4e9
+"""Limits of a resolution, which is stored as a fraction of two numbers of 32 bits."""
+
+Resolution = tuple[tuple[float, float], str]
+"""Horizontal and vertical pixels per unit, and the unit as TIFF names it."""
 
 _OF_SIDES = (b"oFFs", b"sCAL")  # PNG chunks that name the sides of the picture as stored
 _ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
@@ -215,6 +235,23 @@ def _exif_resolution(
     if not isinstance(x, Fraction) or not isinstance(y, Fraction) or not x or not y:
         return None, None
     return (float(x), float(y)), UNITS.get(unit)
+
+
+def find_resolution(metadata: Metadata) -> Resolution | None:
+    """Return horizontal and vertical pixels per unit, and the unit as TIFF names it; None if not known.
+
+    Sizes of pixels become pixels per centimeter, unless the metadata say another real resolution.
+    """
+    found = metadata.resolution
+    unit = metadata.resolution_unit
+    if found is None or unit is None:
+        sizes = [metadata.sizes.get(axis, (0.0, None)) for axis in "XY"]
+        lengths = [convert(n, u, "centimeter") for n, u in sizes if u is not None and is_length(u)]
+        if len(lengths) == 2 and all(lengths):
+            found, unit = (1 / lengths[0], 1 / lengths[1]), "centimeter"
+    if found is None or not all(LEAST < n < LARGEST for n in found):
+        return None
+    return found, {"inch": "INCH", "centimeter": "CENTIMETER"}.get(unit or "", "NONE")
 
 
 def rescale(array: NDArray[Any], bits: int) -> NDArray[Any]:
