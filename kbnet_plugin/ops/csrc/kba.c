@@ -1,12 +1,11 @@
-/* Drivers: tiles, weights, threads. Everything specific to an instruction set is behind kba_isa. */
-#define _GNU_SOURCE /* for RTLD_DEFAULT in musl and older glibc */
-#include <dlfcn.h>
-#include <pthread.h>
+/* Drivers: tiles and weights. Everything specific to an instruction set is behind kba_isa. */
+#define _POSIX_C_SOURCE 200112L /* for posix_memalign */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kba.h"
+#include "threads.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -34,68 +33,6 @@ EXPORT const char *kba_choose(const char *name)
 {
     const kba_isa *isa = choose(name);
     return isa ? isa->name : NULL;
-}
-
-/* ---- threads ----
- * torch's own GNU OpenMP team if there is one, since its idle members spin and would compete with ours for the cores;
- * plain threads otherwise, and after a fork, which the team does not survive. */
-
-typedef void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned);
-typedef struct {
-    void (*run)(void *);
-    void *argument;
-} task;
-
-static atomic_int forked;
-static gomp_parallel team;
-static pthread_key_t scratch_key;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-static void after_fork(void) { atomic_store(&forked, 1); }
-
-/* On load, not on the first call: by then torch may have started the team, and the process may have forked. */
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
-
-static void initialise(void)
-{
-    team = (gomp_parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    pthread_key_create(&scratch_key, free);
-}
-
-static void *start(void *t)
-{
-    ((task *)t)->run(((task *)t)->argument);
-    return NULL;
-}
-
-static void parallel(void (*run)(void *), void *argument, int64_t threads)
-{
-    if (threads > 1 && team && !atomic_load(&forked)) {
-        team(run, argument, (unsigned)threads, 0);
-        return;
-    }
-    pthread_t others[255];
-    int64_t started = 0;
-    task t = {run, argument};
-    while (started < min(threads - 1, 255) && !pthread_create(&others[started], NULL, start, &t)) started++;
-    run(argument);
-    while (started > 0) pthread_join(others[--started], NULL);
-}
-
-/* A thread keeps its scratch memory between calls: fresh pages would cost as much as a small product. */
-static float *scratch(int64_t floats)
-{
-    int64_t *held = pthread_getspecific(scratch_key);
-    if (!held || *held < floats) {
-        free(held);
-        pthread_setspecific(scratch_key, NULL);
-        const size_t bytes = (size_t)round_up(64 + floats * 4, 4096);
-        if (posix_memalign((void **)&held, 64, bytes)) return NULL;
-        memset(held, 0, bytes);
-        *held = (int64_t)(bytes - 64) / 4;
-        pthread_setspecific(scratch_key, held);
-    }
-    return (float *)held + 16;
 }
 
 /* ---- the job ---- */
@@ -156,7 +93,7 @@ static void pack(job *j, int64_t strip, int64_t block)
     float *to = weight_of(j, strip, block), *w = to;
     float *temporary = NULL;
     if (j->what == GRAD_COEFFICIENTS) {
-        temporary = scratch((int64_t)j->slots * BASES * LANES);
+        temporary = kba_scratch((int64_t)j->slots * BASES * LANES);
         if (!temporary) {
             atomic_store(&j->failed, 1);
             return;
@@ -329,7 +266,7 @@ static void run_items(void *argument)
 {
     job *j = argument;
     room r;
-    float *memory = scratch(furnish(j, &r, NULL));
+    float *memory = kba_scratch(furnish(j, &r, NULL));
     if (!memory) {
         atomic_store(&j->failed, 1);
         return;
@@ -382,13 +319,12 @@ static void reduce_all(void *argument)
 static int run_phase(job *j, void (*phase)(void *), int64_t items)
 {
     atomic_store(&j->next, 0);
-    parallel(phase, j, min(j->call->threads, items));
+    kba_parallel(phase, j, min(j->call->threads, items));
     return atomic_load(&j->failed);
 }
 
 EXPORT int kba_run(const kba_call *c, int what, const char *name)
 {
-    pthread_once(&once, initialise);
     job j = {.call = c, .isa = choose(name), .what = what, .exact = c->dtype == FLOAT32};
     if (!j.isa) return NO_ISA;
     j.half = c->kernel / 2;
