@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from .schedulers import CosineAnnealingRestartCyclicLR
 
 logger = logging.getLogger("basicsr")
 
+ROLLING = ".rolling"
+"""Suffix of a training state that the next checkpoint replaces."""
+
 ALIASES = {"MultiStepLR": "MultiStepRestartLR", "TrueCosineAnnealingLR": "CosineAnnealingLR"}
 """Scheduler names in BasicSR's and Restormer's option files, and the names of their classes here."""
 
@@ -41,6 +44,11 @@ class BaseModelFixes:
 
     samples = 0
     """Training samples consumed so far by all processes; saved in the training state."""
+    seconds = 0.0
+    """Time that the run has taken so far; saved likewise."""
+    position: float | None = None
+    """Iteration of the schedule, in a run with a time limit; saved likewise."""
+    _files: list[tuple[Any, str, str]] | None = None
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(self.device)
@@ -112,11 +120,11 @@ class BaseModelFixes:
             return
         nets, keys = (v if isinstance(v, list) else [v] for v in (net, param_key))
         weights = {
-            key: {name: tensor.detach().cpu() for name, tensor in unwrap(n).state_dict().items()}
+            key: {name: tensor.detach() for name, tensor in unwrap(n).state_dict().items()}
             for key, n in zip(keys, nets, strict=True)
         }
         label = "latest" if current_iter == -1 else current_iter
-        _save(weights, self.opt["path"]["models"], f"{net_label}_{label}.pth")
+        self._write(weights, self.opt["path"]["models"], f"{net_label}_{label}.pth")
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         if self.opt["rank"] != 0 or current_iter == -1:
@@ -125,6 +133,8 @@ class BaseModelFixes:
             "epoch": epoch,
             "iter": current_iter,
             "samples": self.samples,
+            "seconds": self.seconds,
+            "position": self.position,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "best": _plain(getattr(self, "best_metric_results", {})),
@@ -133,15 +143,67 @@ class BaseModelFixes:
             "seed": self.opt["manual_seed"],
             "options": self.opt.get("as_given", {}),
         }
-        _save(state, self.opt["path"]["training_states"], f"{current_iter}.state")
+        self._write(state, self.opt["path"]["training_states"], f"{current_iter}.state")
+
+    def _write(self, content: Any, folder: str, name: str) -> None:
+        if self._files is None:
+            _save(_copied(content), folder, name)
+        else:
+            self._files.append((_copied(content), folder, name))
+
+    def checkpoint(self, epoch: int, iteration: int, *, rolling: bool = False) -> Callable[[], None]:
+        """Copy what a checkpoint contains, and return the function that writes it to files.
+
+        Parameters
+        ----------
+        epoch, iteration : int
+        rolling : bool
+            Whether the next checkpoint may replace this one; see `basicsr_ext.experiment`.
+        """
+        self._files = []
+        try:
+            self.save(epoch, iteration)  # type: ignore[attr-defined]
+        finally:
+            files, self._files = self._files, None
+
+        def write() -> None:
+            for content, folder, name in files:
+                state = rolling and name.endswith(".state")
+                _save(content, folder, f"{iteration}{ROLLING}" if state else name)
+
+        return write
+
+    def check(self) -> None:
+        """Raise if a step since the last call failed; a class that reads its losses late overrides it."""
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Set the rates of a step, counted from 1; by the clock, the schedulers follow `position`."""
+        if self.position is None:
+            super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
+            return
+        reached = int(self.position)
+        for scheduler in self.schedulers:
+            if isinstance(scheduler, CosineAnnealingRestartCyclicLR) and scheduler.last_epoch < reached:
+                scheduler.last_epoch = reached - 1  # its rate depends on the step alone
+            while scheduler.last_epoch < reached:
+                scheduler.step()
+        if current_iter < warmup_iter:
+            for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
+                group["lr"] = group["initial_lr"] * current_iter / warmup_iter
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
         try:
             for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+                optimizer.load_state_dict(_same_implementation(optimizer, state))
         except (ValueError, KeyError) as error:
             raise BadInput(f"the training state does not fit these options: {one_line(error)}") from error
+        clock = self.opt.get("minutes") is not None
         for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
+            if resume_state.get("position") is not None and not clock:
+                logger.warning("the run has followed the clock (--minutes); it goes on by iterations")
+                for _ in range(resume_state["iter"] - 1):
+                    scheduler.step()
+                continue
             # Only the position: periods and milestones come from the option file, which may have changed.
             position = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
             if type(scheduler).__module__ in _POSITION_ONLY:
@@ -151,6 +213,7 @@ class BaseModelFixes:
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])  # type: ignore[attr-defined]
         self.samples = resume_state.get("samples", 0)
+        self.seconds = resume_state.get("seconds", 0.0)
         if resume_state.get("best"):
             self.best_metric_results = resume_state["best"]
 
@@ -215,6 +278,25 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         problem = one_line(error)[:200]
     raise BadInput(f"{path} is not a training state: {problem}")
+
+
+def _same_implementation(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the implementation in a saved state, which is no setting, by the one of this run."""
+    keys = ("fused", "foreach", "capturable")
+    groups = [
+        saved | {k: own[k] for k in keys if k in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}
+
+
+def _copied(content: Any) -> Any:
+    """Copy tensors to the CPU, since training goes on to change them."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: _copied(value) for key, value in content.items()}
+    return type(content)(map(_copied, content)) if isinstance(content, (list, tuple)) else content
 
 
 def _plain(best: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from typing import NoReturn
 
 from kbnet_plugin import process
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
   basicsr train -opt options/kbnet_quickstart.yml
   basicsr train -opt options/kbnet_sidd.yml --auto_resume
   basicsr train -opt my.yml --force_yml train:total_iter=1000 network_g:width=32
+  basicsr train -opt options/kbnet_quickstart.yml --minutes 10
   basicsr test -opt options/kbnet_quickstart.yml
   basicsr options
   torchrun --nproc_per_node=8 --no-python basicsr train -opt my.yml --launcher pytorch
@@ -32,6 +34,16 @@ def _filled(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, not {text!r}")
+    return minutes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
         if name == "train":
             command.add_argument("--auto_resume", action="store_true", help="resume from the last checkpoint")
+            command.add_argument(
+                "--minutes",
+                type=_minutes,
+                metavar="N",
+                help="end after N minutes, whatever the speed: learning rates and stages follow the clock",
+            )
             command.add_argument(
                 "--parent",
                 type=int,
@@ -113,6 +131,7 @@ def _run(args: argparse.Namespace) -> int:
 
         print(prepare(args.task, args.source, args.target, crop=args.crop, step=args.step, lmdb=args.lmdb))
         return 0
+    began = time.monotonic()
     from .options import prepare_options, read_options
 
     # Check whatever needs no torch first: importing it takes seconds.
@@ -128,6 +147,7 @@ def _run(args: argparse.Namespace) -> int:
         registry.register()
         registry.check_names(options, args.opt)
         if args.command == "train":
+            options |= {"minutes": args.minutes, "began": began}
             return train.train(options, args.opt, auto_resume=args.auto_resume, parent=args.parent)
         return evaluate.test(options)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kbnet_plugin.errors import BadInput, one_line
 
-from .base_model import read_training_state, read_weights
+from .base_model import ROLLING, read_training_state, read_weights
 from .options import Options
 
 logger = logging.getLogger("basicsr")
@@ -22,8 +22,8 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
     """Return the newest intact training state, if any, and point the options to its weights."""
     path = options["path"]
     if auto_resume:
-        found = [p for p in Path(path["training_states"]).glob("*.state") if p.stem.isdigit()]
-        candidates = sorted(found, key=lambda p: int(p.stem), reverse=True)
+        states = _states(Path(path["training_states"]))
+        candidates = [states[iteration] for iteration in sorted(states, reverse=True)]
         models = Path(path["models"])
     elif path.get("resume_state"):
         candidates = [Path(path["resume_state"])]
@@ -102,19 +102,30 @@ def _short(value: Any) -> str:
 
 
 def prune(options: Options, keep: int | None, best: int | None) -> None:
-    """Remove all checkpoints except the last `keep` and that of iteration `best`, states first."""
-    if not keep:
-        return
-    states = {
-        int(p.stem): p for p in Path(options["path"]["training_states"]).glob("*.state") if p.stem.isdigit()
-    }
+    """Remove checkpoints, states first: all but the last `keep` and that of iteration `best`.
+
+    Those that were only to be replaced by the next one go in any case, unless they are the last.
+    """
+    states = _states(Path(options["path"]["training_states"]))
+    ordered = sorted(states)
+    rolling = [i for i in ordered[:-1] if states[i].suffix == ROLLING]
+    lasting = [i for i in ordered if states[i].suffix != ROLLING]
     models = Path(options["path"]["models"])
-    for iteration in sorted(states)[:-keep]:
+    for iteration in [*rolling, *(lasting[:-keep] if keep else [])]:
         if iteration == best:
             continue
         states[iteration].unlink(missing_ok=True)
         for path in models.glob(f"net_*_{iteration}.pth"):
             path.unlink(missing_ok=True)
+    for path in Path(options["path"]["training_states"]).glob(f"*{ROLLING}"):
+        if path not in states.values():
+            path.unlink(missing_ok=True)
+
+
+def _states(folder: Path) -> dict[int, Path]:
+    """Find the training states by iteration; a lasting one counts before one that was to be replaced."""
+    found = [p for s in (ROLLING, ".state") for p in folder.glob(f"*{s}") if p.stem.isdigit()]
+    return {int(p.stem): p for p in found}
 
 
 def link(models: Path, iteration: int, name: str) -> None:

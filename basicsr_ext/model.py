@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
+from kbnet_plugin.ops import native
 
 from . import dist
 from .base_model import BaseModelFixes, read_weights, unwrap
@@ -38,6 +38,9 @@ from .options import Options
 logger = logging.getLogger("basicsr")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+"""Optimizers that torch has in one kernel, on CPU and CUDA."""
 
 MANY_SKIPPED = 20
 """Batches in a row without a finite loss after which training stops in spite of ``on_nan: skip``."""
@@ -102,9 +105,7 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
             except (TypeError, ValueError) as error:
                 raise BadInput(f"train.{key}: {one_line(error)}") from error
         self.accumulate = int(train.get("accumulate") or 1)
-        self.dtype = PRECISIONS[train.get("precision") or "fp32"]
-        if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise BadInput("train.precision: this GPU does not support bf16; use fp16 or fp32")
+        self.dtype = self._precision(train.get("precision") or "fp32")
         # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.skip = train.get("on_nan") == "skip"
@@ -120,8 +121,13 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
             kind, rate = options.pop("type"), float(options.pop("lr"))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"train.optim_g needs type and lr: {one_line(error)}") from error
+        # One pass over the weights instead of a dozen, and a flag on the device that skips a step.
+        self.fused = kind in FUSED and not {"fused", "foreach", "differentiable"} & options.keys()
+        if self.fused:
+            options["fused"] = True
         self.optimizer_g = self.get_optimizer(kind, self.parameters, rate, **options)
         self.optimizers.append(self.optimizer_g)
+        self._unread: list[tuple[int, Tensor, list[str]]] = []
         self.setup_schedulers()
 
     def feed_data(self, data: dict[str, Any]) -> None:
@@ -145,15 +151,14 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step; if the network returns several images, as multi-stage ones do, train on all.
 
-        Raises
-        ------
-        NotFiniteError
-            If the loss or the gradient is NaN or infinite in any process; the weights are unchanged then.
+        Nothing here waits for the device: whether the gradient is finite is decided there, and `check` reads
+        it later. If it is not, the weights do not change.
         """
         assert self.gt is not None
         self.optimizer_g.zero_grad(set_to_none=True)
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         log: dict[str, Tensor] = {}
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         for number, (lq, gt) in enumerate(parts, 1):
             # DDP need not exchange gradients before the last part.
             local = number < len(parts) and isinstance(self.net_g, DistributedDataParallel)
@@ -163,40 +168,77 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
                 outputs = [o.float() for o in (output if isinstance(output, (list, tuple)) else [output])]
                 values = {k: sum(loss(o, gt) for o in outputs) for k, loss in self.losses.items()}
                 weight = len(lq) / len(self.lq)
-                self.scaler.scale(sum(values.values()) * weight).backward()
+                loss = sum(values.values()) * weight
+                finite = finite & loss.detach().isfinite()
+                # If the loss is not finite, no gradient may be, so that every process skips the step.
+                self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
             for key, value in values.items():
                 log[key] = log.get(key, 0) + value.detach() * weight
         self.log_dict = self.reduce_loss_dict(log)
         self.scaler.unscale_(self.optimizer_g)
-        limit = math.inf if self.grad_clip is None else self.grad_clip
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
         # In fp16 the gradient overflows now and then, which the scaler handles; the loss must be finite.
-        bad = not math.isfinite(sum(float(v) for v in log.values()))
-        bad |= not self.scaler.is_enabled() and not math.isfinite(float(norm))
-        if dist.any_rank(bad):
-            self._not_finite(bad, current_iter)
-            return
-        self.skipped = 0
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
+        usable = finite if self.scaler.is_enabled() else finite & norm.isfinite()
+        self._unread.append((current_iter, torch.stack([usable, finite]), self.images))
+        self._update(usable)
         if self.net_g_ema is not None:
             # A shorter average at first: with 0.999 alone, the start would count a sixth after 1,800 steps.
             self.model_ema(min(self.ema_decay, current_iter / (10 + current_iter)))
+
+    def _update(self, usable: Tensor) -> None:
+        """Change the weights, unless the gradient is not finite, as it then is in every process."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer_g)
+            self.scaler.update()
+        elif self.fused:
+            self.optimizer_g.found_inf = 1 - usable.float()  # type: ignore[attr-defined]
+            self.optimizer_g.step()
+        elif bool(usable):
+            self.optimizer_g.step()
+
+    def check(self) -> None:
+        """Read whether the steps since the last call were usable; on a GPU, this waits for them.
+
+        Raises
+        ------
+        NotFiniteError
+            If the loss or the gradient of one was not finite; the weights have not changed since then.
+        """
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        flags = torch.stack([flag for _, flag, _ in unread]).tolist()
+        for (iteration, _, images), (usable, finite) in zip(unread, flags, strict=True):
+            if usable:
+                self.skipped = 0
+            else:
+                here = not finite or self.opt["world_size"] == 1
+                self._not_finite(
+                    iteration, f"images {', '.join(images)}" if here else "images of another process"
+                )
 
     def autocast(self) -> Any:
         """Return the autocast context of ``train.precision``."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def _not_finite(self, here: bool, current_iter: int) -> None:
-        self.optimizer_g.zero_grad(set_to_none=True)
-        if self.scaler.is_enabled():
-            self.scaler.update()
+    def _precision(self, name: str) -> torch.dtype:
+        dtype = PRECISIONS[name]
+        if dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise BadInput("train.precision: this GPU does not support bf16; use fp16 or fp32")
+        if dtype is torch.bfloat16 and self.device.type == "cpu" and not has_bf16_products():
+            logger.warning("train.precision: bf16 is slower than fp32 on this processor: computing in fp32")
+            return torch.float32
+        return dtype
+
+    def _not_finite(self, iteration: int, batch: str) -> None:
         self.skipped += 1
-        batch = f"images {', '.join(self.images)}" if here else "images of another process"
         if self.skip and self.skipped < MANY_SKIPPED:
-            logger.warning("iter %d: the loss is not finite; batch skipped (%s)", current_iter, batch)
+            logger.warning("iter %d: the loss is not finite; batch skipped (%s)", iteration, batch)
             return
-        raise NotFiniteError(f"the loss is not finite at iter {current_iter} ({batch})")
+        raise NotFiniteError(f"the loss is not finite at iter {iteration} ({batch})")
 
     @torch.no_grad()
     def test(self) -> None:
@@ -327,6 +369,14 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
 
 class NotFiniteError(Exception):
     """The loss became NaN or infinite."""
+
+
+def has_bf16_products() -> bool:
+    """Return whether the processor multiplies matrices of bf16 in hardware (AMX).
+
+    Elsewhere, bf16 was slower than fp32 in training, with AVX-512's bf16 instructions too.
+    """
+    return "amx" in native.available_isas()
 
 
 def _checkpoint_blocks(net: nn.Module) -> None:

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
         ) from error
 
 from kbnet_plugin import KBNet_l, KBNet_s
+from kbnet_plugin.degradations import Pipeline
 from kbnet_plugin.errors import BadInput, nearest, one_line
 
 from . import datasets, losses, metrics, model, selfsup_datasets
@@ -42,6 +43,7 @@ OURS: dict[str, tuple[Any, ...]] = {
         datasets.Dataset_GaussianDenoising,
         datasets.Dataset_PoissonGaussianDenoising,
         datasets.Dataset_DefocusDeblur_DualPixel_16bit,
+        datasets.Dataset_CleanImages,
         selfsup_datasets.Dataset_BlindSpot,
         selfsup_datasets.Dataset_PlanePairs,
     ),
@@ -93,6 +95,11 @@ def check_names(options: Options, source: object) -> None:
             _known("ARCH_REGISTRY", network, "type", f"{source}: {key}.type")
     for label, dataset in options["datasets"].items():
         _known("DATASET_REGISTRY", dataset, "type", f"{source}: datasets.{label}.type")
+        if dataset["type"] == datasets.Dataset_CleanImages.__name__:
+            try:
+                Pipeline(dataset["degradations"])
+            except BadInput as error:
+                raise BadInput(f"{source}: datasets.{label}.{one_line(error)}") from error
     for key, loss in (options.get("train") or {}).items():
         if key.endswith("_opt") and isinstance(loss, dict) and options["is_train"]:
             _known("LOSS_REGISTRY", loss, "type", f"{source}: train.{key}.type")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate as running_sum
 from typing import Any, NamedTuple
@@ -74,6 +75,11 @@ class StageBatchSampler(Sampler[list[Ticket]]):
 
     The images come in a stream of shuffled passes, and a batch may span two: no image is dropped, and a
     dataset smaller than the batch is repeated.
+
+    Attributes
+    ----------
+    sizes : deque of int
+        Number of images of each batch that was requested; whoever uses a batch takes its number away.
     """
 
     def __init__(
@@ -88,9 +94,11 @@ class StageBatchSampler(Sampler[list[Ticket]]):
         world: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        place: Callable[[int], int] = int,
     ) -> None:
         self.length, self.stages, self.total, self.start = length, stages, total, start
         self.samples, self.rank, self.world, self.seed, self.shuffle = samples, rank, world, seed, shuffle
+        self.place, self.sizes = place, deque[int]()
         self._pass: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +107,8 @@ class StageBatchSampler(Sampler[list[Ticket]]):
     def __iter__(self) -> Iterator[list[Ticket]]:
         first = self.samples
         for iteration in range(self.start + 1, self.total + 1):
-            batch, crop = self.stages.at(iteration)
+            batch, crop = self.stages.at(self.place(iteration))
+            self.sizes.append(batch)
             mine = range(first + self.rank * batch, first + (self.rank + 1) * batch)
             yield [Ticket(self._image(number), crop, (self.seed, number)) for number in mine]
             first += batch * self.world

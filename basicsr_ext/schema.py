@@ -5,6 +5,7 @@ A section for another package's class (its ``type`` is not ours) may have any ke
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -79,6 +80,11 @@ class Backend(Typed):
     type: Literal["disk", "lmdb", "memcached", "petrel"] = _key("disk", "storage of the images")
 
 
+class Step(Typed):
+    type: str = _key(..., "name of a degradation; the other keys are its arguments")
+    prob: Fraction = _key(1.0, "probability with which a sample is degraded")
+
+
 class Metric(Section):
     type: str = _key(..., "calculate_psnr or calculate_ssim, or either with _clamped")
     crop_border: Size = _key(0, "pixels to leave out at each edge")
@@ -115,7 +121,7 @@ class _Crops(Section):
     gt_sizes: Counts | None = _key(None, "progressive training: crop size of each stage")
     mini_batch_sizes: Counts | None = _key(None, "batch size per process of each stage")
     iters: Counts | None = _key(None, "iterations of each stage; the last has no end")
-    num_worker_per_gpu: Size = _key(0, "worker processes that load data, kept for the whole run")
+    num_worker_per_gpu: Size = _key(0, "worker processes that load data; none with device_images")
     use_shuffle: bool = _key(True, "shuffle the images in every epoch")
     mean: list[float] | None = _key(None, "not supported")
     std: list[float] | None = _key(None, "not supported")
@@ -133,6 +139,9 @@ class _Dataset(_Crops):
     files: list[str] | None = _key(None, "names to use")
     filename_tmpl: str = _key("{}", "name of the degraded image, given that of the clean one")
     pad_small: bool = _key(False, "pad images smaller than the crop by reflection, instead of refusing them")
+    device_images: Literal["auto"] | bool = _key(
+        "auto", "keep decoded training images on the device and make batches there; auto: if they fit"
+    )
     reduce: Count = _key(1, "before cropping, reduce large clean images by a random whole factor up to this")
 
 
@@ -161,6 +170,11 @@ class DualPixel(_Dataset):
     type: Literal["Dataset_DefocusDeblur_DualPixel_16bit"] = _key(..., "left and right views, clean images")
     dataroot_lqL: str | None = _key(None, "left views")  # noqa: N815 - the released files' names
     dataroot_lqR: str | None = _key(None, "right views")  # noqa: N815
+
+
+class CleanImages(_Dataset):
+    type: Literal["Dataset_CleanImages"] = _key(..., "clean images, degraded by a list of steps")
+    degradations: list[Step] = _key(..., "steps in order: type, prob (default 1), and the type's arguments")
 
 
 class _Noisy(_Crops):
@@ -211,7 +225,7 @@ class KBNetL(Section):
 
 BY_TYPE: dict[str, dict[str, type[BaseModel]]] = {
     "dataset": {get_args(c.model_fields["type"].annotation)[0]: c
-                for c in (Paired, Gaussian, PoissonGaussian, DualPixel, BlindSpot, PlanePairs)},
+                for c in (Paired, Gaussian, PoissonGaussian, DualPixel, CleanImages, BlindSpot, PlanePairs)},
     "network": {"KBNet_s": KBNetS, "KBNet_l": KBNetL},
     "metric": METRICS,
 }  # fmt: skip
@@ -246,7 +260,9 @@ class Train(Section):
     grad_clip: Positive | None = _key(None, "norm to clip to; null: 0.01 with use_grad_clip, else none")
     mixing_augs: Mixing | None = _key(None, "mixup")
     accumulate: Count = _key(1, "batches per step, with averaged gradients; multiplies the batch size")
-    precision: Literal["fp32", "bf16", "fp16"] = _key("fp32", "precision of the arithmetic (autocast)")
+    precision: Literal["fp32", "bf16", "fp16"] = _key(
+        "fp32", "precision of products (autocast); on CPUs without AMX, bf16 is fp32"
+    )
     compile: bool = _key(False, "compile the network with torch.compile")
     channels_last: bool = _key(False, "memory format; often faster with convolutions on GPUs")
     activation_checkpointing: bool = _key(False, "recompute activations of blocks to save memory")
@@ -500,6 +516,13 @@ def describe() -> str:
     for kind, title in (("network", "network_g"), ("dataset", "datasets.*")):
         for name, cls in BY_TYPE[kind].items():
             section(f"{title}, type {name}", cls)
+    section("datasets.*.degradations[*]", Step)
+    lines.extend(["", "datasets.*.degradations[*], arguments of each type:"])
+    from kbnet_plugin.degradations import DEGRADATIONS  # imports torch, which takes seconds
+
+    for name, step in DEGRADATIONS.items():
+        arguments = ", ".join(inspect.signature(step).parameters)
+        lines.append(f"  {name + ':':26}{arguments}  # {(inspect.getdoc(step) or '').splitlines()[0]}")
     return "\n".join(lines[1:]) + "\n"
 
 

@@ -15,7 +15,7 @@ from kbnet_plugin.errors import BadInput
 from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, fill_missing, mask
 from kbnet_plugin.selfsup.planes import Planes
 
-from .datasets import Sample, sample_generator
+from .image_dataset import Sample, sample_generator
 from .options import Options
 
 

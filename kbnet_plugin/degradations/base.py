@@ -41,11 +41,10 @@ class Draws:
     def __init__(self, keys: Sequence[Key], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._host = [np.random.default_rng(key) for key in keys]
-        seeded = self._host if self.device.type == "cpu" else self._host[:1]
-        self._pixels = []
-        for generator in seeded:
-            seed = int(generator.integers(2**63))
-            self._pixels.append(torch.Generator(self.device).manual_seed(seed))
+        # Drawn from each in any case, so that the numbers on the host are the same on every device.
+        seeds = [int(generator.integers(2**63)) for generator in self._host]
+        used = seeds if self.device.type == "cpu" else seeds[:1]
+        self._pixels = [torch.Generator(self.device).manual_seed(seed) for seed in used]
 
     def __len__(self) -> int:
         return len(self._host)

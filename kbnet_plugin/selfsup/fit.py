@@ -233,7 +233,7 @@ class Fit:
     @property
     def iteration(self) -> int:
         """Step of the last checkpoint; 0 if there is none."""
-        states = (p for p in (self.folder / "training_states").glob("*.state") if p.stem.isdigit())
+        states = (p for p in (self.folder / "training_states").glob("*") if p.stem.isdigit())
         return max((int(p.stem) for p in states), default=0)
 
     @property

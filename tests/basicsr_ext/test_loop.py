@@ -76,7 +76,8 @@ def test_saving_memory_or_time_does_not_change_the_result(train, change):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_and_saves_float32(train, precision):
+def test_half_precision_trains_and_saves_float32(train, precision, monkeypatch):
+    monkeypatch.setattr("basicsr_ext.model.has_bf16_products", lambda: True)
     train("full")
     train("half", train={"precision": precision})
     full, half = weights("full"), weights("half")
@@ -85,6 +86,13 @@ def test_half_precision_trains_and_saves_float32(train, precision):
     assert close(full, half, 2e-2)
     scaler = read_training_state("experiments/half/training_states/4.state")["scaler"]
     assert ("scale" in scaler) == (precision == "fp16")
+
+
+def test_a_processor_without_bf16_products_computes_in_float32(train, monkeypatch):
+    monkeypatch.setattr("basicsr_ext.model.has_bf16_products", lambda: False)
+    train("full")
+    assert "bf16 is slower than fp32 on this processor" in train("half", train={"precision": "bf16"})
+    assert same(weights("full"), weights("half"))
 
 
 def test_compilation_keeps_the_names_of_the_weights(train, monkeypatch):
@@ -316,7 +324,7 @@ def test_compilation_without_a_compiler_ends_the_run_in_one_line(train, monkeypa
 def test_a_killed_worker_ends_the_run_in_one_line(pairs, options, write, capfd, monkeypatch):
     import multiprocessing
 
-    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    options["datasets"]["train"].update(num_worker_per_gpu=1, device_images=False)
     options["train"]["total_iter"] = 10**6
     step = ImageCleanModel.optimize_parameters
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from basicsr_ext import registry  # first: it imports BasicSR without its messages
-from basicsr_ext import train as loop
+from basicsr_ext import run as running
 from benchmarks import compare
 from benchmarks.harness import illustrate, planning, processes, studies, trainings, variants
 from benchmarks.harness.store import Store
@@ -330,14 +330,14 @@ def small(path):
 
 def interrupt_at(monkeypatch, iteration):
     """Send this process the signal that ends a training, in the middle of one step."""
-    step = loop._Run.step
+    step = running.Run.step
 
     def stepping(run, batch):
         step(run, batch)
         if run.iteration == iteration:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop._Run, "step", stepping)
+    monkeypatch.setattr(running.Run, "step", stepping)
 
 
 def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been_interrupted(planned, monkeypatch):
