@@ -31,7 +31,7 @@ part "networks, 720p" 150 "$python" benchmarks/speed.py --device cuda --part inf
 part "training: loop and bare step" 280 "$python" benchmarks/engine.py --batch 16x192 64x128 --rounds 1 \
     --warm-up 20 --steps 40 --force train:compile=true --json "$out/engine.json"
 if "$python" -c 'import pytest' 2>/dev/null; then
-    part "tests" 60 "$python" -m pytest -q tests/ops/test_triton.py
+    part "tests" 90 "$python" -m pytest -q tests/ops/test_triton.py tests/degradations/test_gpu.py
 else
     echo "left out: tests (pip install pytest)"
 fi

@@ -85,10 +85,7 @@ class Draws:
 
     def on_device(self, values: NDArray[Any]) -> Tensor:
         """Move numbers, (B,) or (B, C), to the device as float32, (B, 1 or C, 1, 1), without waiting."""
-        numbers = torch.as_tensor(np.asarray(values, dtype=np.float32)).reshape(len(self), -1, 1, 1)
-        if self.device.type == "cuda":
-            return numbers.pin_memory().to(self.device, non_blocking=True)
-        return numbers.to(self.device)
+        return to_device(np.asarray(values, dtype=np.float32), self.device).reshape(len(self), -1, 1, 1)
 
     # Values for every pixel, (B, *shape), float32, on the device.
 
@@ -110,6 +107,12 @@ class Draws:
         for part, generator in zip(out.chunk(len(self._pixels)), self._pixels, strict=True):
             fill(part, generator=generator)
         return out
+
+
+def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Move values to a device without waiting for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Degradation(ABC):

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import BadInput, nearest, one_line
-from .base import Degradation, Draws
+from .base import Degradation, Draws, to_device
 
 DEGRADATIONS: dict[str, type[Degradation]] = {}
 """Known classes by name."""
@@ -69,15 +68,15 @@ def apply_to_some(
     step: Degradation, chosen: np.ndarray[Any, Any], degraded: Tensor, clean: Tensor, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Apply a step to the samples for which `chosen`, (B,), is true."""
-    index = np.flatnonzero(chosen).tolist()
-    if not index:
+    index = np.flatnonzero(chosen)
+    if not len(index):
         return degraded, clean
     if len(index) == len(draws):
         return step(degraded, clean, draws)
-    where = torch.tensor(index)
-    if draws.device.type == "cuda":
-        where = where.pin_memory().to(draws.device, non_blocking=True)
-    changed = step(degraded[where], clean[where], draws.subset(index))
+    where = to_device(index, draws.device)
+    some = clean[where]
+    # Still one tensor where nothing has been degraded yet, which a step may take advantage of.
+    changed = step(some if degraded is clean else degraded[where], some, draws.subset(index.tolist()))
     return degraded.index_copy(0, where, changed[0]), clean.index_copy(0, where, changed[1])
 
 
