@@ -41,6 +41,11 @@ SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (3, 20, 4, 5, 33, 2, 31),
     (2, 8, 2, 5, 32, 1, 6),
     (1, 6, 2, 3, 16, 23, 1),
+    *((1, 32, 4, 3, bases, 11, 16) for bases in (1, 2, 4, 8, 16)),  # rows of whole blocks
+    *((2, 24, 8, 3, bases, 9, 22) for bases in (3, 4, 8, 12)),  # rows whose last block ends in the margin
+    *((1, 20, 2, 5, bases, 7, 33) for bases in (4, 8, 36)),
+    (1, 32, 16, 3, 8, 6, 13),
+    (1, 16, 1, 3, 4, 13, 9),
 ]
 
 
@@ -102,7 +107,9 @@ def test_computes_only_what_is_needed(isa):
 
 
 @built
-@pytest.mark.parametrize("shape", [(2, 48, 4, 3, 32, 33, 50), (1, 64, 2, 3, 40, 20, 20)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 48, 4, 3, 32, 33, 50), (1, 64, 2, 3, 40, 20, 20), (3, 80, 4, 3, 8, 16, 24)], ids=str
+)
 def test_threads_and_repetition_change_no_bit(isa, threads, shape):
     for dtype in (torch.float32, torch.bfloat16):
         tensors, sizes = case(*shape, dtype=dtype)

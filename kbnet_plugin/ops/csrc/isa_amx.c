@@ -117,10 +117,15 @@ static void transpose(__m512i *r)
 static void load(float *strip, int stride, const kba_view *v) { kba_avx512->load(strip, stride, v); }
 static void store(const float *strip, int stride, const kba_view *v) { kba_avx512->store(strip, stride, v); }
 static void spread(float *o, const float *i, int64_t n, int group, int m) { kba_avx512->spread(o, i, n, group, m); }
-static void gather(float *out, const char *in, const int64_t *offset, int count, int64_t dtype)
+static void gather(float *out, int64_t step, const char *in, const int64_t *offset, int count, int64_t run, int64_t dtype)
 {
-    kba_avx512->gather(out, in, offset, count, dtype);
+    kba_avx512->gather(out, step, in, offset, count, run, dtype);
 }
+static void scatter(float *out, const int64_t *offset, int count, int64_t run, const float *in, int64_t step)
+{
+    kba_avx512->scatter(out, offset, count, run, in, step);
+}
+static void add(float *sum, const float *more, int64_t count) { kba_avx512->add(sum, more, count); }
 
 /* [pixel][high, low][base] */
 static void pack_rows(void *out, const float *a, int64_t pixels, int exact)
@@ -170,8 +175,9 @@ static void pack_weight(float *w, int taps, int exact)
 }
 
 /* [pair of taps][half of the bases][high, low][lane][base][tap of the pair] */
-static void pack_transposed(void *out, const float *w, int taps, int exact)
+static void pack_transposed(void *out, const float *w, int taps, int bases, int exact)
 {
+    (void)bases;
     __m512i *o = out;
     for (int t = 0; t < taps; t += 2, w += 2 * BASES * LANES)
         for (int s = 0; s < 2; s++, o += 32) {
@@ -253,9 +259,10 @@ INLINE void conv_chunk(float *acc, const half_t *a, const half_t *w, const float
 }
 
 static void conv(float *acc, const void *a, const void *w, const float *const *x, const int64_t *shift, int taps,
-                 int64_t pixels, int bases, int exact, float *scratch)
+                 const kba_area *area, int bases, int exact, float *scratch)
 {
     (void)bases;
+    const int64_t pixels = area->pixels;
     const int chunks = (taps + TAPS - 2) / (TAPS - 1) - (taps % (TAPS - 1) == 1 && taps > 1); /* 4 * 9 + 1 is 10, 9, 9, 9 */
     for (int i = 0, t = 0; i < chunks; i++) {
         const int count = (taps - t + chunks - i - 1) / (chunks - i);
@@ -320,9 +327,11 @@ INLINE void coefficients_chunk(float *da, const float *d, const half_t *w, const
     }
 }
 
-static void grad_coefficients(float *da, const float *d, const void *w, const float *const *x, int taps, int64_t pixels,
-                              int exact, float *scratch)
+static void grad_coefficients(float *da, const float *d, const void *w, const float *const *x, int taps, int group,
+                              const kba_area *area, int bases, int exact, float *scratch)
 {
+    (void)bases, (void)group;
+    const int64_t pixels = area->pixels;
     for (int t = 0; t < taps; t += 2 * PAIRS) {
         const int pairs = taps - t < 2 * PAIRS ? (taps - t) / 2 : PAIRS;
         const half_t *b = (const half_t *)w + (size_t)t * 2 * TILE;
@@ -391,9 +400,11 @@ INLINE void weight_taps(float *dw, const float *d, const half_t *a, const float 
     _tile_stored(5, dw + 1280, 64);
 }
 
-static void grad_weight(float *dw, const float *d, const void *a, const float *const *x, int taps, int64_t pixels,
-                        int exact, float *scratch)
+static void grad_weight(float *dw, const float *d, const void *a, const float *const *x, int taps, int group,
+                        const kba_area *area, int bases, int exact, float *scratch)
 {
+    (void)bases, (void)group;
+    const int64_t pixels = area->pixels;
     for (int t = 0; t < taps; t += 3, dw += 3 * BASES * LANES)
         if (exact)
             weight_taps(dw, d, a, x + t, pixels, scratch, 1);
@@ -402,8 +413,8 @@ static void grad_weight(float *dw, const float *d, const void *a, const float *c
 }
 
 static const kba_isa table = {
-    "amx",     available, enter,        leave,       load,            store, spread,            gather,
-    pack_rows, pack_columns, pack_weight, pack_transposed, conv,  grad_coefficients, grad_weight,
+    "amx", BLOCK,  2,           3,          1,           0,               1, available, enter, leave,             load,       store,
+    spread, gather, scatter, add, pack_rows, pack_columns, pack_weight, pack_transposed, NULL, conv, grad_coefficients, grad_weight,
 };
 const kba_isa *const kba_amx = &table;
 #else

@@ -1,7 +1,5 @@
 /* Drivers: tiles and weights. Everything specific to an instruction set is behind kba_isa. */
-#define _POSIX_C_SOURCE 200112L /* for posix_memalign */
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kba.h"
@@ -78,10 +76,27 @@ static void plan_tiles(job *j, int64_t target)
     j->halo = round_up(j->pixels + 2 * j->half * (j->pitch + 1), BLOCK);
 }
 
+static int bases_of(const job *j, int64_t block) { return (int)min(BASES, j->call->bases - block * BASES); }
+
+/* Bases that the products read, those that are missing as zeros. */
+static int read_of(const job *j, int64_t block)
+{
+    return j->isa->padded ? BASES : (int)round_up(bases_of(j, block), LANES);
+}
+
 static float *weight_of(const job *j, int64_t strip, int64_t block)
 {
     return j->weight + (size_t)(strip * j->blocks + block) * j->slots * BASES * LANES;
 }
+
+/* Whether the product itself spreads the members of a group. */
+static int spreads(const job *j)
+{
+    return j->what >= GRAD_COEFFICIENTS && j->call->group <= j->isa->spreads;
+}
+
+/* Whether the members of a group are neighbours among the taps, else the positions in the kernel. */
+static int by_position(const job *j) { return j->what == GRAD_INPUT ? !j->isa->slide : spreads(j); }
 
 /* Weights of one strip and block as w[tap][base][lane], then in the layout that the product reads. */
 static void pack(job *j, int64_t strip, int64_t block)
@@ -93,39 +108,42 @@ static void pack(job *j, int64_t strip, int64_t block)
     float *to = weight_of(j, strip, block), *w = to;
     float *temporary = NULL;
     if (j->what == GRAD_COEFFICIENTS) {
-        temporary = kba_scratch((int64_t)j->slots * BASES * LANES);
+        temporary = kba_scratch(OF_THREAD, (int64_t)j->slots * BASES * LANES);
         if (!temporary) {
             atomic_store(&j->failed, 1);
             return;
         }
         w = temporary;
     }
-    int64_t offset[LANES], lane[LANES], step[MAX_TAPS];
+    int64_t offset[LANES], lane[LANES];
     for (int l = 0; l < LANES; l++) {
         const int64_t leader = first + l / c->group * c->group;
         lane[l] = l;
         offset[l] = input ? leader * c->group * kk + l % c->group * kk : (first + l) * c->group * kk;
     }
-    for (int t = 0; t < j->taps; t++)
-        step[t] = input ? t % c->group * c->group * kk + kk - 1 - t / c->group : t;
-    for (int n = 0; n < BASES; n++) {
+    const int bases = bases_of(j, block), tap = BASES * LANES;
+    for (int n = 0; n < read_of(j, block); n++) {
         const int64_t base = block * BASES + n;
-        const int lanes = base < c->bases ? count : 0;
+        const int lanes = n < bases ? count : 0;
         const char *row = c->weight + base * c->channels * c->group * kk * size;
         const char *bias = c->bias + (base * c->channels + first) * size;
-        if (base + 1 < c->bases) /* too short a run for the hardware prefetcher */
+        float *o = w + n * LANES;
+        if (n + 1 < bases) /* too short a run for the hardware prefetcher */
             for (int64_t i = 0; i < count * c->group * kk * size; i += 64)
                 __builtin_prefetch(row + (c->channels + first) * c->group * kk * size + i);
-        for (int t = 0; t < j->slots; t++) {
-            float *o = w + ((size_t)t * BASES + n) * LANES;
-            if (t < j->taps)
-                j->isa->gather(o, row + step[t] * size, offset, lanes, c->dtype);
+        for (int64_t m = 0; m < c->group; m++) {
+            const int64_t step = by_position(j) ? c->group : 1, start = by_position(j) ? m : m * kk;
+            if (input) /* the kernel is turned */
+                j->isa->gather(o + (start + (kk - 1) * step) * tap, -step * tap, row + m * c->group * kk * size, offset,
+                               lanes, kk, c->dtype);
             else
-                j->isa->gather(o, bias, lane, t == j->taps ? lanes : 0, c->dtype);
+                j->isa->gather(o + start * tap, step * tap, row + m * kk * size, offset, lanes, kk, c->dtype);
         }
+        for (int t = j->taps; t < j->slots; t++)
+            j->isa->gather(o + t * tap, 0, bias, lane, t == j->taps ? lanes : 0, 1, c->dtype);
     }
     if (temporary)
-        j->isa->pack_transposed(to, temporary, j->slots, j->exact);
+        j->isa->pack_transposed(to, temporary, j->slots, bases, j->exact);
     else if (j->isa->pack_weight)
         j->isa->pack_weight(to, j->slots, j->exact);
 }
@@ -138,6 +156,7 @@ static void pack_all(void *argument)
 
 typedef struct { /* a thread's buffers */
     float *a, *packed, *base, *members, *d, *sum, *ones, *scratch;
+    int32_t *block;
     const float *x[MAX_TAPS];
     int64_t shift[MAX_TAPS];
 } room;
@@ -156,6 +175,8 @@ static int64_t furnish(const job *j, room *r, float *memory)
     TAKE(ones, j->pixels * LANES);
     TAKE(scratch, SCRATCH);
 #undef TAKE
+    r->block = (int32_t *)(memory + used);
+    used += round_up(j->pixels / j->isa->block, 16);
     return used;
 }
 
@@ -163,12 +184,11 @@ static void settle(const job *j, room *r)
 {
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
-    const int input = j->what == GRAD_INPUT; /* there, taps with the same shifted coefficients are neighbours */
     for (int t = 0; t < j->slots; t++) {
-        const int64_t q = input ? t / c->group : t % kk, member = input ? t % c->group : t / kk;
+        const int64_t q = by_position(j) ? t / c->group : t % kk, member = by_position(j) ? t % c->group : t / kk;
         r->shift[t] = q / c->kernel * j->pitch + q % c->kernel;
-        r->x[t] = t < j->taps ? (c->group > 1 ? r->members + member * j->halo * LANES : r->base) + r->shift[t] * LANES
-                              : r->ones;
+        const float *x = c->group > 1 && !spreads(j) ? r->members + member * j->halo * LANES : r->base;
+        r->x[t] = t < j->taps ? x + r->shift[t] * LANES : r->ones;
     }
     for (int64_t i = 0; i < j->pixels * LANES; i++) r->ones[i] = 1;
 }
@@ -185,7 +205,7 @@ static const float *load_coefficients(const job *j, const room *r, const tile *t
 {
     for (int64_t n = 0; n < j->blocks; n++) {
         const int64_t at = n * j->halo * BASES;
-        for (int s = 0; s < 2; s++) {
+        for (int s = 0; s < read_of(j, n) / LANES; s++) {
             const int64_t first = min(n * BASES + s * LANES, j->call->bases);
             const kba_view v = view_of(j, &j->call->a, t, margin, first, j->call->bases);
             j->isa->load(r->a + at + s * LANES, BASES, &v);
@@ -201,7 +221,7 @@ static void load_members(const job *j, const room *r, const kba_map *map, const 
     const kba_call *c = j->call;
     const kba_view v = view_of(j, map, t, j->half, strip * LANES, c->channels);
     j->isa->load(r->base, LANES, &v);
-    for (int m = 0; c->group > 1 && m < c->group; m++)
+    for (int m = 0; c->group > 1 && !spreads(j) && m < c->group; m++)
         j->isa->spread(r->members + m * j->halo * LANES, r->base, j->halo, (int)c->group, m);
 }
 
@@ -211,9 +231,21 @@ static void load_centre(const job *j, const room *r, const tile *t, int64_t stri
     j->isa->load(r->d, LANES, &v);
 }
 
+/* Blocks by rows where they fit between the margins, else one after the other. */
+static kba_area area_of(const job *j, const room *r, const tile *t)
+{
+    const int64_t size = j->isa->block, rows = round_up(t->cols, size) <= j->pitch ? t->rows : 1;
+    const int64_t length = rows == t->rows ? t->cols : t->rows * j->pitch;
+    int64_t blocks = 0;
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t x = 0; x < length; x += size) r->block[blocks++] = (int32_t)(y * j->pitch + x);
+    return (kba_area){j->pixels, r->block, blocks};
+}
+
 /* Forward, and the gradient of x: the same sum with reversed weights and shifted coefficients. */
 static void run_conv(const job *j, const room *r, const tile *t, int64_t from, int64_t to)
 {
+    const kba_area area = area_of(j, r, t);
     const kba_call *c = j->call;
     const int input = j->what == GRAD_INPUT;
     const float *a = load_coefficients(j, r, t, input ? j->half : 0, j->isa->pack_rows);
@@ -222,7 +254,7 @@ static void run_conv(const job *j, const room *r, const tile *t, int64_t from, i
         memset(r->sum, 0, (size_t)j->pixels * LANES * sizeof(float));
         for (int64_t n = 0; n < j->blocks; n++)
             j->isa->conv(r->sum, a + n * j->halo * BASES, weight_of(j, s, n), r->x, input ? r->shift : NULL, j->slots,
-                         j->pixels, (int)min(BASES, c->bases - n * BASES), j->exact, r->scratch);
+                         &area, bases_of(j, n), j->exact, r->scratch);
         const kba_view v = view_of(j, &c->out, t, 0, s * LANES, c->channels);
         j->isa->store(r->sum, LANES, &v);
     }
@@ -230,15 +262,19 @@ static void run_conv(const job *j, const room *r, const tile *t, int64_t from, i
 
 static void run_coefficients(const job *j, const room *r, const tile *t)
 {
+    const int group = spreads(j) ? (int)j->call->group : 1;
+    const kba_area area = area_of(j, r, t);
     const kba_call *c = j->call;
     memset(r->sum, 0, (size_t)j->blocks * j->pixels * BASES * sizeof(float));
     for (int64_t s = 0; s < j->strips; s++) {
         load_members(j, r, &c->x, t, s);
         load_centre(j, r, t, s);
         for (int64_t n = 0; n < j->blocks; n++)
-            j->isa->grad_coefficients(r->sum + n * j->pixels * BASES, r->d, weight_of(j, s, n), r->x, j->slots, j->pixels,
-                                      j->exact, r->scratch);
+            j->isa->grad_coefficients(r->sum + n * j->pixels * BASES, r->d, weight_of(j, s, n), r->x, j->slots, group, &area,
+                                      bases_of(j, n), j->exact, r->scratch);
     }
+    for (int64_t n = 0; j->isa->fold && n < j->blocks; n++)
+        j->isa->fold(r->sum + n * j->pixels * BASES, j->pixels, bases_of(j, n));
     for (int64_t first = 0; first < c->bases; first += LANES) {
         const kba_view v = view_of(j, &c->out, t, 0, first, c->bases);
         j->isa->store(r->sum + first / BASES * j->pixels * BASES + first % BASES, BASES, &v);
@@ -252,13 +288,15 @@ static float *partial_of(const job *j, int64_t chunk, int64_t strip, int64_t blo
 
 static void run_weight(const job *j, const room *r, const tile *t, int64_t chunk, int64_t from, int64_t to)
 {
+    const int group = spreads(j) ? (int)j->call->group : 1;
+    const kba_area area = area_of(j, r, t);
     const float *a = load_coefficients(j, r, t, 0, j->isa->pack_columns);
     for (int64_t s = from; s < to; s++) {
         load_members(j, r, &j->call->x, t, s);
         load_centre(j, r, t, s);
         for (int64_t n = 0; n < j->blocks; n++)
-            j->isa->grad_weight(partial_of(j, chunk, s, n), r->d, a + n * j->halo * BASES, r->x, j->slots, j->pixels,
-                                j->exact, r->scratch);
+            j->isa->grad_weight(partial_of(j, chunk, s, n), r->d, a + n * j->halo * BASES, r->x, j->slots, group, &area,
+                                bases_of(j, n), j->exact, r->scratch);
     }
 }
 
@@ -266,7 +304,7 @@ static void run_items(void *argument)
 {
     job *j = argument;
     room r;
-    float *memory = kba_scratch(furnish(j, &r, NULL));
+    float *memory = kba_scratch(OF_THREAD, furnish(j, &r, NULL));
     if (!memory) {
         atomic_store(&j->failed, 1);
         return;
@@ -302,17 +340,21 @@ static void reduce_all(void *argument)
         const int64_t strip = i / j->blocks, block = i % j->blocks, first = strip * LANES;
         const int64_t size = (int64_t)j->slots * BASES * LANES;
         float *sum = partial_of(j, 0, strip, block);
-        for (int64_t k = 1; k < j->chunks; k++) {
-            const float *more = partial_of(j, k, strip, block);
-            for (int64_t l = 0; l < size; l++) sum[l] += more[l];
+        for (int64_t k = 1; k < j->chunks; k++) j->isa->add(sum, partial_of(j, k, strip, block), size);
+        int64_t offset[LANES], lane[LANES];
+        for (int l = 0; l < LANES; l++) {
+            lane[l] = l;
+            offset[l] = (first + l) * c->group * kk;
         }
-        for (int64_t n = 0; n < min(BASES, c->bases - block * BASES); n++)
-            for (int64_t l = 0; l < min(LANES, c->channels - first); l++) {
-                const int64_t row = (block * BASES + n) * c->channels + first + l;
-                for (int t = 0; t < j->taps; t++)
-                    c->dweight[row * c->group * kk + t] = sum[((size_t)t * BASES + n) * LANES + l];
-                c->dbias[row] = sum[((size_t)j->taps * BASES + n) * LANES + l];
-            }
+        const int count = (int)min(LANES, c->channels - first), tap = BASES * LANES;
+        for (int64_t n = 0; n < bases_of(j, block); n++) {
+            const int64_t row = (block * BASES + n) * c->channels;
+            const float *in = sum + n * LANES;
+            for (int64_t m = 0; m < c->group; m++)
+                j->isa->scatter(c->dweight + row * c->group * kk + m * kk, offset, count, kk,
+                                in + (by_position(j) ? m : m * kk) * tap, (by_position(j) ? c->group : 1) * tap);
+            j->isa->scatter(c->dbias + row + first, lane, count, 1, in + j->taps * tap, tap);
+        }
     }
 }
 
@@ -334,26 +376,31 @@ EXPORT int kba_run(const kba_call *c, int what, const char *name)
     if (j.exact && j.isa == kba_amx && terms < SHORT) j.isa = kba_avx512;
     j.strips = divide(c->channels, LANES);
     j.blocks = divide(c->bases, BASES);
-    j.slots = what == GRAD_INPUT ? j.taps : what == FORWARD ? j.taps + 1 : (int)round_up(j.taps + 1, what == GRAD_WEIGHT ? 3 : 2);
+    j.slots = j.taps + (what != GRAD_INPUT);
+    if (what == GRAD_COEFFICIENTS) j.slots = (int)round_up(j.slots, j.isa->coefficients_taps);
+    if (what == GRAD_WEIGHT) j.slots = (int)round_up(j.slots, j.isa->weight_taps);
 
     /* Enough items for the threads. For the weight's gradient they fix the order of its sums, so only the shape decides. */
     const int64_t wanted = what == GRAD_WEIGHT ? ITEMS : 4 * c->threads;
     const int64_t most = what == GRAD_COEFFICIENTS ? 1 : j.strips; /* splits; for coefficients, every strip adds to the same sums */
-    plan_tiles(&j, min(TILE_PIXELS, max(256, all * most / wanted)));
-    j.chunks = what == GRAD_WEIGHT ? min(ITEMS / 2, j.tiles) : j.tiles;
-    j.splits = min(most, divide(wanted, j.chunks));
+    plan_tiles(&j, min(TILE_PIXELS, max(what == GRAD_WEIGHT ? 320 : 256, all * most / wanted)));
+    j.splits = min(most, divide(wanted, min(j.tiles, what == GRAD_WEIGHT ? ITEMS / 2 : j.tiles)));
+    while (j.strips % j.splits) j.splits++; /* equal shares */
+    j.chunks = j.tiles;
+    if (what == GRAD_WEIGHT) /* few, as each has sums of its own */
+        j.chunks = divide(j.tiles, divide(j.tiles, min(ITEMS / 2, divide(ITEMS, j.splits))));
 
-    const size_t block = (size_t)j.strips * j.blocks * j.slots * BASES * LANES * sizeof(float);
+    const int64_t block = j.strips * j.blocks * j.slots * BASES * LANES;
+    float *memory = kba_scratch(OF_JOB, block * (what == GRAD_WEIGHT ? j.chunks : 1));
+    if (!memory) return NO_MEMORY;
     int failed = 0;
     if (what == GRAD_WEIGHT) {
-        if (posix_memalign((void **)&j.partial, 64, block * j.chunks)) return NO_MEMORY;
+        j.partial = memory;
     } else {
-        if (posix_memalign((void **)&j.weight, 64, block)) return NO_MEMORY;
+        j.weight = memory;
         failed = run_phase(&j, pack_all, j.strips * j.blocks);
     }
     if (!failed) failed = run_phase(&j, run_items, j.chunks * j.splits);
     if (!failed && what == GRAD_WEIGHT) failed = run_phase(&j, reduce_all, j.strips * j.blocks);
-    free(j.weight);
-    free(j.partial);
     return failed ? NO_MEMORY : OK;
 }

@@ -36,8 +36,19 @@ typedef struct { /* sixteen channels of a rectangle of a map */
     int64_t rows, cols, pitch, total;
 } kba_view;
 
+typedef struct { /* the pixels of a tile within a strip; where rows allow it, without the columns between them */
+    int64_t pixels;       /* in all, from the strip's start; divided by BLOCK */
+    const int32_t *block; /* where the blocks of neighbouring pixels start */
+    int64_t blocks;
+} kba_area;
+
 typedef struct {
     const char *name;
+    int block;                          /* pixels in a block of an area */
+    int coefficients_taps, weight_taps; /* what divides the taps of grad_coefficients and of grad_weight */
+    int padded;                         /* the products read all BASES bases, else those there are, up to whole LANES */
+    int slide;                          /* conv wants taps with neighbouring shifts side by side, else with equal shifts */
+    int spreads;                        /* the largest group whose members the two gradients below spread themselves */
     int (*available)(void);
     void (*enter)(void); /* called before and after a thread's share of the work */
     void (*leave)(void);
@@ -47,24 +58,29 @@ typedef struct {
     void (*store)(const float *strip, int stride, const kba_view *view);
     /* out[p][l] = in[p][l / group * group + member] */
     void (*spread)(float *out, const float *in, int64_t pixels, int group, int member);
-    /* out[l] = in[offset[l]], lanes beyond `count` zero */
-    void (*gather)(float *out, const char *in, const int64_t *offset, int count, int64_t dtype);
+    /* out[i * step + l] = in[offset[l] + i] for i < run, lanes beyond `count` zero */
+    void (*gather)(float *out, int64_t step, const char *in, const int64_t *offset, int count, int64_t run, int64_t dtype);
+    /* out[offset[l] + i] = in[i * step + l] for i < run and l < count */
+    void (*scatter)(float *out, const int64_t *offset, int count, int64_t run, const float *in, int64_t step);
+    void (*add)(float *sum, const float *more, int64_t count); /* `count` is a multiple of LANES */
 
     /* Convert floats to operands of the products below, for float32 if `exact`, else for bfloat16. NULL: use floats. */
     void (*pack_rows)(void *out, const float *a, int64_t pixels, int exact);    /* a[pixel][base] for conv */
     void (*pack_columns)(void *out, const float *a, int64_t pixels, int exact); /* the same for grad_weight */
     void (*pack_weight)(float *w, int taps, int exact);                         /* w[tap][base][lane] for conv, in place */
-    void (*pack_transposed)(void *out, const float *w, int taps, int exact);    /* the same for grad_coefficients */
+    void (*pack_transposed)(void *out, const float *w, int taps, int bases, int exact); /* for grad_coefficients */
+    void (*fold)(float *da, int64_t pixels, int bases); /* completes grad_coefficients after its last strip, or NULL */
 
     /* acc[p][l] += sum_t (sum_n a[p + shift[t]][n] w[t][n][l]) x[t][p][l]; shift may be NULL (all zero) */
     void (*conv)(float *acc, const void *a, const void *w, const float *const *x, const int64_t *shift, int taps,
-                 int64_t pixels, int bases, int exact, float *scratch);
-    /* da[p][n] += sum_t sum_l d[p][l] x[t][p][l] w[t][n][l]; taps is even */
-    void (*grad_coefficients)(float *da, const float *d, const void *w, const float *const *x, int taps, int64_t pixels,
-                              int exact, float *scratch);
-    /* dw[t][n][l] += sum_p a[p][n] d[p][l] x[t][p][l]; taps is a multiple of three */
-    void (*grad_weight)(float *dw, const float *d, const void *a, const float *const *x, int taps, int64_t pixels,
-                        int exact, float *scratch);
+                 const kba_area *area, int bases, int exact, float *scratch);
+    /* In these two, tap t takes x of the member t % group of every lane's group; 1 where x is spread already. */
+    /* da[p][n] += sum_t sum_l d[p][l] x[t][p][l] w[t][n][l] */
+    void (*grad_coefficients)(float *da, const float *d, const void *w, const float *const *x, int taps,
+                              int group, const kba_area *area, int bases, int exact, float *scratch);
+    /* dw[t][n][l] += sum_p a[p][n] d[p][l] x[t][p][l] */
+    void (*grad_weight)(float *dw, const float *d, const void *a, const float *const *x, int taps, int group,
+                        const kba_area *area, int bases, int exact, float *scratch);
 } kba_isa;
 
 enum { SCRATCH = 5120 }; /* floats of scratch memory for a product */

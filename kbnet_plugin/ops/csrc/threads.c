@@ -19,7 +19,7 @@ typedef struct {
 
 static atomic_int forked;
 static gomp_parallel team;
-static pthread_key_t scratch_key;
+static pthread_key_t scratch_key[SCRATCHES];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void after_fork(void) { atomic_store(&forked, 1); }
@@ -30,7 +30,7 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL
 static void initialise(void)
 {
     team = (gomp_parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    pthread_key_create(&scratch_key, free);
+    for (int i = 0; i < SCRATCHES; i++) pthread_key_create(&scratch_key[i], free);
 }
 
 static void *start(void *t)
@@ -54,18 +54,18 @@ void kba_parallel(void (*run)(void *), void *argument, int64_t threads)
     while (started > 0) pthread_join(others[--started], NULL);
 }
 
-float *kba_scratch(int64_t floats)
+float *kba_scratch(int kind, int64_t floats)
 {
     pthread_once(&once, initialise);
-    int64_t *held = pthread_getspecific(scratch_key);
+    int64_t *held = pthread_getspecific(scratch_key[kind]);
     if (!held || *held < floats) {
         free(held);
-        pthread_setspecific(scratch_key, NULL);
+        pthread_setspecific(scratch_key[kind], NULL);
         const size_t bytes = (size_t)((64 + floats * 4 + 4095) / 4096 * 4096);
         if (posix_memalign((void **)&held, 64, bytes)) return NULL;
         memset(held, 0, bytes);
         *held = (int64_t)(bytes - 64) / 4;
-        pthread_setspecific(scratch_key, held);
+        pthread_setspecific(scratch_key[kind], held);
     }
     return (float *)held + 16;
 }
