@@ -22,7 +22,7 @@ from setuptools.errors import CompileError, LinkError
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SOURCES = "kbnet_plugin/ops/csrc"
-COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=fast"]
+COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # One file per instruction set, chosen at run time; compiled without these flags, a file is empty.
 FLAGS = {

@@ -88,7 +88,10 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
                 self._load(self.net_g_ema, "params_ema")
         if train.get("activation_checkpointing"):
             _checkpoint_blocks(self.net_g)
-        if train.get("compile"):
+        fused = self.device.type == "cpu" and any(getattr(m, "is_fused", False) for m in self.net_g.modules())
+        if train.get("compile") and fused:
+            logger.warning("train.compile: on this CPU the kernels of KBNet_s are faster: not compiled")
+        elif train.get("compile"):
             # There are few crop sizes, those of the stages; one graph for any size is slower. On a GPU,
             # launching kernels one by one takes longer than they run: a recorded step took 20 ms, not 46.
             recorded = "reduce-overhead" if self.device.type == "cuda" else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import kernel_basis_attention
+from ..ops import block, kernel_basis_attention, native
 from .layers import (
     GlobalMean,
     KBAMixin,
@@ -52,9 +53,42 @@ class KBBlock_s(KBAMixin):
         self.gamma = layer_scale(c)
 
     def forward(self, x: Tensor) -> Tensor:
+        fused = self._fused(x)
+        if fused is not None:
+            return fused
         features, coefficients, spatial, channel = recompute(self._branches, x)
         mixed = kernel_basis_attention(features, coefficients, self.w, self.b, self.groups)
         return by_strips(self._combine, x, mixed, features, spatial, channel)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training on a CPU runs the block as one operator; see `kbnet_plugin.ops.block`."""
+        fits = self.conv11[1].kernel_size == (3, 3) and self.conv1.out_channels % 16 == 0
+        return fits and bool(native.available_isas())
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """Run the block in C, or return None where that does not serve."""
+        if not block.wanted(x):
+            return None
+        first = (self.conv1, self.conv21, *self.conv11, self.conv2[0], self.conv2[2])
+        last = (self.conv211, self.conv3, self.conv4, self.conv5, self.sca[1])
+        if any(type(layer) is not nn.Conv2d for layer in (*first, *last)) or block.is_watched(self):
+            return None
+        if self.conv11[1].kernel_size != (3, 3):
+            return None
+
+        def pairs(*layers: nn.Module) -> list[Any]:
+            return [p for layer in layers for p in layer._parameters.values()]  # weight and bias
+
+        parameters = [
+            *pairs(self.norm1, *first),
+            *(self.attgamma, *pairs(self.conv211), self.ga1, *pairs(self.conv3), self.beta),
+            *pairs(self.norm2, self.conv4, self.conv5),
+            *(self.gamma, self.w, self.b, *pairs(self.sca[1])),
+        ]
+        if not block.serves(x, parameters):
+            return None
+        return block.block(x, parameters, (self.norm1.eps, self.norm2.eps), self.groups)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = self.norm1(x)

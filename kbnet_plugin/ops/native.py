@@ -57,6 +57,7 @@ def _library() -> ctypes.CDLL | str:
             library.kba_choose.argtypes = [ctypes.c_char_p]
             library.kba_choose.restype = ctypes.c_char_p
             library.kba_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_char_p]
+            library.block_run_part.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p]
             return library
     _log.warning("KBA on the CPU falls back to the slower 'tiled' backend: for 'native', %s", reason)
     return reason
@@ -73,7 +74,11 @@ def _complaint() -> str:
 
 def available_isas() -> tuple[str, ...]:
     """List the instruction sets that build and processor support, fastest first; none without the library."""
-    library = _library()
+    return _available(_library())
+
+
+@functools.cache
+def _available(library: ctypes.CDLL | str) -> tuple[str, ...]:
     if isinstance(library, str):
         return ()
     return tuple(name for name in ISAS if library.kba_choose(name.encode()))

@@ -103,6 +103,14 @@ def test_compilation_keeps_the_names_of_the_weights(train, monkeypatch):
     assert not any("_orig_mod" in name for name in weights("compiled"))
 
 
+def test_on_a_cpu_nothing_is_compiled_that_has_faster_kernels(train, options, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    options["network_g"]["width"] = 16
+    assert "kernels of KBNet_s are faster: not compiled" in train("tiny", train={"compile": True})
+    assert not compiled
+
+
 def test_deterministic_mode_is_on_only_when_set(train):
     train("repeatable", "deterministic=true")
     assert torch.are_deterministic_algorithms_enabled()

@@ -3,6 +3,7 @@
 #define WIDTH 8
 #define PIXELS 4
 #include "vec.h"
+#include "vec_block_tiles.h"
 
 static int available(void)
 {
@@ -12,7 +13,11 @@ static int available(void)
 
 static const kba_isa table = VEC_ISA("avx2", available);
 const kba_isa *const kba_avx2 = &table;
+static const block_isa block = VEC_BLOCK;
+const block_isa *const block_avx2 = &block;
 #else
+#include "block.h"
 #include "kba.h"
 const kba_isa *const kba_avx2 = NULL;
+const block_isa *const block_avx2 = NULL;
 #endif

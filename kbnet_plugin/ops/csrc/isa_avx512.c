@@ -3,6 +3,7 @@
 #define WIDTH 16
 #define PIXELS 8
 #include "vec.h"
+#include "vec_block_tiles.h"
 
 static int available(void)
 {
@@ -13,7 +14,11 @@ static int available(void)
 
 static const kba_isa table = VEC_ISA("avx512", available);
 const kba_isa *const kba_avx512 = &table;
+static const block_isa block = VEC_BLOCK;
+const block_isa *const block_avx512 = &block;
 #else
+#include "block.h"
 #include "kba.h"
 const kba_isa *const kba_avx512 = NULL;
+const block_isa *const block_avx512 = NULL;
 #endif

@@ -7,8 +7,11 @@
 #define PIXELS 4
 #endif
 #include "vec.h"
+#include "vec_block_tiles.h"
 
 static int available(void) { return 1; }
 
 static const kba_isa table = VEC_ISA("plain", available);
 const kba_isa *const kba_plain = &table;
+static const block_isa block = VEC_BLOCK;
+const block_isa *const block_plain = &block;

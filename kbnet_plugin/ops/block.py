@@ -1,0 +1,205 @@
+"""A whole block of KBNet_s on the CPU, for training: kernel basis attention and, fused in C, all the rest.
+
+Convolutions of one pixel, depthwise convolutions, layer norms and gates do little arithmetic per byte. Torch
+runs each over whole maps, so that memory bounds them; here they run one after the other on tiles that stay in
+cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from . import native
+from .backend import Arguments
+
+BASES = 32
+
+_BRANCHES, _BRANCHES_BACKWARD, _COMBINE, _COMBINE_BACKWARD = range(4)
+_CONV2, _CONV4 = 10, 23  # indices of weights among the parameters
+_PARAMETERS = 28  # those that C knows; behind them w, b, and weight and bias of sca
+_MAPS = ("x", "features", "coefficients", "spatial", "mixed", "out")
+_GRADIENTS = ("dout", "dx", "dfeatures", "more_dfeatures", "dcoefficients", "dspatial", "dmixed")
+_VECTORS = ("mean", "channel", "dmean", "dchannel")
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "gate", "hidden")),
+        *((name, ctypes.c_int64) for name in ("dtype", "xtype", "threads")),
+        *((name, ctypes.c_float) for name in ("eps1", "eps2")),
+        *((name, ctypes.c_void_p) for name in (*_MAPS, *_GRADIENTS, *_VECTORS)),
+        ("parameter", ctypes.c_void_p * _PARAMETERS),
+        ("gradient", ctypes.c_void_p * _PARAMETERS),
+    ]
+
+
+def wanted(x: Tensor) -> bool:
+    """Say whether `x` is in training on the CPU, by the native backend, and nothing watches operators."""
+    return (
+        torch.is_grad_enabled()
+        and type(x) is Tensor
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and _get_current_dispatch_mode() is None
+        and forward_ad._current_level < 0
+        and os.environ.get("KBNET_KBA_BACKEND", "auto") in ("auto", native.NAME)
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Say whether something hangs on calls of the layers, which `block` does not make."""
+    layers = [*module._modules.values()]
+    for layer in layers:  # nn.Module.modules takes several times as long
+        if layer is None:
+            continue
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return True
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            return True
+        layers += layer._modules.values()
+    return bool(_has_any_global_hook())
+
+
+def serves(x: Tensor, parameters: Sequence[Tensor]) -> bool:
+    """Say whether there is something to train, in a size and type that `block` computes."""
+    return (
+        x.dtype in _DTYPES
+        and _dtype(x) in _DTYPES
+        and x.shape[1] % 16 == 0
+        and x.numel() > 0
+        and all(p.dtype is torch.float32 and p.is_cpu for p in parameters)
+        and (x.requires_grad or any(p.requires_grad for p in parameters))
+        and not isinstance(native._library(), str)
+    )
+
+
+def block(x: Tensor, parameters: Sequence[Tensor], eps: tuple[float, float], groups: int) -> Tensor:
+    """Run the block.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, C, H, W), float32; or, under autocast to it, bfloat16. C is a multiple of 16.
+    parameters : sequence of Tensor
+        Float32: the weights and biases of norm1, conv1, conv21, both layers of conv11, both of conv2;
+        attgamma; those of conv211; ga1; those of conv3; beta; those of norm2, conv4 and conv5; gamma; w; b;
+        those of sca.
+    eps : tuple
+        Of norm1 and of norm2.
+    groups : int
+        Of kernel basis attention.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W), float32, channels-last.
+    """
+    out: Tensor = _Block.apply(x, eps, groups, _dtype(x), *parameters)
+    return out
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+class _Block(torch.autograd.Function):
+    """Stores the input, the output of the branches and of the attention; the rest is computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, eps: tuple[float, float], groups: int, dtype: torch.dtype, *parameters: Tensor
+    ) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        fused, (w, b, sca, sca_bias) = _split(parameters)
+        batch, channels = x.shape[:2]
+        features, spatial = _map(x, channels, dtype), _map(x, channels, dtype)
+        coefficients, mean = _map(x, BASES, dtype), torch.empty(batch, channels)
+        call = {"x": x, "features": features, "coefficients": coefficients, "spatial": spatial}
+        _run(_BRANCHES, fused, eps, dtype, call | {"mean": mean})
+        with torch.autocast("cpu", enabled=False):
+            channel = torch.addmm(sca_bias, mean, sca.flatten(1).t())
+        mixed = native.forward(Arguments(features, coefficients, w, b, groups, 3).to(dtype))
+        out = _map(x, channels, torch.float32)
+        _run(_COMBINE, fused, eps, dtype, call | {"mixed": mixed, "channel": channel, "out": out})
+        ctx.save_for_backward(x, features, coefficients, spatial, mixed, mean, channel, *parameters)
+        ctx.eps, ctx.groups, ctx.dtype = eps, groups, dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        # torch's once_differentiable lets a constant `dout` pass, without the gradient of the gradient.
+        if torch.is_grad_enabled():
+            raise RuntimeError("KBNet_s on the CPU has no second derivatives (create_graph=True)")
+        x, features, coefficients, spatial, mixed, mean, channel, *parameters = ctx.saved_tensors
+        eps, dtype, channels = ctx.eps, ctx.dtype, x.shape[1]
+        fused, (w, b, sca, _) = _split(parameters)
+        found = [torch.empty_like(p) for p in fused]
+        dx, dchannel = torch.empty_like(x), torch.empty_like(channel)
+        dfeatures, dspatial, dmixed = (_map(x, channels, dtype) for _ in range(3))
+        call = {"x": x, "features": features, "spatial": spatial, "dx": dx}
+        call |= {"dfeatures": dfeatures, "dspatial": dspatial}
+        more = {"mixed": mixed, "channel": channel, "dmixed": dmixed, "dchannel": dchannel}
+        more["dout"] = dout.float().contiguous(memory_format=torch.channels_last)
+        _run(_COMBINE_BACKWARD, fused, eps, dtype, call | more, found)
+        with torch.autocast("cpu", enabled=False):
+            dsca, dsca_bias = (dchannel.t() @ mean).view_as(sca), dchannel.sum(0)
+            dmean = dchannel @ sca.flatten(1)
+        args = Arguments(features, coefficients, w, b, ctx.groups, 3).to(dtype)
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        wanted = (True, True, *needs[-4:-2])
+        more_dfeatures, dcoefficients, dw, db = native.backward(dmixed, args, wanted)
+        assert more_dfeatures is not None
+        assert dcoefficients is not None
+        more = {"more_dfeatures": more_dfeatures, "dcoefficients": dcoefficients, "dmean": dmean}
+        _run(_BRANCHES_BACKWARD, fused, eps, dtype, call | more, found)
+        last = (g if g is None else g.to(w.dtype) for g in (dw, db))
+        gradients = (dx, *found, *last, dsca, dsca_bias)
+        first, *others = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
+        return first, None, None, None, *others
+
+
+def _split(parameters: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+    return [p.contiguous() for p in parameters[:_PARAMETERS]], parameters[_PARAMETERS:]
+
+
+def _map(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _run(
+    what: int,
+    parameters: Sequence[Tensor],
+    eps: tuple[float, float],
+    dtype: torch.dtype,
+    tensors: dict[str, Tensor],
+    gradients: Sequence[Tensor] = (),
+) -> None:
+    x = tensors["x"]
+    batch, channels, height, width = x.shape
+    call = _Call(batch, height, width, channels, len(parameters[_CONV2]), len(parameters[_CONV4]))
+    call.dtype, call.xtype, call.threads = _DTYPES[dtype], _DTYPES[x.dtype], torch.get_num_threads()
+    call.eps1, call.eps2 = eps
+    for name, tensor in tensors.items():
+        setattr(call, name, tensor.data_ptr())
+    call.parameter[:] = [p.data_ptr() for p in parameters]
+    if gradients:
+        call.gradient[:] = [g.data_ptr() for g in gradients]
+    library = native._library()
+    assert not isinstance(library, str), library
+    isa = os.environ.get("KBNET_KBA_ISA", "")
+    if library.block_run_part(ctypes.byref(call), what, isa.encode()):
+        native.isa()  # raises if there is no such one
+        raise MemoryError("not enough memory for the scratch buffers of a block")
