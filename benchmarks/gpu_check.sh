@@ -28,7 +28,7 @@ part "accuracy" 130 "$python" benchmarks/accuracy.py --device cuda --backends tr
 part "operator" 240 "$python" benchmarks/ops.py --device cuda --batch 8 --json "$out/ops.json"
 part "networks, 720p" 150 "$python" benchmarks/speed.py --device cuda --part inference --only bf16 \
     --size 720 1280 --json "$out/speed.json"
-part "training: loop and bare step" 280 "$python" benchmarks/engine.py --batch 16x192 64x128 --rounds 1 \
+part "training: loop and bare step" 280 "$python" benchmarks/engine.py --batch 16x192 64x128 \
     --warm-up 20 --steps 40 --force train:compile=true --json "$out/engine.json"
 if "$python" -c 'import pytest' 2>/dev/null; then
     part "tests" 90 "$python" -m pytest -q tests/ops/test_triton.py tests/degradations/test_gpu.py
