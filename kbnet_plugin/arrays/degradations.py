@@ -1,4 +1,7 @@
-"""Add noise of known strength to clean pictures, for training, tests and samples."""
+"""Add noise of known strength to clean pictures, for validation, benchmarks and samples.
+
+Training has `kbnet_plugin.degradations`, which works on batches of tensors.
+"""
 
 from __future__ import annotations
 
