@@ -52,6 +52,11 @@ class Schedule:
         return self.limit is not None
 
     @property
+    def done(self) -> float:
+        """Share of the schedule that a run by the clock has passed, 0..1."""
+        return self.position / self.total
+
+    @property
     def seconds(self) -> float:
         """Time that the run has taken so far, earlier parts included."""
         return self._earlier + time.monotonic() - self._began

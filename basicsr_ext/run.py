@@ -71,13 +71,12 @@ class Run:
         self.options, self.model, self.val_sets = options, model, val_sets
         self.stages, self.sampler, self.schedule = stages, sampler, schedule
         self.iteration = self.start = start
-        self.total = options["train"]["total_iter"]
         self.world, self.rank = options["world_size"], options["rank"]
         self.saved = self.validated = start if start else None
         self._requested, self._rolling = self.saved, False
         self.tensorboard = logs.tensorboard(options)
         self.bar = tqdm(
-            total=1 if schedule.by_clock else self.total,
+            total=1 if schedule.by_clock else schedule.total,
             initial=0 if schedule.by_clock else start,
             unit="it",
             bar_format="{l_bar}{bar}| {elapsed}{postfix}" if schedule.by_clock else None,
@@ -129,8 +128,8 @@ class Run:
     def over(self) -> bool:
         """Whether the last step is done."""
         if self.schedule.by_clock:
-            return self.schedule.position >= self.total
-        return self.iteration >= self.total
+            return self.schedule.done >= 1
+        return self.iteration >= self.schedule.total
 
     def agree(self, stopping: bool) -> bool:
         """Exchange, between steps, what all processes must know: the clock, and whether one has to stop."""
@@ -150,11 +149,11 @@ class Run:
     def _clock(self) -> float:
         """Return the position, which is the end if another step might not be over in time."""
         position = self.schedule.advance()
-        return float(self.total) if self.schedule.seconds_left < self.meter.pace else position
+        return float(self.schedule.total) if self.schedule.seconds_left < self.meter.pace else position
 
     def _advance_bar(self) -> None:
         if self.schedule.by_clock:
-            self.bar.n = self.schedule.position / self.total
+            self.bar.n = self.schedule.done
             self.bar.refresh()
         else:
             self.bar.update()
@@ -167,11 +166,7 @@ class Run:
         self.meter.restart()
         rate = float(self.model.get_current_learning_rate()[0])
         losses = " ".join(f"{name} {value:.4e}" for name, value in log.items())
-        of = (
-            f"/{self.total:,}"
-            if not self.schedule.by_clock
-            else f" ({self.schedule.position / self.total:.0%})"
-        )
+        of = f" ({self.schedule.done:.0%})" if self.schedule.by_clock else f"/{self.schedule.total:,}"
         epoch = self.model.samples // self.sampler.length
         logger.info("iter %s%s  epoch %d  lr %.3e  %s  %s", f"{i:,}", of, epoch, rate, losses, left)
         shown = {k: f"{v:.3e}" for k, v in log.items()} | {"lr": f"{rate:.2e}"}
@@ -191,10 +186,11 @@ class Run:
         """Return the seconds until the run ends, with the validations that are still to come."""
         if self.schedule.by_clock:
             return self.schedule.seconds_left + self.schedule.reserve
-        seconds = (self.total - self.iteration) * per_step
+        total = self.schedule.total
+        seconds = (total - self.iteration) * per_step
         if self.options.get("val") and self._validation:
             every = self.options["val"]["val_freq"]
-            seconds += (-(-self.total // every) - self.iteration // every) * self._validation
+            seconds += (-(-total // every) - self.iteration // every) * self._validation
         return seconds
 
     def _due(self) -> bool:

@@ -85,7 +85,7 @@ def main() -> None:
         epilog="examples:\n"
         "  python benchmarks/engine.py\n"
         "  python benchmarks/engine.py --batch 16x192 64x128 --force train:compile=true\n"
-        "  git worktree add /tmp/before v0.9 && python benchmarks/engine.py --against /tmp/before",
+        "  git worktree add ../before v0.9 && python benchmarks/engine.py --against ../before",
     )
     parser.add_argument("-opt", default=str(ROOT / "options/zoo/denoise-color.yml"), metavar="FILE")
     parser.add_argument("--batch", nargs="+", default=["3x128"], metavar="NxSIZE", help="default: 3x128")

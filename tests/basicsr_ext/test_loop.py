@@ -21,17 +21,9 @@ from basicsr_ext.__main__ import main
 from basicsr_ext.base_model import read_training_state
 from basicsr_ext.experiment import differences
 from basicsr_ext.model import ImageCleanModel
-from kbnet_plugin.zoo.weights import read_state_dict
+from tests.basicsr_ext.checkpoints import same, weights
 
 ROOT = str(Path(__file__).parents[2])
-
-
-def weights(name="tiny", label="latest", key="params"):
-    return read_state_dict(f"experiments/{name}/models/net_g_{label}.pth", key=key)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def close(first, second, tolerance):

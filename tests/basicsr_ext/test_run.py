@@ -15,15 +15,7 @@ from basicsr_ext.base_model import read_training_state
 from basicsr_ext.model import ImageCleanModel
 from basicsr_ext.saver import Saver
 from kbnet_plugin.errors import BadInput
-from kbnet_plugin.zoo.weights import read_state_dict
-
-
-def weights(name="tiny", label="latest", key="params"):
-    return read_state_dict(f"experiments/{name}/models/net_g_{label}.pth", key=key)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+from tests.basicsr_ext.checkpoints import same, weights
 
 
 class Time:

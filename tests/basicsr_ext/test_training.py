@@ -15,15 +15,7 @@ from basicsr_ext import train as loop
 from basicsr_ext.__main__ import main
 from basicsr_ext.model import ImageCleanModel
 from kbnet_plugin import load_network
-from kbnet_plugin.zoo.weights import read_state_dict
-
-
-def weights(name="tiny", label="latest", key="params"):
-    return read_state_dict(f"experiments/{name}/models/net_g_{label}.pth", key=key)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+from tests.basicsr_ext.checkpoints import same, weights
 
 
 def psnr(text, name="val"):

@@ -89,13 +89,6 @@ def emulated(library, monkeypatch):
     assert faults == 0, "a real tile unit would raise an exception"
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def count(library, name):
     return ctypes.c_longlong.in_dll(library, name).value
 

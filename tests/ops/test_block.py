@@ -29,19 +29,6 @@ SHAPES = [  # batch, channels, height, width, ffn_scale
 ]
 
 
-@pytest.fixture(params=native.available_isas())
-def isa(request, monkeypatch):
-    monkeypatch.setenv("KBNET_KBA_ISA", request.param)
-    return request.param
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def made(channels, ffn_scale=2, lightweight=True):
     """Make a block without small scales, which would hide errors in what they scale."""
     torch.manual_seed(0)

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 REQUIRED = os.environ.get("KBNET_REQUIRE_NATIVE") == "1"
 REASON = "the native library is not built (python setup.py build_ext --inplace)"
 built = pytest.mark.skipif(not native.available_isas() and not REQUIRED, reason=REASON)
-ISAS = native.available_isas() or ("plain",)
 
 SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (2, 64, 4, 3, 32, 16, 18),
@@ -47,19 +46,6 @@ SHAPES = [  # batch, channels, channels per group, kernel, bases, height, width
     (1, 32, 16, 3, 8, 6, 13),
     (1, 16, 1, 3, 4, 13, 9),
 ]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request, monkeypatch):
-    monkeypatch.setenv("KBNET_KBA_ISA", request.param)
-    return request.param
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @built
