@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import block, kernel_basis_attention, native
 from .layers import (
-    GlobalMean,
+    ChannelScale,
     KBAMixin,
     LayerNorm2d,
     SimpleGate,
@@ -25,17 +27,25 @@ from .layers import (
 
 GROUP = 4  # channels per group in the pixel-adaptive branch and in the 5x5 convolution
 BASES = 32
+GATE = 32  # the most channels of conv2's gate
 
 
 class KBBlock_s(KBAMixin):
     """Multi-axis feature fusion, then a gated feed-forward layer; both residual, on (B, C, H, W)."""
 
-    def __init__(self, channels: int, lightweight: bool = False, ffn_scale: float = 2) -> None:
+    def __init__(
+        self,
+        channels: int,
+        lightweight: bool = False,
+        ffn_scale: float = 2,
+        bases: int = BASES,
+        per_group: int = GROUP,
+    ) -> None:
         super().__init__()
         c, hidden = channels, int(ffn_scale * channels)
         self.norm1 = LayerNorm2d(c)
         self.norm2 = LayerNorm2d(c)
-        self.sca = nn.Sequential(GlobalMean(), nn.Conv2d(c, c, 1))
+        self.sca = ChannelScale(c)
         spatial = (
             nn.Conv2d(c, c, 3, padding=1, groups=c)
             if lightweight
@@ -44,7 +54,8 @@ class KBBlock_s(KBAMixin):
         self.conv11 = nn.Sequential(nn.Conv2d(c, c, 1), spatial)
         self.conv1 = nn.Conv2d(c, c, 1)
         self.conv21 = nn.Conv2d(c, c, 3, padding=1, groups=c)
-        self._build_kba(c, c, GROUP, gate_channels=min(c, 32), bases=BASES)
+        gate = c if c <= GATE else math.gcd(c, GATE)
+        self._build_kba(c, c, per_group, gate_channels=gate, bases=bases)
         self.conv3 = nn.Conv2d(c, c, 1)
         self.conv4 = nn.Conv2d(c, hidden, 1)
         self.gate = SimpleGate()
@@ -62,7 +73,7 @@ class KBBlock_s(KBAMixin):
 
     @property
     def is_fused(self) -> bool:
-        """Whether training on a CPU runs the block as one operator; see `kbnet_plugin.ops.block`."""
+        """Whether a CPU runs the block as one operator; see `kbnet_plugin.ops.block`."""
         fits = self.conv11[1].kernel_size == (3, 3) and self.conv1.out_channels % 16 == 0
         return fits and bool(native.available_isas())
 
@@ -88,7 +99,10 @@ class KBBlock_s(KBAMixin):
         ]
         if not block.serves(x, parameters):
             return None
-        return block.block(x, parameters, (self.norm1.eps, self.norm2.eps), self.groups)
+        eps = (self.norm1.eps, self.norm2.eps)
+        if not torch.is_grad_enabled():
+            return block.infer(x, parameters, eps, self.groups, lambda mean: self.sca.of_mean(mean, x))
+        return block.block(x, parameters, eps, self.groups) if type(self.sca) is ChannelScale else None
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = self.norm1(x)
@@ -121,6 +135,14 @@ class KBNet_s(nn.Module):
         Use 3x3 depthwise instead of 5x5 grouped convolutions in the spatially invariant branch.
     ffn_scale : float
         Width of the feed-forward block relative to its input.
+    bases : int
+        Learned kernels that kernel basis attention mixes at each pixel.
+    per_group : int
+        Channels in a group of kernel basis attention, whose kernels map each group to itself.
+    fold : int
+        Stride of the first convolution, whose kernel grows with it; the last one makes `fold` x `fold`
+        pixels of each of its own (pixel shuffle, Shi et al., CVPR 2016, arXiv 1609.05158). The blocks then
+        work at a lower resolution, which costs less.
 
     Raises
     ------
@@ -149,16 +171,23 @@ class KBNet_s(nn.Module):
         basicblock: str = "KBBlock_s",
         lightweight: bool = False,
         ffn_scale: float = 2,
+        bases: int = BASES,
+        per_group: int = GROUP,
+        fold: int = 1,
     ) -> None:
         super().__init__()
-        check_positive(img_channel=img_channel, width=width, ffn_scale=ffn_scale)
+        check_positive(img_channel=img_channel, width=width, ffn_scale=ffn_scale, bases=bases)
+        check_positive(per_group=per_group, fold=fold)
         _check_arguments(width, middle_blk_num, enc_blk_nums, dec_blk_nums, basicblock, ffn_scale)
+        if isinstance(per_group, bool) or not isinstance(per_group, int) or width % per_group:
+            raise ValueError(f"per_group must be whole and divide width ({width}), not {per_group!r}")
 
         def blocks(channels: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(KBBlock_s(channels, lightweight, ffn_scale) for _ in range(count)))
+            made = (KBBlock_s(channels, lightweight, ffn_scale, bases, per_group) for _ in range(count))
+            return nn.Sequential(*made)
 
-        self.img_channel = img_channel
-        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.img_channel, self.fold = img_channel, fold
+        self.intro = nn.Conv2d(img_channel, width, 3 * fold, stride=fold, padding=fold)
         self.encoders = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
@@ -173,12 +202,12 @@ class KBNet_s(nn.Module):
             self.ups.append(nn.Sequential(nn.Conv2d(c, 2 * c, 1, bias=False), nn.PixelShuffle(2)))
             c //= 2
             self.decoders.append(blocks(c, count))
-        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel * fold**2, 3, padding=1)
 
     @property
     def size_multiple(self) -> int:
         """`forward` pads height and width to a multiple of this."""
-        return int(2 ** len(self.encoders))
+        return self.fold * int(2 ** len(self.encoders))
 
     def stages(self) -> Iterator[tuple[int, nn.Module]]:
         """Yield each sequence of blocks with its level: how many times its input has been halved."""
@@ -216,7 +245,8 @@ class KBNet_s(nn.Module):
         x = self.middle_blks(x)
         for up, decoder in zip(self.ups, self.decoders, strict=True):
             x = decoder(up(x) + skips.pop())
-        x = self.ending(x) + padded
+        x = self.ending(x)
+        x = padded + (F.pixel_shuffle(x, self.fold) if self.fold > 1 else x)
         return x[..., : image.shape[2], : image.shape[3]]
 
 
@@ -230,14 +260,8 @@ def _check_arguments(
 ) -> None:
     if width % GROUP:
         raise ValueError(f"width must be a multiple of {GROUP} (the channels of a group), not {width}")
-    if width > 32 and width % 32:
-        raise ValueError(f"width above 32 must be a multiple of 32 (the groups of conv2), not {width}")
     for level in range(len(enc_blk_nums) + 1):
         c = width * 2**level
-        if c % min(c, 32):
-            raise ValueError(
-                f"width {width} gives {c} channels at level {level}, not a multiple of 32 (groups of conv2)"
-            )
         if int(ffn_scale * c) % 2 or int(ffn_scale * c) < 2:
             raise ValueError(
                 f"ffn_scale * channels must be even at every level: "

@@ -43,6 +43,21 @@ class GlobalMean(nn.Module):
         return x.mean(dim=(2, 3), keepdim=True, dtype=dtype).to(x.dtype)
 
 
+class ChannelScale(nn.Sequential):
+    """A scale of each channel from the means of all: (B, C, H, W) to (B, C, 1, 1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GlobalMean(), nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_mean(self[0](x), x)
+
+    def of_mean(self, mean: Tensor, x: Tensor) -> Tensor:
+        """Return the scale, if the mean of `x` is known already; of `x` only size and type count."""
+        scale: Tensor = self[1](mean)
+        return scale
+
+
 class KBAMixin(nn.Module):
     """Parameters of the pixel-adaptive branch, and its coefficients.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .kbnet_l import KBNet_l
 from .kbnet_s import KBNet_s
-from .layers import GlobalMean
+from .layers import ChannelScale, GlobalMean
 
 Network = TypeVar("Network", bound=KBNet_s | KBNet_l)
 
@@ -81,28 +81,32 @@ _RECORD: ContextVar[dict[int, Tensor] | None] = ContextVar("record", default=Non
 _REPLACEMENT: ContextVar[Sequence[Tensor] | None] = ContextVar("replacement", default=None)
 
 
-class _ReplaceableMean(nn.Sequential):
-    """A global mean and its projection, where the mean can be replaced."""
+class _ReplaceableMean(ChannelScale):
+    """A scale whose mean can be replaced."""
 
     def __init__(self, pool: nn.Sequential, number: int) -> None:
-        super().__init__(*pool)
+        super(ChannelScale, self).__init__(*pool)
         self.number = number
 
     def forward(self, x: Tensor) -> Tensor:
-        replacement = _REPLACEMENT.get()
-        if replacement is not None:
-            return F.interpolate(
-                self[1](replacement[self.number].to(x.dtype)),
-                size=x.shape[2:],
-                mode="bilinear",
-                align_corners=False,
-            )
-        mean = self[0](x)
+        replaced = self._replaced(x)
+        return self.of_mean(self[0](x), x) if replaced is None else replaced
+
+    def of_mean(self, mean: Tensor, x: Tensor) -> Tensor:
+        replaced = self._replaced(x)
+        if replaced is not None:
+            return replaced
         record = _RECORD.get()
         if record is not None:
             record[self.number] = mean.float()
-        scale: Tensor = self[1](mean)
-        return scale
+        return super().of_mean(mean, x)
+
+    def _replaced(self, x: Tensor) -> Tensor | None:
+        replacement = _REPLACEMENT.get()
+        if replacement is None:
+            return None
+        scale = self[1](replacement[self.number].to(x.dtype))
+        return F.interpolate(scale, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Grid:

@@ -1,4 +1,4 @@
-"""A whole block of KBNet_s on the CPU, for training: kernel basis attention and, fused in C, all the rest.
+"""A whole block of KBNet_s on the CPU: kernel basis attention and, fused in C, all the rest.
 
 Convolutions of one pixel, depthwise convolutions, layer norms and gates do little arithmetic per byte. Torch
 runs each over whole maps, so that memory bounds them; here they run one after the other on tiles that stay in
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from . import native
 from .backend import Arguments
 
-BASES = 32
-
 _BRANCHES, _BRANCHES_BACKWARD, _COMBINE, _COMBINE_BACKWARD = range(4)
-_CONV2, _CONV4 = 10, 23  # indices of weights among the parameters
+_CONV2, _CONV211, _CONV4 = 10, 15, 23  # indices of weights among the parameters
 _PARAMETERS = 28  # those that C knows; behind them w, b, and weight and bias of sca
 _MAPS = ("x", "features", "coefficients", "spatial", "mixed", "out")
 _GRADIENTS = ("dout", "dx", "dfeatures", "more_dfeatures", "dcoefficients", "dspatial", "dmixed")
@@ -34,8 +32,8 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "gate", "hidden")),
-        *((name, ctypes.c_int64) for name in ("dtype", "xtype", "threads")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "bases")),
+        *((name, ctypes.c_int64) for name in ("gate", "hidden", "dtype", "xtype", "threads")),
         *((name, ctypes.c_float) for name in ("eps1", "eps2")),
         *((name, ctypes.c_void_p) for name in (*_MAPS, *_GRADIENTS, *_VECTORS)),
         ("parameter", ctypes.c_void_p * _PARAMETERS),
@@ -44,10 +42,9 @@ class _Call(ctypes.Structure):
 
 
 def wanted(x: Tensor) -> bool:
-    """Say whether `x` is in training on the CPU, by the native backend, and nothing watches operators."""
+    """Say whether `x` is computed on the CPU, by the native backend, and nothing watches operators."""
     return (
-        torch.is_grad_enabled()
-        and type(x) is Tensor
+        type(x) is Tensor
         and x.is_cpu
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
@@ -73,14 +70,13 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def serves(x: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Say whether there is something to train, in a size and type that `block` computes."""
+    """Say whether sizes and types are what `block` computes."""
     return (
         x.dtype in _DTYPES
         and _dtype(x) in _DTYPES
         and x.shape[1] % 16 == 0
         and x.numel() > 0
         and all(p.dtype is torch.float32 and p.is_cpu for p in parameters)
-        and (x.requires_grad or any(p.requires_grad for p in parameters))
         and not isinstance(native._library(), str)
     )
 
@@ -110,6 +106,68 @@ def block(x: Tensor, parameters: Sequence[Tensor], eps: tuple[float, float], gro
     return out
 
 
+def infer(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    eps: tuple[float, float],
+    groups: int,
+    scale: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Run the block without gradients.
+
+    Parameters
+    ----------
+    x, parameters, eps, groups
+        As for `block`.
+    scale : callable
+        From the mean of norm1's output, (B, C, 1, 1), to the scale of each channel: of that shape, or a map,
+        (B, C, H, W). Called instead of sca.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W), float32, channels-last.
+    """
+    dtype = _dtype(x)
+    x = x.contiguous(memory_format=torch.channels_last)
+    fused, (w, b, *_) = _split(parameters)
+    call, mean = _branches(x, fused, eps, dtype, w.shape[1])
+    with torch.autocast("cpu", enabled=False):
+        channel = scale(mean[..., None, None])
+    if channel.shape[2:] != (1, 1):
+        call["spatial"].mul_(channel)
+        channel = torch.ones_like(mean)
+    return _combined(call, fused, eps, dtype, channel.flatten(1), w, b, groups)[1]
+
+
+def _branches(
+    x: Tensor, fused: Sequence[Tensor], eps: tuple[float, float], dtype: torch.dtype, bases: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    batch, channels = x.shape[:2]
+    call = {"x": x, "features": _map(x, channels, dtype), "coefficients": _map(x, bases, dtype)}
+    call["spatial"], mean = _map(x, channels, dtype), torch.empty(batch, channels)
+    _run(_BRANCHES, fused, eps, dtype, call | {"mean": mean})
+    return call, mean
+
+
+def _combined(
+    call: dict[str, Tensor],
+    fused: Sequence[Tensor],
+    eps: tuple[float, float],
+    dtype: torch.dtype,
+    channel: Tensor,
+    w: Tensor,
+    b: Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    x = call["x"]
+    args = Arguments(call["features"], call["coefficients"], w, b, groups, 3)
+    mixed = native.forward(args.to(dtype))
+    out = _map(x, x.shape[1], torch.float32)
+    _run(_COMBINE, fused, eps, dtype, call | {"mixed": mixed, "channel": channel.contiguous(), "out": out})
+    return mixed, out
+
+
 def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
@@ -123,17 +181,12 @@ class _Block(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         fused, (w, b, sca, sca_bias) = _split(parameters)
-        batch, channels = x.shape[:2]
-        features, spatial = _map(x, channels, dtype), _map(x, channels, dtype)
-        coefficients, mean = _map(x, BASES, dtype), torch.empty(batch, channels)
-        call = {"x": x, "features": features, "coefficients": coefficients, "spatial": spatial}
-        _run(_BRANCHES, fused, eps, dtype, call | {"mean": mean})
+        call, mean = _branches(x, fused, eps, dtype, w.shape[1])
         with torch.autocast("cpu", enabled=False):
             channel = torch.addmm(sca_bias, mean, sca.flatten(1).t())
-        mixed = native.forward(Arguments(features, coefficients, w, b, groups, 3).to(dtype))
-        out = _map(x, channels, torch.float32)
-        _run(_COMBINE, fused, eps, dtype, call | {"mixed": mixed, "channel": channel, "out": out})
-        ctx.save_for_backward(x, features, coefficients, spatial, mixed, mean, channel, *parameters)
+        mixed, out = _combined(call, fused, eps, dtype, channel, w, b, groups)
+        maps = (call[name] for name in ("x", "features", "coefficients", "spatial"))
+        ctx.save_for_backward(*maps, mixed, mean, channel, *parameters)
         ctx.eps, ctx.groups, ctx.dtype = eps, groups, dtype
         return out
 
@@ -189,7 +242,8 @@ def _run(
 ) -> None:
     x = tensors["x"]
     batch, channels, height, width = x.shape
-    call = _Call(batch, height, width, channels, len(parameters[_CONV2]), len(parameters[_CONV4]))
+    call = _Call(batch, height, width, channels)
+    call.bases, call.gate, call.hidden = (len(parameters[i]) for i in (_CONV211, _CONV2, _CONV4))
     call.dtype, call.xtype, call.threads = _DTYPES[dtype], _DTYPES[x.dtype], torch.get_num_threads()
     call.eps1, call.eps2 = eps
     for name, tensor in tensors.items():

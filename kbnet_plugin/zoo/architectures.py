@@ -79,7 +79,15 @@ def _arguments_s(tensors: Shapes) -> dict[str, Any]:
         "dec_blk_nums": [_count(tensors, f"decoders.{i}") for i in range(_count(tensors, "ups"))],
         "lightweight": 3 in spatial,
         "ffn_scale": _scale((t.shape[1], t.shape[0]) for t in gated),
+        **_bases(tensors),
+        "fold": intro[2] // 3,
     }
+
+
+def _bases(tensors: Shapes) -> dict[str, int]:
+    prefix = next(n for n in tensors if n.endswith(".w"))[:-1]
+    weights, biases = (tensors[prefix + name].shape for name in "wb")
+    return {"bases": weights[1], "per_group": weights[2] // biases[2] // 9}
 
 
 def _is_l(tensors: Shapes) -> bool:

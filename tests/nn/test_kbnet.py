@@ -117,6 +117,26 @@ def test_any_size_is_taken_and_kept(network, size):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (32, 24)])
+def test_a_folded_network_works_at_half_the_resolution(size):
+    network = perturbed(KBNet_s(1, fold=2, bases=5, per_group=1, **TINY_S))
+    seen = []
+    network.encoders[0].register_forward_hook(lambda layer, x, y: seen.append(y.shape[-2:]))
+    image = torch.rand(2, 1, *size)
+    out = network(image)
+    assert out.shape == image.shape
+    padded = [n + -n % network.size_multiple for n in size]
+    assert list(seen[0]) == [n // 2 for n in padded]
+    # The first convolution is that of an image whose pixels are channels already.
+    x = torch.nn.functional.pad(image, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    w = network.intro.weight.unflatten(3, (3, 2)).unflatten(2, (3, 2))  # out, in, row, y, column, x
+    w = w.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    folded = torch.nn.functional.conv2d(
+        torch.nn.functional.pixel_unshuffle(x, 2), w, network.intro.bias, padding=1
+    )
+    torch.testing.assert_close(network.intro(x), folded, rtol=1e-5, atol=1e-5)
+
+
 def test_channels_may_differ_in_and_out():
     assert KBNet_l(6, 3, **TINY_L)(torch.rand(1, 6, 9, 8)).shape == (1, 3, 9, 8)
 
@@ -139,7 +159,9 @@ def test_half_precision_is_finite_and_close(variant, arguments, dtype):
     ("variant", "arguments", "named"),
     [
         (KBNet_s, {"width": 6}, "width must be a multiple of 4"),
-        (KBNet_s, {"width": 40}, "width above 32 must be a multiple of 32"),
+        (KBNet_s, {"bases": 0}, "bases must be a positive number"),
+        (KBNet_s, {"fold": 0}, "fold must be a positive number"),
+        (KBNet_s, {"width": 12, "per_group": 8}, "per_group must be whole and divide width"),
         (KBNet_s, {"width": 0}, "width must be a positive number"),
         (KBNet_s, {"img_channel": 0}, "img_channel must be a positive number"),
         (

@@ -17,22 +17,24 @@ from kbnet_plugin.ops import block, native
 
 pytestmark = pytest.mark.skipif(not native.available_isas(), reason="the native library is not built")
 
-SHAPES = [  # batch, channels, height, width, ffn_scale
-    (3, 16, 21, 35, 2),
-    (1, 16, 1, 9, 1.5),
-    (2, 16, 7, 270, 2),  # wider than a tile
-    (1, 32, 40, 1, 2),
-    (3, 32, 9, 8, 1),
-    (1, 64, 11, 17, 2),
-    (2, 128, 3, 5, 2),
-    (1, 64, 1, 1, 0.5),
+SHAPES = [  # batch, channels, height, width, ffn_scale, bases
+    (3, 16, 21, 35, 2, 32),
+    (1, 16, 1, 9, 1.5, 8),
+    (2, 16, 7, 270, 2, 16),  # wider than a tile
+    (1, 32, 40, 1, 2, 4),
+    (3, 32, 9, 8, 1, 20),
+    (2, 48, 13, 19, 2, 8),
+    (1, 64, 11, 17, 2, 32),
+    (2, 128, 3, 5, 2, 33),
+    (1, 96, 5, 7, 1.5, 1),
+    (1, 64, 1, 1, 0.5, 32),
 ]
 
 
-def made(channels, ffn_scale=2, lightweight=True):
+def made(channels, ffn_scale=2, bases=32, lightweight=True):
     """Make a block without small scales, which would hide errors in what they scale."""
     torch.manual_seed(0)
-    module = KBBlock_s(channels, lightweight, ffn_scale)
+    module = KBBlock_s(channels, lightweight, ffn_scale, bases)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(0.1 * torch.randn(p.shape))
@@ -83,8 +85,8 @@ def unfused(module, x, grad):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_exact_as_the_layers(isa, calls, shape):
-    *size, ffn_scale = shape
-    module, (x, grad) = made(size[1], ffn_scale), maps(*size)
+    *size, ffn_scale, bases = shape
+    module, (x, grad) = made(size[1], ffn_scale, bases), maps(*size)
     wanted = exact(module, x, grad)
     assert not calls
     plain = errors(unfused(module, x, grad), wanted)
@@ -95,7 +97,7 @@ def test_as_exact_as_the_layers(isa, calls, shape):
 
 
 def test_under_autocast_as_exact_as_the_layers(isa, calls):
-    module, (x, grad) = made(32), maps(2, 32, 12, 15)
+    module, (x, grad) = made(32, bases=12), maps(2, 32, 12, 15)
     wanted = exact(module, x, grad)
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16):
@@ -117,6 +119,21 @@ def test_threads_and_repetition_change_no_bit(isa, threads, dtype):
         for count in (1, 2, 3):
             threads(count)
             assert all(torch.equal(t, alone[n]) for n, t in results(module, x, grad).items())
+
+
+@pytest.mark.parametrize("shape", SHAPES[:6], ids=str)
+def test_without_gradients_as_exact_as_the_layers(isa, monkeypatch, shape):
+    *size, ffn_scale, bases = shape
+    network, (x, _) = made(size[1], ffn_scale, bases), maps(*size)
+    wanted = exact(network, x, x)["out"]
+    monkeypatch.setattr(block, "block", None)
+    with torch.no_grad():
+        found = network(x)
+        monkeypatch.setattr(block, "wanted", lambda x: False)
+        plain = network(x)
+    error = lambda y: ((y - wanted).abs().max() / wanted.abs().max()).item()  # noqa: E731
+    assert not torch.equal(found, plain)
+    assert error(found) <= max(3 * error(plain), 2e-6)
 
 
 def test_any_strides(calls):
@@ -156,7 +173,7 @@ def test_only_what_is_needed(calls):
         assert p.grad is None or torch.equal(p.grad, full[name])
     module.requires_grad_(False)
     assert not module(x).requires_grad
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_stores_its_input_and_four_maps():
@@ -228,9 +245,8 @@ def test_layers_run_where_the_block_does_not_serve(calls, channels, run):
         lambda function: torch.func.grad(lambda t: function(t).sum()),
         lambda function: lambda x: torch.jit.trace(function, x, check_trace=False),
         lambda function: lambda x: function(x.to("meta")),
-        torch.no_grad(),
     ],
-    ids=["vmap", "grad", "trace", "meta", "no_grad"],
+    ids=["vmap", "grad", "trace", "meta"],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_not_wanted_where_others_look_at_operators(wrapped):

@@ -171,7 +171,8 @@ EXPORT int block_run_part(const block_call *q, int what, const char *name)
     a.isa = choose(name);
     if (!a.isa) return NO_ISA;
     j->c = q->channels;
-    j->wide = 2 * j->c + BASES;
+    j->bases = divide(q->bases, LANES) * LANES;
+    j->wide = 2 * j->c + j->bases;
     j->gate = q->gate;
     j->half = q->gate / 2;
     j->inner = divide(q->hidden / 2, LANES) * LANES;

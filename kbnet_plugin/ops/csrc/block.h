@@ -24,7 +24,7 @@ enum { /* parameters, in torch's shapes */
 };
 
 typedef struct {
-    int64_t batch, height, width, channels, gate, hidden; /* gate and hidden: channels out of conv2[0] and of conv4 */
+    int64_t batch, height, width, channels, bases, gate, hidden; /* gate and hidden: channels out of conv2[0] and conv4 */
     int64_t dtype, xtype, threads; /* xtype: of x and dx; out and dout are float32, dtype is of the other maps */
     float eps1, eps2;
     char *x, *features, *coefficients, *spatial, *mixed, *out;
@@ -64,7 +64,7 @@ typedef struct {
 typedef struct {
     const block_call *call;
     int what;
-    int64_t c, wide, gate, half, inner;        /* wide: 2c + bases; half: gate / 2; inner: hidden / 2, whole vectors */
+    int64_t c, bases, wide, gate, half, inner; /* wide: 2c + bases; half: gate / 2; bases and inner (hidden / 2) in whole LANES */
     int64_t rows, cols, down, across;          /* of a tile in pixels; of an image in tiles */
     int64_t tiles, chunks, pitch, step;        /* pitch: pixels of a row in scratch; step: pixels of COMBINE at a time */
     const int32_t *order;                      /* channel of x at each position, or NULL */

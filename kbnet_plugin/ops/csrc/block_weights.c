@@ -18,7 +18,7 @@ void block_lay_out_sums(block_job *j)
         TAKE(depth_b, 2 * c);
         TAKE(depth2, 9 * c);
         TAKE(depth2_b, j->gate);
-        TAKE(base, BASES * LANES);
+        TAKE(base, j->bases * LANES);
     } else {
         TAKE(conv3, c * c);
         TAKE(conv3_b, c);
@@ -47,10 +47,10 @@ int64_t block_lay_out_weights(block_job *j, float *memory)
         TAKE(depth_b, 2 * c);
         TAKE(depth2, 9 * c);
         TAKE(depth2_b, j->gate);
-        TAKE(base, LANES * BASES);
+        TAKE(base, LANES * j->bases);
         if (j->what == BRANCHES_BACKWARD) {
             TAKE(in_t, j->wide * c);
-            TAKE(base_t, BASES * LANES);
+            TAKE(base_t, j->bases * LANES);
             TAKE(dmean, j->call->batch * c);
         }
     } else {
@@ -101,9 +101,14 @@ static void pack_branches(block_job *j)
         w->norm_w[k] = p[NORM1_W][block_channel(j, k)];
         w->norm_b[k] = p[NORM1_B][block_channel(j, k)];
     }
+    if (q->bases != j->bases) { /* what fills the last lanes of the bases */
+        memset(w->in, 0, (size_t)(c * j->wide) * sizeof(float));
+        memset(w->in_b, 0, (size_t)j->wide * sizeof(float));
+        if (w->in_t) memset(w->in_t, 0, (size_t)(j->wide * c) * sizeof(float));
+    }
     const int which[] = {CONV1_W, CONV11_W, CONV211_W};
     for (int i = 0; i < 3; i++) {
-        const int64_t outputs = i < 2 ? c : BASES, first = i * c;
+        const int64_t outputs = i < 2 ? c : q->bases, first = i * c;
         pack(w->in + first, j->wide, w->in_t ? w->in_t + first * c : NULL, c, p[which[i]], outputs, c, j->order, NULL);
         for (int64_t o = 0; o < outputs; o++)
             w->in_b[first + o] = p[which[i] + 1][o] + (i < 2 ? 0 : p[ATTGAMMA][o] * p[CONV22_B][o]);
@@ -118,9 +123,10 @@ static void pack_branches(block_job *j)
         for (int64_t m = 0; m < members; m++)
             for (int i = 0; i < 9; i++) w->depth2[i * c + m * gate + o] = p[CONV2_W][(o * members + m) * 9 + i];
     }
-    memset(w->base, 0, LANES * BASES * sizeof(float));
-    if (w->base_t) memset(w->base_t, 0, BASES * LANES * sizeof(float));
-    pack(w->base, BASES, w->base_t, LANES, p[CONV22_W], BASES, j->half, NULL, p[ATTGAMMA]);
+    const size_t base = (size_t)(LANES * j->bases) * sizeof(float);
+    memset(w->base, 0, base);
+    if (w->base_t) memset(w->base_t, 0, base);
+    pack(w->base, j->bases, w->base_t, LANES, p[CONV22_W], q->bases, j->half, NULL, p[ATTGAMMA]);
     if (j->what == BRANCHES_BACKWARD) {
         const float scale = 1 / ((float)q->height * (float)q->width);
         for (int64_t b = 0; b < q->batch; b++)
@@ -169,7 +175,7 @@ static void finish_branches(const block_job *j)
         g[NORM1_W][block_channel(j, k)] = s[at->norm_w + k];
         g[NORM1_B][block_channel(j, k)] = s[at->norm_b + k];
     }
-    for (int64_t o = 0; o < j->wide; o++) {
+    for (int64_t o = 0; o < 2 * c + j->call->bases; o++) {
         const int which = o < c ? CONV1_W : o < 2 * c ? CONV11_W : CONV211_W;
         const int64_t row = o < c ? o : o < 2 * c ? o - c : o - 2 * c;
         g[which + 1][row] = s[at->in_b + o];
@@ -185,7 +191,7 @@ static void finish_branches(const block_job *j)
         for (int64_t m = 0; m < members; m++)
             for (int i = 0; i < 9; i++) g[CONV2_W][(o * members + m) * 9 + i] = s[at->depth2 + i * c + m * gate + o];
     }
-    for (int64_t n = 0; n < BASES; n++) {
+    for (int64_t n = 0; n < j->call->bases; n++) {
         const float bias = s[at->in_b + 2 * c + n];
         float sum = p[CONV22_B][n] * bias;
         g[CONV22_B][n] = p[ATTGAMMA][n] * bias;

@@ -290,15 +290,28 @@ INLINE void flush(char *map, int64_t at, const float *buffer, int64_t count, int
         for (int64_t i = 0; i < count; i += WIDTH) *(vh *)((uint16_t *)map + at + i) = NARROW(vu, vh, load_v(buffer + i));
 }
 
-/* Pixels of `lanes` channels, into or out of the first lanes of wider pixels. */
+/* Pixels of `lanes` channels, into or out of the first lanes of wider pixels; up to whole LANES, `bring` fills with 0. */
 INLINE void bring(float *out, int64_t ldo, const char *map, int64_t at, int64_t lanes, int64_t pixels, int64_t dtype)
 {
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t l = 0; l < lanes; l += WIDTH) {
-            const int64_t i = at + p * lanes + l;
+    const int64_t whole = lanes / WIDTH * WIDTH, end = (lanes + LANES - 1) / LANES * LANES;
+    for (int64_t p = 0; p < pixels; p++) {
+        int64_t i = at + p * lanes, l = 0;
+        for (; l < whole; l += WIDTH, i += WIDTH)
             store_v(out + p * ldo + l, dtype == FLOAT32 ? load_v((const float *)map + i)
                                                         : WIDEN(vu, vf, *(const vh *)((const uint16_t *)map + i)));
+        for (; l < end; l += WIDTH, i += WIDTH) {
+            const size_t left = (size_t)(lanes > l ? lanes - l : 0);
+            vf v = {0};
+            vh h = {0};
+            if (dtype == FLOAT32) {
+                memcpy(&v, (const float *)map + i, left * sizeof(float));
+            } else {
+                memcpy(&h, (const uint16_t *)map + i, left * sizeof(uint16_t));
+                v = WIDEN(vu, vf, h);
+            }
+            store_v(out + p * ldo + l, v);
         }
+    }
 }
 
 INLINE void bring_sum(float *out, int64_t ldo, const char *map, const char *more, int64_t at, int64_t lanes, int64_t pixels,
@@ -316,12 +329,22 @@ INLINE void bring_sum(float *out, int64_t ldo, const char *map, const char *more
 
 INLINE void send(char *map, int64_t at, const float *in, int64_t ldi, int64_t lanes, int64_t pixels, int64_t dtype)
 {
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t l = 0; l < lanes; l += WIDTH) {
-            const int64_t i = at + p * lanes + l;
+    const int64_t whole = lanes / WIDTH * WIDTH;
+    for (int64_t p = 0; p < pixels; p++) {
+        int64_t i = at + p * lanes, l = 0;
+        for (; l < whole; l += WIDTH, i += WIDTH)
             if (dtype == FLOAT32)
                 store_v((float *)map + i, load_v(in + p * ldi + l));
             else
                 *(vh *)((uint16_t *)map + i) = NARROW(vu, vh, load_v(in + p * ldi + l));
+        if (l < lanes) {
+            const size_t left = (size_t)(lanes - l);
+            const vf v = load_v(in + p * ldi + l);
+            const vh h = NARROW(vu, vh, v);
+            if (dtype == FLOAT32)
+                memcpy((float *)map + i, &v, left * sizeof(float));
+            else
+                memcpy((uint16_t *)map + i, &h, left * sizeof(uint16_t));
         }
+    }
 }

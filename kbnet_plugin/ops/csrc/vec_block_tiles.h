@@ -85,8 +85,8 @@ static void FN(branches)(const block_job *j, const block_tile *t, const block_ro
         }
         gate_row(j, t, r, e, t->x, n);
         float *a = AT(ROW(r->u, e, 3, wide), t->x, wide) + 2 * c;
-        FN(mix)(a, wide, NULL, 1, r->g, LANES, w->base, BASES, n, BASES, j->half);
-        send(q->coefficients, pixel * BASES, a, wide, BASES, n, dtype);
+        FN(mix)(a, wide, NULL, 1, r->g, LANES, w->base, j->bases, n, j->bases, j->half);
+        send(q->coefficients, pixel * q->bases, a, wide, q->bases, n, dtype);
     }
 }
 
@@ -112,17 +112,17 @@ static void FN(branches_back)(const block_job *j, const block_tile *t, const blo
             memset(dfs, 0, (size_t)(j->pitch * 2 * c) * sizeof(float));
         } else {
             const int64_t pixel = pixel_at(j, t, e, lo);
-            bring(AT(d, lo, wide) + 2 * c, wide, q->dcoefficients, pixel * BASES, BASES, hi - lo, dtype);
+            bring(AT(d, lo, wide) + 2 * c, wide, q->dcoefficients, pixel * q->bases, q->bases, hi - lo, dtype);
             bring_sum(AT(dfs, lo, 2 * c), 2 * c, q->dfeatures, q->more_dfeatures, pixel * c, c, hi - lo, dtype);
             bring(AT(dfs, lo, 2 * c) + c, 2 * c, q->dspatial, pixel * c, c, hi - lo, dtype);
             clear(dfs, t, lo, hi, 2 * c);
             gate_row(j, t, r, e, lo, hi - lo);
-            FN(mix)(r->dg, LANES, NULL, 0, AT(d, lo, wide) + 2 * c, wide, w->base_t, LANES, hi - lo, LANES, BASES);
+            FN(mix)(r->dg, LANES, NULL, 0, AT(d, lo, wide) + 2 * c, wide, w->base_t, LANES, hi - lo, LANES, j->bases);
             FN(gate_back)(AT(dab, lo, gate), r->dg, LANES, r->ab, j->half, hi - lo);
             clear(dab, t, lo, hi, gate);
             if (e >= t->y && e < t->y + t->rows)
-                FN(mix_weight)(sums + j->at.base, AT(d, t->x, wide) + 2 * c, wide, r->g + (t->x - lo) * LANES, LANES, n, BASES,
-                               LANES);
+                FN(mix_weight)(sums + j->at.base, AT(d, t->x, wide) + 2 * c, wide, r->g + (t->x - lo) * LANES, LANES, n,
+                               j->bases, LANES);
         }
 
         if (y < t->y + 2) continue;
