@@ -15,7 +15,8 @@ from kbnet_plugin.arrays.degradations import (
     to_linear,
     to_srgb,
 )
-from kbnet_plugin.degradations import Degradation, Draws, Pipeline
+from kbnet_plugin.degradations import Draws, Pipeline
+from kbnet_plugin.degradations.microscopy import Fluorescence
 from kbnet_plugin.degradations.noise import PoissonGaussian
 from kbnet_plugin.degradations.pipeline import apply_to_some
 from kbnet_plugin.errors import BadInput
@@ -131,11 +132,12 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
             self.ranges.append((low, high))
             self.test.append(math.sqrt(low * high) if fixed is None else float(fixed))
         self.noise = PoissonGaussian(*self.ranges)
+        self.structures = Fluorescence(drawn=0, blur=0, haze=0)
 
     def degrade(self, images: dict[str, Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
         clean = images["gt"]
         chosen = draws.uniform() < self.fluorescence
-        clean, _ = apply_to_some(_Fluorescence(), chosen, clean, clean, draws)
+        clean, _ = apply_to_some(self.structures, chosen, clean, clean, draws)
         noisy, _ = self.noise(srgb_to_linear(clean) if self.camera else clean, clean, draws)
         return (linear_to_srgb(noisy.clamp(0, 1)) if self.camera else noisy), clean
 
@@ -145,27 +147,6 @@ class Dataset_PoissonGaussianDenoising(ImageDataset):
         gain, read_noise = self.test
         noisy = add_poisson_gaussian(signal, gain, read_noise, seeded_by_index(index))
         return _nchw(to_srgb(noisy.clip(0, 1)) if self.camera else noisy), images["gt"]
-
-
-class _Fluorescence(Degradation):
-    """Keep what is brighter than a random quantile, steepen and scale it, and put it on a dim background."""
-
-    def __call__(self, degraded: Tensor, clean: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        values = clean.flatten(1)
-        # A few thousand values tell the quantile, and sorting all would take longer than the noise.
-        values = values[:, :: values.shape[1] // 4096 | 1].sort(1).values
-        place = draws.uniform(0.2, 0.95) * (values.shape[1] - 1)
-        rank = draws.on_device(np.floor(place)).flatten(1).long()
-        between = draws.on_device(place % 1)
-        below, above = (values.gather(1, rank + n)[..., None, None] for n in (0, 1))
-        dark = below + (above - below) * between
-        bright = clean.amax((1, 2, 3), keepdim=True)
-        structure = (clean - dark).clamp(min=0) / (bright - dark).clamp(min=1e-3)
-        peak = draws.log_uniform(0.05, 1)
-        background = draws.uniform(0, 0.1)
-        contrast = draws.on_device(peak - np.minimum(peak, background))
-        made = draws.on_device(background) + contrast * structure ** draws.on_device(draws.uniform(0.7, 2))
-        return made, made
 
 
 class Dataset_DefocusDeblur_DualPixel_16bit(ImageDataset):

@@ -1,6 +1,16 @@
 """Degrade clean images as cameras, lenses, weather and file formats do: batches of tensors, on any device."""
 
-from . import camera, color, defocus, jpeg, noise, rain, resampling  # registers their classes
+from . import (  # registers their classes
+    camera,
+    color,
+    defocus,
+    jpeg,
+    microscopy,
+    noise,
+    rain,
+    resampling,
+    shapes,
+)
 from .base import Degradation, Draws
 from .pipeline import DEGRADATIONS, Pipeline, register_degradation
 
@@ -13,8 +23,10 @@ __all__ = [
     "color",
     "defocus",
     "jpeg",
+    "microscopy",
     "noise",
     "rain",
     "register_degradation",
     "resampling",
+    "shapes",
 ]

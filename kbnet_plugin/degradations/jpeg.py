@@ -142,12 +142,12 @@ def _through_blocks(levels: Tensor, table: Tensor) -> Tensor:
     d = _cosines(levels.device)
     padded = F.pad(levels - 128, (0, -W % 8, 0, -H % 8), mode="replicate")
     coefficients = d @ (padded.unflatten(3, (-1, 8)) @ d.T).flatten(3).unflatten(2, (-1, 8))
-    coefficients = coefficients.unflatten(4, (-1, 8))  # (B, P, rows of blocks, 8, columns of blocks, 8)
-    step = table[:, :, None, :, None, :]
+    # (B, P, rows of blocks, 8, W); the table is written out along a row, as CPUs are slow with lines of 8.
+    step = table.repeat(1, 1, 1, padded.shape[3] // 8)[:, :, None]
     # libjpeg holds coefficients as whole eighths, and rounds halves away from 0: flat areas often meet these.
     eighths = coefficients.mul_(8).round_()
     whole = (eighths.abs() / (8 * step)).add_(0.5).floor_().copysign_(eighths)
-    back = d.T @ ((whole.mul_(step)) @ d).flatten(4)
+    back = d.T @ (whole.mul_(step).unflatten(4, (-1, 8)) @ d).flatten(4)
     return back.flatten(2, 3)[..., :H, :W].add(128).round_().clamp_(0, 255)
 
 
