@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from skimage import data
@@ -21,12 +22,14 @@ from benchmarks.harness.measure import ROOT, show
 from benchmarks.harness.protocols import psnr
 from kbnet_plugin import Restorer
 from kbnet_plugin.arrays.degradations import add_gaussian, add_poisson_gaussian
+from kbnet_plugin.degradations import Draws, Pipeline
 from kbnet_plugin.errors import nearest
 
 SIZE, MARGIN, LINE = 184, 6, 18
 Picture = np.ndarray[Any, np.dtype[np.float32]]
 """(H, W) or (H, W, 3) in 0..1."""
 Degrade = Callable[[Picture, np.random.Generator], Picture]
+"""From a clean picture to a degraded one; may replace the clean one's pixels by those to compare with."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,21 @@ def sensor(gain: float, read_noise: float) -> Degrade:
     return degrade
 
 
+def degraded(*steps: dict[str, Any]) -> Degrade:
+    """Apply degradations, written as in option files."""
+    pipeline = Pipeline(list(steps))
+
+    def degrade(x: Picture, g: np.random.Generator) -> Picture:
+        batch = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None]
+        pair = pipeline(batch, Draws([(0, int(g.integers(2**31)))]))
+        noisy, target = (t[0].permute(1, 2, 0).numpy() for t in pair)
+        x[...] = target  # as the camera would have taken it without noise
+        return noisy
+
+    return degrade
+
+
+CAMERA = {"type": "Camera"}
 PHOTOGRAPHS = (
     ("a face", "astronaut", (0, 130)),
     ("fur", "chelsea", (60, 100)),
@@ -86,9 +104,10 @@ PHOTOGRAPHS = (
     ("night sky", "hubble_deep_field", (330, 420)),
     ("text", "page", (0, 20)),
 )
+COLOURED = [p for p in PHOTOGRAPHS if p[1] not in ("grass", "page")]
 SCENES = {
     "denoise-color": [
-        *(Scene(t, n, c, "sigma 25", gaussian(25)) for t, n, c in PHOTOGRAPHS if n not in ("grass", "page")),
+        *(Scene(t, n, c, "sigma 25", gaussian(25)) for t, n, c in COLOURED),
         Scene("noise that JPEG spread", "chelsea", (60, 100), "sigma 25, JPEG", compressed(25, 60), True),
         Scene("correlated noise", "coffee", (150, 190), "sigma 25", correlated(25), True),
         Scene("too much noise", "astronaut", (0, 130), "sigma 90", gaussian(90), True),
@@ -97,6 +116,12 @@ SCENES = {
         *(Scene(t, n, c, "sigma 25", gaussian(25)) for t, n, c in PHOTOGRAPHS if n != "chelsea"),
         Scene("fine texture, strong noise", "grass", (100, 100), "sigma 50", gaussian(50), True),
         Scene("correlated noise", "page", (0, 20), "sigma 25", correlated(25), True),
+    ],
+    "denoise-photo": [
+        *(Scene(t, n, c, "a camera", degraded(CAMERA)) for t, n, c in COLOURED),
+        Scene("white noise", "coffee", (150, 190), "sigma 25", gaussian(25)),
+        Scene("JPEG, colour at half resolution", "chelsea", (60, 100), "sigma 15, JPEG", compressed(15, 90)),
+        Scene("strong compression", "chelsea", (60, 100), "sigma 25, JPEG", compressed(25, 40), True),
     ],
     "denoise-micro": [
         Scene("a cell", "cell", (180, 180), "10 photons at white", sensor(0.1, 0.02)),
@@ -132,7 +157,7 @@ def sheet(name: str, device: str = "auto") -> tuple[Image.Image, list[tuple[Scen
     found = []
     for row, scene in enumerate(scenes):
         show(f"{name}: {scene.title}")
-        truth = crop(scene, restorer.in_channels)
+        truth = crop(scene, restorer.in_channels).copy()
         noisy = scene.degrade(truth, np.random.default_rng(row))
         restored = restorer(noisy)
         before, after = (psnr(x, truth) for x in (noisy, restored))

@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays.axes import layout
 from ..arrays.intensity import find_range, is_unit
 from ..arrays.noise import Noise
-from ..zoo.locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO
+from ..zoo.locations import DEFAULT, DEFAULT_GRAY, DEFAULT_MICRO, DEFAULT_PHOTO
 from .reading import measure_channel
 
 # Levels of noise are standard deviations in 1/255 of the range, as in the literature.
@@ -35,6 +35,7 @@ _DEPENDENT, _STRONG = (1.2, 0.95), 10.0
 _STRIDE = 2
 _ADDED = 8.0, 16.0  # bounds of the white noise that is added, which is twice the measured noise
 _LIMIT, _WHITE_LIMIT = 1.5, 1.2  # tighter for white noise, of which more is known
+_PHOTO_LIMIT = 3.0  # wider: blotches of several pixels count little in the measured level
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ class Treatment:
     def __str__(self) -> str:
         if self.settings.get("strength") == 0:
             return f"left alone: {self.reason}"
-        how = " on each colour by itself" if self.kind == "halved" else ""
-        if "decorrelate" in self.settings:
-            stride, sigma = self.settings["decorrelate"]
-            how = f" on every {_ORDINALS[stride]} pixel by itself, with white noise of {sigma:.0f} added"
-        return f"{self.model}{how}: {self.reason}"
+        if "decorrelate" not in self.settings:
+            return f"{self.model}: {self.reason}"
+        stride, sigma = self.settings["decorrelate"]
+        how = f"on every {_ORDINALS[stride]} pixel by itself, with white noise of {sigma:.0f} added"
+        return f"{self.model} {how}: {self.reason}"
 
 
 _ORDINALS = {1: "", 2: "second", 3: "third", 4: "fourth"}
@@ -145,13 +146,15 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         return level, Treatment(usual, settings, f"white noise of about {level:.1f} of 255", "white")
     if halved:
         reason = f"white noise of about {level:.1f} of 255 in the brightness alone, as in many JPEGs"
-        return level, Treatment(DEFAULT_GRAY, {"limit": _LIMIT}, reason, "halved")
+        return level, Treatment(DEFAULT_PHOTO, {"limit": _PHOTO_LIMIT}, reason, "halved")
     if correlated and level >= _CORRELATED_CLEAN and not _is_structure(noise, level):
-        added = float(round(np.clip(2 * level, *_ADDED)))
-        settings = {"decorrelate": (_STRIDE, added), "limit": _LIMIT}
         percent = round(50 * (neighbours[0][0] + neighbours[1][0]))
         share = f"that neighbouring pixels share ({percent} %), as from a camera"
         reason = f"noise of about {level:.1f} of 255 {share}"
+        if colours == 3:
+            return level, Treatment(DEFAULT_PHOTO, {"limit": _PHOTO_LIMIT}, reason, "correlated")
+        added = float(round(np.clip(2 * level, *_ADDED)))
+        settings = {"decorrelate": (_STRIDE, added), "limit": _LIMIT}
         return level, Treatment(usual, settings, reason, "correlated")
     if level < _CLEAN:
         why = f"its noise of about {level:.1f} of 255 is too weak for a model to remove"

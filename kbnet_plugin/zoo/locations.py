@@ -14,6 +14,9 @@ from ..errors import one_line
 DEFAULT = "denoise-color"
 """Shipped model for colour photographs."""
 
+DEFAULT_PHOTO = "denoise-photo"
+"""Shipped model for the noise of cameras, which demosaicing and JPEG spread."""
+
 DEFAULT_GRAY = "denoise-gray"
 """Shipped model for gray pictures."""
 

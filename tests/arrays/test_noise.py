@@ -167,10 +167,11 @@ def camera(channels=3, sigma=5):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_correlated_noise_is_decorrelated(channels):
+def test_correlated_noise_is_for_its_model_or_decorrelated(channels):
     found = chosen(camera(channels))
     assert found.kind == "correlated"
-    assert found.settings["decorrelate"][0] == 2
+    assert ("decorrelate" in found.settings) == (channels == 1)
+    assert found.model == {1: "denoise-gray", 3: "denoise-photo"}[channels]
     assert "neighbouring pixels share" in str(found)
 
 
@@ -192,11 +193,11 @@ def jpeg(picture, quality, subsampling):
     ("bright", "sigma", "quality"),
     [(1, 15, 95), (1, 10, 85), (0.3, 25, 80), (1, 50, 75)],
 )
-def test_colour_at_half_resolution_selects_the_gray_model(bright, sigma, quality, subsampling):
+def test_colour_at_half_resolution_selects_the_model_for_cameras(bright, sigma, quality, subsampling):
     noisy = eight(bright * 255 * scene(channels=3) + rng().normal(0, sigma, (SIDE, SIDE, 3)))
     found = chosen(jpeg(noisy, quality, subsampling))
     full = subsampling == "4:4:4"
-    assert (found.model, found.kind) == (("denoise-color", "white") if full else ("denoise-gray", "halved"))
+    assert (found.model, found.kind) == (("denoise-color", "white") if full else ("denoise-photo", "halved"))
 
 
 @pytest.mark.parametrize("sigma", [3, 10])

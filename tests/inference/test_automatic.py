@@ -281,7 +281,7 @@ def test_an_invalid_decorrelation_is_named(setting):
         check_decorrelate(setting)
 
 
-@pytest.mark.parametrize("model", ["denoise-color", "denoise-gray", "denoise-micro"])
+@pytest.mark.parametrize("model", ["denoise-color", "denoise-photo", "denoise-gray", "denoise-micro"])
 def test_tiles_of_the_shipped_models_agree(model):
     image = ndimage.zoom(cells(200.0), 3, order=1)[:430, :330]
     noisy = image + rng().normal(0, 25, image.shape)
