@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kbnet_plugin.errors import BadInput, nearest, one_line
-from kbnet_plugin.files import atomic_path
 from kbnet_plugin.zoo.weights import read_state_dict
 
 from . import dist
 from .options import Options
+from .resuming import CLOSED, load_moments, replay
+from .saver import Snapshot
 from .schedulers import CosineAnnealingRestartCyclicLR
+from .watch import require_finite
 
 logger = logging.getLogger("basicsr")
 
@@ -48,7 +51,8 @@ class BaseModelFixes:
     """Time that the run has taken so far; saved likewise."""
     position: float | None = None
     """Iteration of the schedule, in a run with a time limit; saved likewise."""
-    _files: list[tuple[Any, str, str]] | None = None
+    _snapshot: Snapshot | None = None
+    _rolling = False
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(self.device)
@@ -73,8 +77,12 @@ class BaseModelFixes:
         known = {n for n, c in vars(torch.optim).items() if isinstance(c, type) and n != "Optimizer"}
         if optim_type not in known:
             raise BadInput(f"train.optim_g.type: no optimizer {optim_type!r}{nearest(optim_type, known)}")
+        cls = getattr(torch.optim, optim_type)
+        chosen = {"fused", "foreach", "capturable", "differentiable"} & kwargs.keys()
+        if self.device.type == "cuda" and not chosen and "fused" in inspect.signature(cls).parameters:
+            kwargs["fused"] = True  # reads on the device whether to leave out a step
         try:
-            return getattr(torch.optim, optim_type)(params, lr=lr, **kwargs)
+            return cls(params, lr=lr, **kwargs)
         except (TypeError, ValueError) as error:
             raise BadInput(f"train.optim_g ({optim_type}): {one_line(error)}") from error
 
@@ -146,32 +154,36 @@ class BaseModelFixes:
         self._write(state, self.opt["path"]["training_states"], f"{current_iter}.state")
 
     def _write(self, content: Any, folder: str, name: str) -> None:
-        if self._files is None:
-            _save(_copied(content), folder, name)
-        else:
-            self._files.append((_copied(content), folder, name))
+        if self._rolling and name.endswith(".state"):
+            name = name.removesuffix(".state") + ROLLING
+        snapshot = Snapshot() if self._snapshot is None else self._snapshot
+        snapshot.add(content, Path(folder, name))
+        if self._snapshot is None:
+            snapshot.write()
 
-    def checkpoint(self, epoch: int, iteration: int, *, rolling: bool = False) -> Callable[[], None]:
-        """Copy what a checkpoint contains, and return the function that writes it to files.
+    def checkpoint(self, epoch: int, iteration: int, *, rolling: bool = False) -> Snapshot:
+        """Copy what a checkpoint contains.
 
         Parameters
         ----------
         epoch, iteration : int
         rolling : bool
             Whether the next checkpoint may replace this one; see `basicsr_ext.experiment`.
+
+        Raises
+        ------
+        NotFiniteError
+            If a weight is not finite.
         """
-        self._files = []
+        networks = [v for k, v in vars(self).items() if k.startswith("net_")]
+        require_finite([net for net in networks if isinstance(net, nn.Module)], iteration)
+        self._snapshot = snapshot = Snapshot()
+        self._rolling = rolling
         try:
             self.save(epoch, iteration)  # type: ignore[attr-defined]
         finally:
-            files, self._files = self._files, None
-
-        def write() -> None:
-            for content, folder, name in files:
-                state = rolling and name.endswith(".state")
-                _save(content, folder, f"{iteration}{ROLLING}" if state else name)
-
-        return write
+            self._snapshot, self._rolling = None, False
+        return snapshot
 
     def check(self) -> None:
         """Raise if a step since the last call failed; a class that reads its losses late overrides it."""
@@ -179,12 +191,19 @@ class BaseModelFixes:
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Set the rates of a step, counted from 1; by the clock, the schedulers follow `position`."""
         if self.position is None:
-            super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
+            try:
+                super().update_learning_rate(current_iter, warmup_iter)  # type: ignore[misc]
+            except (TypeError, ValueError, IndexError) as error:
+                name = (self.opt["train"].get("scheduler") or {}).get("type")
+                raise BadInput(
+                    f"train.scheduler ({name}) has no rate for iter {current_iter:,} ({one_line(error)}); "
+                    "make its periods or steps reach train.total_iter"
+                ) from error
             return
         reached = int(self.position)
         for scheduler in self.schedulers:
-            if isinstance(scheduler, CosineAnnealingRestartCyclicLR) and scheduler.last_epoch < reached:
-                scheduler.last_epoch = reached - 1  # its rate depends on the step alone
+            if isinstance(scheduler, CLOSED) and scheduler.last_epoch < reached:
+                scheduler.last_epoch = reached - 1
             while scheduler.last_epoch < reached:
                 scheduler.step()
         if current_iter < warmup_iter:
@@ -192,24 +211,18 @@ class BaseModelFixes:
                 group["lr"] = group["initial_lr"] * current_iter / warmup_iter
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
-        try:
-            for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
-                optimizer.load_state_dict(_same_implementation(optimizer, state))
-        except (ValueError, KeyError) as error:
-            raise BadInput(f"the training state does not fit these options: {one_line(error)}") from error
-        clock = self.opt.get("minutes") is not None
-        for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
-            if resume_state.get("position") is not None and not clock:
+        states = resume_state["optimizers"]
+        if len(states) != len(self.optimizers):
+            raise BadInput(
+                f"the training state has {len(states)} optimizer(s), {self.opt['model_type']} "
+                f"{len(self.optimizers)}: it is of another model; keep model_type, or start a new experiment"
+            )
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            load_moments(optimizer, state)
+        if self.opt.get("minutes") is None:  # else the schedulers follow the clock from the first step on
+            if resume_state.get("position") is not None:
                 logger.warning("the run has followed the clock (--minutes); it goes on by iterations")
-                for _ in range(resume_state["iter"] - 1):
-                    scheduler.step()
-                continue
-            # Only the position: periods and milestones come from the option file, which may have changed.
-            position = {k: state[k] for k in ("last_epoch", "_step_count") if k in state}
-            if type(scheduler).__module__ in _POSITION_ONLY:
-                vars(scheduler).update(position)
-            else:
-                scheduler.load_state_dict(state)
+            replay(self, resume_state["iter"], int(self.opt["train"].get("warmup_iter") or -1))
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])  # type: ignore[attr-defined]
         self.samples = resume_state.get("samples", 0)
@@ -238,9 +251,6 @@ class BaseModelFixes:
         log = self.log_dict  # type: ignore[attr-defined]
         values = torch.tensor([float(v) for v in log.values()], dtype=torch.float64)
         return dict(zip(log, (dist.total(values) / self.opt["world_size"]).tolist(), strict=True))
-
-
-_POSITION_ONLY = (basicsr_schedulers.__name__, CosineAnnealingRestartCyclicLR.__module__)
 
 
 def scheduler_classes() -> dict[str, Any]:
@@ -280,40 +290,11 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     raise BadInput(f"{path} is not a training state: {problem}")
 
 
-def _same_implementation(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the implementation in a saved state, which is no setting, by the one of this run."""
-    keys = ("fused", "foreach", "capturable")
-    groups = [
-        saved | {k: own[k] for k in keys if k in own}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
-    ]
-    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}
-
-
-def _copied(content: Any) -> Any:
-    """Copy tensors to the CPU, since training goes on to change them."""
-    if isinstance(content, Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, Mapping):
-        return {key: _copied(value) for key, value in content.items()}
-    return type(content)(map(_copied, content)) if isinstance(content, (list, tuple)) else content
-
-
 def _plain(best: Any) -> Any:
     """Convert NumPy numbers, which BasicSR's models store here and a safe load refuses."""
     if isinstance(best, dict):
         return {key: _plain(value) for key, value in best.items()}
     return best.item() if isinstance(best, np.generic) else best
-
-
-def _save(content: Any, folder: str, name: str) -> None:
-    os.makedirs(folder, exist_ok=True)
-    path = Path(folder, name)
-    try:
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise BadInput(f"cannot save {path}: {one_line(error)}") from error
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -71,6 +72,18 @@ def total(values: torch.Tensor) -> torch.Tensor:
         except RuntimeError as error:
             raise PeerLostError(one_line(error)) from error
     return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise in every process when the block raises `BadInput` in one of them."""
+    failed: BadInput | None = None
+    try:
+        yield
+    except BadInput as error:
+        failed = error
+    if any_rank(failed is not None):
+        raise failed or BadInput("another process of the job stopped; its own message says why")
 
 
 def wait() -> None:

@@ -13,6 +13,8 @@ from . import logs
 from .options import Options
 from .registry import build_model
 from .train import choose_device, make_dataset
+from .val_sets import check_sets
+from .validation import validate
 
 logger = logging.getLogger("basicsr")
 
@@ -30,9 +32,12 @@ def test(options: Options) -> int:
             )
         path["pretrain_network_g"] = str(trained)
     loaders = [DataLoader(make_dataset(label, d)) for label, d in options["datasets"].items()]
+    check_sets(options, loaders)
     model = build_model(options)
     logs.to_file(options, "test")
+    for note in options["notes"]:
+        logger.info("note: %s", note)
     logger.info("testing %s", path["pretrain_network_g"])
     for loader in loaders:
-        model.validation(loader, options["name"], None, options["val"]["save_img"])
+        validate(model, loader, options["name"], None, options["val"]["save_img"])
     return 0

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import shutil
 import sys
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
 
 from kbnet_plugin.errors import BadInput, one_line
 
@@ -16,6 +24,42 @@ from .base_model import ROLLING, read_training_state, read_weights
 from .options import Options
 
 logger = logging.getLogger("basicsr")
+
+_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.(pth|state|rolling|svg)|\.net_.*_(latest|best)\.pth")
+"""Names that `atomic_path` and `link` give to files while they write."""
+
+
+@contextmanager
+def locked(options: Options) -> Iterator[None]:
+    """Hold an experiment: a second run of its name would move the folder away, or write to it too.
+
+    Raises
+    ------
+    BadInput
+        If another run holds it.
+    """
+    root = Path(options["path"]["experiments_root"])
+    path = root.with_name(f".{root.name}.lock")
+    made = not root.parent.exists()
+    lock = FileLock(path)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(
+            f"{root}: another run of this name is training; wait for it, or choose another name "
+            "(--force_yml name=...)"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"cannot write to {root.parent}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+        if made:
+            with suppress(OSError):  # not empty, unless the run has not even begun
+                root.parent.rmdir()
 
 
 def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | None:
@@ -58,15 +102,22 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
 
 
 def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
-    """Create the folders and copy the option file; unless `keep`, move an existing experiment aside."""
+    """Create the folders and copy the option file; unless `keep`, move an existing experiment aside.
+
+    In one that is kept, what a killed run was just writing is deleted.
+    """
     root = Path(options["path"]["experiments_root"])
-    if root.exists() and not keep:
-        archived = f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
-        root.rename(archived)
-        logger.warning(
-            "%s already exists: moved to %s; --auto_resume would have continued it", root, archived
-        )
     try:
+        if root.exists() and not keep:
+            archived = _unused(f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+            root.rename(archived)
+            logger.warning(
+                "%s already exists: moved to %s; --auto_resume would have continued it", root, archived
+            )
+        for folder in (root, Path(options["path"]["models"]), Path(options["path"]["training_states"])):
+            for path in folder.glob(".*"):
+                if _UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         for key in ("models", "training_states"):
             os.makedirs(options["path"][key], exist_ok=True)
         command = " ".join(sys.argv)
@@ -74,6 +125,11 @@ def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
         (root / Path(option_file).name).write_text(f"# {time.asctime()}: {command}\n{text}", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write to {root}: {error.strerror}") from error
+
+
+def _unused(name: str) -> str:
+    names = chain([name], (f"{name}_{number}" for number in count(2)))
+    return next(n for n in names if not os.path.lexists(n))
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -101,15 +157,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def prune(options: Options, keep: int | None, best: int | None) -> None:
-    """Remove checkpoints, states first: all but the last `keep` and that of iteration `best`.
+def foreign(options: Options) -> set[int]:
+    """Find the iterations whose files other programs saved, or that no run could resume from."""
+    states = _states(Path(options["path"]["training_states"]))
+    ours = {iteration for iteration, path in states.items() if path.suffix == ROLLING or _is_ours(path)}
+    numbers = (re.search(r"_(\d+)\.pth$", p.name) for p in Path(options["path"]["models"]).glob("net_*.pth"))
+    return ({int(number[1]) for number in numbers if number} | states.keys()) - ours
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return False
+    return isinstance(state, dict) and "seed" in state
+
+
+def prune(options: Options, keep: int | None, best: int | None, spared: Collection[int] = ()) -> None:
+    """Remove checkpoints, states first: all but the last `keep`, that of iteration `best`, and `spared` ones.
 
     Those that were only to be replaced by the next one go in any case, unless they are the last.
     """
     states = _states(Path(options["path"]["training_states"]))
     ordered = sorted(states)
     rolling = [i for i in ordered[:-1] if states[i].suffix == ROLLING]
-    lasting = [i for i in ordered if states[i].suffix != ROLLING]
+    lasting = [i for i in ordered if states[i].suffix != ROLLING and i not in spared]
     models = Path(options["path"]["models"])
     for iteration in [*rolling, *(lasting[:-keep] if keep else [])]:
         if iteration == best:
@@ -133,9 +205,12 @@ def link(models: Path, iteration: int, name: str) -> None:
     for path in models.glob(f"net_*_{iteration}.pth"):
         latest = path.with_name(path.name.replace(f"_{iteration}.pth", f"_{name}.pth"))
         temporary = latest.with_name(f".{latest.name}")
-        temporary.unlink(missing_ok=True)
         try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        temporary.replace(latest)
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, temporary)
+            temporary.replace(latest)
+        except OSError as error:
+            raise BadInput(f"cannot write {latest}: {one_line(error)}") from error

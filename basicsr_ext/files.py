@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,12 @@ from tqdm import tqdm
 from kbnet_plugin.errors import BadInput, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+
+_PAGE = re.compile(r"\[(\d+)\]$")
+
+_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\)(\s+\d+)?$")
+
+_BETWEEN = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}),\s*", re.IGNORECASE)
 
 # OpenCV writes about a damaged file to standard error; `decode` raises an error that names the file instead.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -64,6 +70,17 @@ def use_shared_lmdb() -> None:
     FileClient._backends["lmdb"] = SharedLmdb
 
 
+def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder with the names of its files, sorted; links are followed, but not in circles."""
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    yield folder, [name for name, is_folder in found if not is_folder]
+    for path in (os.path.join(folder, name) for name, is_folder in found if is_folder):
+        if os.path.realpath(path) not in above:
+            yield from walk(path, above)
+
+
 def image_files(folder: str) -> dict[str, str]:
     """Find every image below a folder; returns its path by its name without suffix ('sub/0001'), sorted.
 
@@ -75,11 +92,10 @@ def image_files(folder: str) -> dict[str, str]:
     if not os.path.isdir(folder):
         raise BadInput(f"{folder} is not a folder")
     found: dict[str, str] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for parent, names in walk(folder):
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in SUFFIXES or name.startswith("."):
+            if suffix.lower() not in SUFFIXES:
                 continue
             path = os.path.join(parent, name)
             key = os.path.relpath(os.path.join(parent, stem), folder)
@@ -131,12 +147,16 @@ def _partner(key: str, template: str) -> str:
     return os.path.join(parent, template.format(name))
 
 
-def read_listing(path: str) -> list[str]:
-    """Read the names in a BasicSR meta information file, which has ``name (h,w,c)`` on every line."""
-    names = [line.split()[0] for line in _lines(path) if line.strip()]
-    if not names:
+def read_listing(path: str) -> list[list[str]]:
+    """Read a BasicSR meta information file.
+
+    Every line has a name, perhaps followed by its shape, ``name (h,w,c)``; or the names of a pair,
+    ``clean.png, degraded.png``. Names may contain spaces.
+    """
+    lines = [_SHAPE.sub("", line.strip()) for line in _lines(path) if line.strip()]
+    if not lines:
         raise BadInput(f"{path} lists no images")
-    return names
+    return [_BETWEEN.sub(r"\1\n", line).split("\n") for line in lines]
 
 
 def _lines(path: str) -> list[str]:
@@ -159,35 +179,110 @@ def read_lmdb_listing(folder: str) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def header_sizes(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Read height and width of images from their headers; files that Pillow cannot open are skipped.
+class Header(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes
+    ----------
+    size : tuple of int or None
+        Height and width; None if Pillow cannot open the file.
+    pages : int
+        Images in it, of which there may be several in a TIFF.
+    deep : bool
+        Whether it has, or may have, more than 8 bits.
+    """
+
+    size: tuple[int, int] | None
+    pages: int = 1
+    deep: bool = True
+
+
+def read_headers(paths: Iterable[str]) -> dict[str, Header]:
+    """Read the headers of images.
 
     Raises
     ------
     BadInput
-        If a file does not exist.
+        If a file does not exist, or its pages are not images of one kind.
     """
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(8) as pool:
-        sizes = tqdm(
-            pool.map(_header_size, paths),
+        headers = tqdm(
+            pool.map(_header, paths),
             "checking image sizes",
             len(paths),
             leave=False,
             delay=1,
             disable=None,
         )
-        return {path: size for path, size in zip(paths, sizes, strict=True) if size}
+        return dict(zip(paths, headers, strict=True))
 
 
-def _header_size(path: str) -> tuple[int, int] | None:
+def _header(path: str) -> Header:
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            size, deep = (image.height, image.width), image.mode == "F" or "16" in str(image.tile)
+            if image.format != "TIFF":
+                return Header(size, deep=deep)
+            pages = getattr(image, "n_frames", 1)
+            text = str(image.tag_v2.get(_DESCRIPTION, ""))  # type: ignore[attr-defined]
+            packed = re.search(r"^images=(\d+)", text, re.MULTILINE) if text.startswith("ImageJ=") else None
+            if pages == 1 and packed and int(packed[1]) > 1:
+                raise BadInput(
+                    f"{path} is an ImageJ stack of {packed[1]} images behind one header, of which only the "
+                    "first could be read; save it as an image sequence"
+                )
+            kinds = {(size, image.mode)}
+            for page in range(1, pages):
+                image.seek(page)
+                kinds.add(((image.height, image.width), image.mode))
     except FileNotFoundError as error:
         raise BadInput(f"{path} does not exist, although it is listed") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return None  # OpenCV may still read it; if not, `decode` names it
+    except BadInput:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, EOFError, Image.DecompressionBombError):
+        return Header(None)  # OpenCV may still read it; if not, `decode` names it
+    if len(kinds) > 1:
+        raise BadInput(
+            f"{path} has {pages} pages of different size or depth, such as reduced copies; "
+            "save the one to use as a file of its own"
+        )
+    return Header(size, pages, deep)
+
+
+_DESCRIPTION = 270
+"""TIFF tag."""
+
+
+def is_deep_png(content: bytes) -> bool:
+    """Return whether a file is a PNG of 16 bits."""
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
+
+
+def page_paths(path: str, pages: int) -> list[str]:
+    """Name the images of a file: ``stack.tif[0]``, ..., or the path itself if it has one."""
+    return [f"{path}[{page}]" for page in range(pages)] if pages > 1 else [path]
+
+
+def split_page(path: str) -> tuple[str, int | None]:
+    """Return the file that a name of `page_paths` is in, and which page, None if there is only one."""
+    match = _PAGE.search(path)
+    if match is None or not path[: match.start()].lower().endswith((".tif", ".tiff")):
+        return path, None
+    return path[: match.start()], int(match[1])
+
+
+def picture_name(options: Mapping[str, Any], path: str) -> str:
+    """Name what is made from an image of a dataset, without suffix, so that no two images share a name.
+
+    It is the path below the dataset's folder, as ``sub__0001``.
+    """
+    file, page = split_page(path)
+    roots = [str(v).rstrip(os.sep) for k, v in options.items() if k.startswith("dataroot") and v]
+    inside = [file[len(r) + 1 :] for r in roots if file.startswith((r + os.sep, r + ":"))]
+    stem, suffix = os.path.splitext(inside[0] if inside else os.path.basename(file))
+    name = (stem if suffix.lower() in SUFFIXES else stem + suffix).replace(os.sep, "__")
+    return name if page is None else f"{name}__{page}"
 
 
 def decode(content: bytes, path: str, channels: int) -> np.ndarray:
@@ -213,7 +308,16 @@ def decode(content: bytes, path: str, channels: int) -> np.ndarray:
         If OpenCV cannot read it.
     """
     buffer = np.frombuffer(content, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
+    return _as_asked(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None, path, channels)
+
+
+def decode_page(file: str, page: int, channels: int) -> np.ndarray:
+    """Decode a page of a TIFF; see `decode`."""
+    done, images = cv2.imreadmulti(file, start=page, count=1, flags=cv2.IMREAD_UNCHANGED)
+    return _as_asked(images[0] if done and images else None, f"{file}[{page}]", channels)
+
+
+def _as_asked(image: Any, path: str, channels: int) -> np.ndarray:
     if image is None or image.dtype not in (np.uint8, np.uint16, np.float32):
         kind = "" if image is None else f" of {image.dtype}"
         raise BadInput(f"{path} cannot be read as an image{kind}; replace it or remove it from the dataset")
@@ -222,7 +326,8 @@ def decode(content: bytes, path: str, channels: int) -> np.ndarray:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if channels == 1 else cv2.COLOR_BGR2RGB)
     elif channels == 3:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return image.reshape(*image.shape[:2], channels)
+    result: np.ndarray = image.reshape(*image.shape[:2], channels)
+    return result
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,20 +70,24 @@ class History:
 def _panel(name: str, points: list[tuple[int, float]], left: int, top: int) -> str:
     """Draw labelled axes and a line, 300 x 190 units in all."""
     x0, y0, width, height = left + 55, top + 25, 225, 130
-    (first, last), values = (points[0][0], points[-1][0]), [v for _, v in points if v == v]
+    (first, last), points = (points[0][0], points[-1][0]), [(i, v) for i, v in points if math.isfinite(v)]
+    values = [v for _, v in points]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    across, up = max(last - first, 1), (high - low) or 1.0
+    logarithmic = name.startswith("l_") and low > 0
+    place = math.log if logarithmic else float
+    across, up = max(last - first, 1), (place(high) - place(low)) or 1.0
     line = " ".join(
-        f"{x0 + width * (i - first) / across:.1f},{y0 + height * (high - v) / up:.1f}"
+        f"{x0 + width * (i - first) / across:.1f},{y0 + height * (place(high) - place(v)) / up:.1f}"
         for i, v in points
-        if v == v
     )
     label = name.replace("&", "&amp;").replace("<", "&lt;")
+    scale = f'<text x="{x0 + width}" y="{y0 - 8}" text-anchor="end">logarithmic</text>'
     return "\n".join(
         (
             f'<path d="M{x0},{y0}v{height}h{width}" fill="none" stroke="gray"/>',
             f'<polyline points="{line}" fill="none" stroke="#1f77b4" stroke-width="1.5"/>',
             f'<text x="{x0}" y="{y0 - 8}" font-weight="bold">{label}</text>',
+            *([scale] if logarithmic else []),
             f'<text x="{x0 - 4}" y="{y0 + 8}" text-anchor="end">{high:.4g}</text>',
             f'<text x="{x0 - 4}" y="{y0 + height}" text-anchor="end">{low:.4g}</text>',
             f'<text x="{x0}" y="{y0 + height + 13}">{first:,}</text>',

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from basicsr.utils.file_client import FileClient
@@ -17,8 +16,22 @@ from kbnet_plugin.degradations import Draws
 from kbnet_plugin.degradations.base import Key
 from kbnet_plugin.errors import BadInput
 
-from .files import decode, header_sizes, image_files, pair_up, read_listing, read_lmdb_listing, to_unit
+from .depth import SAMPLED, Depth
+from .files import (
+    decode,
+    decode_page,
+    image_files,
+    is_deep_png,
+    page_paths,
+    pair_up,
+    read_headers,
+    read_listing,
+    read_lmdb_listing,
+    split_page,
+    to_unit,
+)
 from .options import Options
+from .windows import Window, padded, reduced, turned
 
 Sample = dict[str, Any]
 
@@ -33,10 +46,11 @@ class ImageDataset(Dataset[Sample]):
     ----------
     opt : dict
         dataroot_<role> : folder, or ``*.lmdb`` with ``io_backend: {type: lmdb}``.
-        meta_info_file : text file with names relative to the roots, one per line; or
+        meta_info_file : text file with names relative to the roots, one per line, or one for each role; or
         files : list of such names.
         filename_tmpl : name in the other roles, given that in the first; by default ``"{}"``.
         in_ch : channels to read, 3 (default) or 1.
+        range : the two values that become 0 and 1; see `basicsr_ext.depth.Depth` for the default.
         gt_size : side of the training crop, in pixels.
         pad_small : pad images smaller than the crop by reflection, instead of refusing them.
         reduce : largest whole factor by which large clean images are reduced (box mean) before cropping; the
@@ -47,6 +61,10 @@ class ImageDataset(Dataset[Sample]):
         cache_images : keep decoded images in memory (per worker), for small sets.
         phase : 'train' crops and augments; 'val' and 'test' do not.
         scale : how many times larger 'gt' is than the other roles.
+
+    Notes
+    -----
+    Links to folders are followed. The pages of a TIFF are images of their own, ``stack.tif[0]`` and so on.
 
     Raises
     ------
@@ -75,9 +93,12 @@ class ImageDataset(Dataset[Sample]):
         self.crops = [int(crop) for crop in opt.get("gt_sizes") or [opt.get("gt_size") or 0] if crop]
         self.folders = {role: self._folder(role) for role in self.roles}
         self.backend = dict(opt.get("io_backend") or {"type": "disk"})
-        self.paths, self.sizes = self._list()
-        self.check_sizes()
         self._client: FileClient | None = None
+        self.paths, self.sizes, deep = self._list()
+        self.check_sizes()
+        every = max(1, -(-len(deep) // SAMPLED))
+        every += len(self.roles) > 1 and every % len(self.roles) == 0  # so that all roles have their turn
+        self.depth = Depth(opt.get("range"), ((path, self._read(role, path)) for role, path in deep[::every]))
         self._cache: dict[str, np.ndarray] | None = {} if opt.get("cache_images") else None
 
     def __len__(self) -> int:
@@ -129,30 +150,56 @@ class ImageDataset(Dataset[Sample]):
             raise BadInput(f"the key dataroot_{role} is missing")
         return str(folder)
 
-    def _list(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]]]:
-        """List paths by role, and sizes by path."""
+    def _list(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]], list[tuple[str, str]]]:
+        """List paths by role, sizes by path, and role and path of those that may have more than 8 bits."""
         if self.backend["type"] == "lmdb":
             return self._list_lmdb()
-        names = self.opt.get("files")
+        names = [[name] for name in self.opt.get("files") or []]
         if self.opt.get("meta_info_file"):
             names = read_listing(self.opt["meta_info_file"])
         if names:
-            paths = [self._named(name) for name in names]
+            listed = [self._named(one) for one in names]
         elif len(self.folders) == 1:
             ((role, folder),) = self.folders.items()
-            paths = [{role: path} for path in image_files(folder).values()]
+            listed = [{role: path} for path in image_files(folder).values()]
         else:
-            paths = pair_up(self.folders, self.opt.get("filename_tmpl") or "{}")
-        return paths, header_sizes(path for entry in paths for path in entry.values())
+            listed = pair_up(self.folders, self.opt.get("filename_tmpl") or "{}")
+        headers = read_headers(path for entry in listed for path in entry.values())
+        paths: list[dict[str, str]] = []
+        sizes: dict[str, tuple[int, int]] = {}
+        deep: list[tuple[str, str]] = []
+        for entry in listed:
+            counts = {headers[path].pages for path in entry.values()}
+            if len(counts) > 1:
+                raise BadInput(
+                    f"the pairs do not match: {' and '.join(entry.values())} differ in pages, "
+                    f"{' and '.join(map(str, sorted(counts)))}"
+                )
+            pages = {role: page_paths(path, headers[path].pages) for role, path in entry.items()}
+            paths += [dict(zip(pages, one, strict=True)) for one in zip(*pages.values(), strict=True)]
+            for role, path in entry.items():
+                if (size := headers[path].size) is not None:
+                    sizes |= dict.fromkeys(pages[role], size)
+                if headers[path].deep:
+                    deep += [(role, page) for page in pages[role]]
+        return paths, sizes, deep
 
-    def _named(self, name: str) -> dict[str, str]:
+    def _named(self, names: list[str]) -> dict[str, str]:
+        lead, roles = self.roles[0], self.roles
+        if len(names) == len(roles) or len(roles) == 1:
+            return {r: os.path.join(self.folders[r], name) for r, name in zip(roles, names, strict=False)}
+        if len(names) > 1:
+            raise BadInput(
+                f"{self.opt['meta_info_file']}: {', '.join(names)}: expected one name, or {len(roles)} "
+                f"({', '.join(roles)})"
+            )
+        (name,) = names
         stem, suffix = os.path.splitext(name)
         parent, stem = os.path.split(stem)
         other = os.path.join(parent, (self.opt.get("filename_tmpl") or "{}").format(stem) + suffix)
-        lead = self.roles[0]
         return {r: os.path.join(f, name if r == lead else other) for r, f in self.folders.items()}
 
-    def _list_lmdb(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]]]:
+    def _list_lmdb(self) -> tuple[list[dict[str, str]], dict[str, tuple[int, int]], list[tuple[str, str]]]:
         listings = {role: read_lmdb_listing(folder) for role, folder in self.folders.items()}
         (lead, leading), *others = listings.items()
         for role, listing in others:
@@ -165,7 +212,9 @@ class ImageDataset(Dataset[Sample]):
         # With the database in the path, as all of them use the same keys.
         paths = [{r: f"{f}:{key}" for r, f in self.folders.items()} for key in keys]
         sizes = {f"{self.folders[r]}:{key}": size for r, lst in listings.items() for key, size in lst.items()}
-        return paths, sizes
+        some = paths[:: max(1, -(-len(paths) // SAMPLED))]
+        deep = [(r, p) for e in some for r, p in e.items() if is_deep_png(self._content(r, p))]
+        return paths, sizes, deep
 
     def check_sizes(self) -> None:
         """Raise `BadInput` if an image is too small or the sizes within a pair do not fit."""
@@ -201,14 +250,24 @@ class ImageDataset(Dataset[Sample]):
         return self._cache[path]
 
     def read(self, role: str, path: str) -> np.ndarray:
-        """Read one of `paths`, (H, W, C), in the dtype of the file."""
+        """Read one of `paths`, (H, W, C), in the dtype of the file; or in float32 with the key ``range``."""
+        return self.depth.apply(self._read(role, path), path)
+
+    def _read(self, role: str, path: str) -> np.ndarray:
+        file, page = split_page(path)
+        if page is not None and self.backend["type"] == "disk":
+            return decode_page(file, page, self.channels)
+        return decode(self._content(role, path), path, self.channels)
+
+    def _content(self, role: str, path: str) -> bytes:
         if self._client is None:
             options = dict(self.backend)
             if options["type"] == "lmdb":
                 options |= {"db_paths": list(self.folders.values()), "client_keys": list(self.folders)}
             self._client = FileClient(options.pop("type"), **options)
         key = path.removeprefix(f"{self.folders[role]}:") if self.backend["type"] == "lmdb" else path
-        return decode(self._client.get(key, role), path, self.channels)
+        content: bytes = self._client.get(key, role)
+        return content
 
     def pixels(self, role: str) -> int:
         """Return how many pixels of this role's images one pixel of the smallest role spans."""
@@ -244,38 +303,6 @@ class ImageDataset(Dataset[Sample]):
             image = padded(image, side)[top : top + span, left : left + span]
             image = reduced(image, window.factor)
         return turned(image, window.turns, window.flip)
-
-
-class Window(NamedTuple):
-    """Where a training sample is cut, in pixels of the smallest role, of the reduced image."""
-
-    factor: int
-    top: int
-    left: int
-    turns: int
-    flip: bool
-
-
-def turned(image: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """Mirror an image, (H, W, ...), left to right if asked, then rotate it by quarter turns."""
-    return np.rot90(image[:, ::-1] if flip else image, turns)
-
-
-def padded(image: np.ndarray, side: int) -> np.ndarray:
-    """Pad an image by reflection, below and at the right, to at least this height and width."""
-    height, width = image.shape[:2]
-    margins = ((0, max(side - height, 0)), (0, max(side - width, 0)), (0, 0))
-    return image if min(height, width) >= side else np.pad(image, margins, "symmetric")
-
-
-def reduced(image: np.ndarray, factor: int) -> np.ndarray:
-    """Reduce an image by a whole factor, each pixel being the mean of a block; a partial block is dropped."""
-    if factor == 1:
-        return image
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    blocks = image[: height * factor, : width * factor]
-    # cv2 drops a single channel.
-    return cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM that clamp first, and LPIPS.
+"""PSNR and SSIM that clamp first, LPIPS, and the check of all metrics before the start.
 
 A network's output may leave the image range. BasicSR's metrics do not clamp it, and those that Restormer
 and KBNet ship infer the range from the largest value, so that one pixel above 1 adds 48 dB.
@@ -6,14 +6,18 @@ and KBNet ship infer the range from the largest value, so that one pixel above 1
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from basicsr.metrics import calculate_metric
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
 from kbnet_plugin.errors import BadInput, one_line
@@ -117,6 +121,49 @@ def lpips_network(net: str, weights: str | None) -> nn.Module:
 
 _LPIPS_FILES = {"alex": "alexnet-owt", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 """Beginnings of torchvision's file names; a hash follows."""
+
+
+def needs_truth(metric: Mapping[str, Any]) -> bool:
+    """Return whether a metric of the options requires the ground truth, its argument ``img2``."""
+    parameters = inspect.signature(METRIC_REGISTRY.get(metric["type"])).parameters
+    return "img2" in parameters and parameters["img2"].default is inspect.Parameter.empty
+
+
+def try_metric(name: str, metric: Mapping[str, Any], size: tuple[int, int], channels: int) -> None:
+    """Compute a metric of made pictures, to find invalid arguments.
+
+    Parameters
+    ----------
+    name : str
+        Its key under ``val.metrics``.
+    metric : mapping
+        Its type and arguments.
+    size : tuple of int
+        Height and width of the pictures.
+    channels : int
+
+    Raises
+    ------
+    BadInput
+        If that fails.
+    """
+    generator = np.random.default_rng(0)
+    first, second = generator.integers(0, 256, (2, *size, channels)).astype(np.uint8)
+    pictures = {"img": first, "img2": second} if needs_truth(metric) else {"img": first}
+    border = metric.get("crop_border")
+    if isinstance(border, int) and 2 * border >= min(size):
+        raise BadInput(
+            f"val.metrics.{name}.crop_border: {border} leaves nothing of {size[1]}x{size[0]} pixels"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the value does not matter here
+            calculate_metric(pictures, dict(metric))
+    except Exception as error:  # of any package's function
+        raise BadInput(
+            f"val.metrics.{name} ({metric['type']}), tried on {size[1]}x{size[0]} pixels with {channels} "
+            f"channel(s): {one_line(error)}"
+        ) from error
 
 
 def _clamped(image: Image) -> np.ndarray:

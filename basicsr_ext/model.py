@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from contextlib import nullcontext
 from copy import deepcopy
@@ -12,28 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import imwrite
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.inference.tiled import run_tiled
 from kbnet_plugin.nn.kbnet_l import KBBlock_l
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
 from kbnet_plugin.ops import native
 
-from . import dist
-from .base_model import BaseModelFixes, read_weights, unwrap
-from .metrics import to_image
+from .base_model import BaseModelFixes, read_weights
 from .options import Options
+from .validation import Validation
+from .watch import NotFiniteError
 
 logger = logging.getLogger("basicsr")
 
@@ -48,11 +41,8 @@ MANY_SKIPPED = 20
 GRAD_CLIP = 0.01
 """Norm that ``use_grad_clip: true`` clips to, unless ``grad_clip`` is set."""
 
-_HALO = 32
-"""Pixels of context around a tile in validation, unless ``val.tile_overlap`` is set."""
 
-
-class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicSR is untyped
+class ImageCleanModel(Validation, BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicSR is untyped
     """Supervised restoration; `basicsr_ext.schema` describes the keys."""
 
     net_g_ema: nn.Module | None = None
@@ -243,124 +233,6 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
             return
         raise NotFiniteError(f"the loss is not finite at iter {iteration} ({batch})")
 
-    @torch.no_grad()
-    def test(self) -> None:
-        """Restore `lq`, with the averaged weights if there are any."""
-        net = unwrap(self.net_g) if self.net_g_ema is None else self.net_g_ema
-        training = net.training
-        net.eval()
-        try:
-            # Images come in many sizes, and compiling for each takes long.
-            with torch.compiler.set_stance("force_eager"):
-                self.output = self._restore(net, self.lq)
-        finally:
-            net.train(training)
-
-    def _restore(self, net: nn.Module, image: Tensor) -> Tensor:
-        """Restore (B, C, H, W), in overlapping tiles if it is larger than ``val.tile``."""
-        val, scale = self.opt["val"], int(self.opt.get("scale") or 1)
-        window = int(val.get("window_size") or 1)
-
-        def run(part: Tensor) -> Tensor:
-            rows, columns = part.shape[-2:]
-            output = net(_pad(part, window))  # in float32, as tests and users run it
-            output = output[-1] if isinstance(output, (list, tuple)) else output
-            return output[..., : rows * scale, : columns * scale].float()
-
-        return run_tiled(run, image, val.get("tile"), val.get("tile_overlap", _HALO), scale=scale)
-
-    def validation(
-        self, dataloader: DataLoader[Any], current_iter: int | str, tb_logger: Any, save_img: bool = False
-    ) -> dict[str, float]:
-        """Compute the mean of every metric over a dataset; each process takes some of its images."""
-        dataset = dataloader.dataset
-        name = dataset.opt["name"]  # type: ignore[attr-defined]
-        metrics = self.opt["val"].get("metrics") or {}
-        rank, world = self.opt["rank"], self.opt["world_size"]
-        mine = DataLoader(dataset, sampler=range(rank, len(dataset), world))  # type: ignore[arg-type]
-        sums = torch.zeros(len(metrics) + 1, dtype=torch.float64)
-        bar = tqdm(mine, name, leave=False, delay=1, disable=None if rank == 0 else True)
-        for data, number in zip(bar, range(rank, len(dataset), world), strict=True):  # type: ignore[arg-type]
-            self.feed_data(data)
-            try:
-                self.test()
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise BadInput(
-                    f"datasets {name}: {data['lq_path'][0]}: out of memory for "
-                    f"{self.lq.shape[-1]}x{self.lq.shape[-2]} pixels; set or lower val.tile"
-                ) from error
-            except (RuntimeError, ValueError) as error:
-                raise BadInput(f"datasets {name}: {data['lq_path'][0]}: {one_line(error)}") from error
-            rounded = bool(self.opt["val"].get("use_image", True))
-            images = {"img": to_image(self.output, rounded=rounded)}
-            if save_img:
-                imwrite(
-                    to_image(self.output, rounded=True), self._picture(name, data["lq_path"][0], current_iter)
-                )
-            if self.is_train and number < int(self.opt["val"].get("samples") or 0):
-                self._sample(name, data["lq_path"][0])
-            if self.gt is not None:
-                images["img2"] = to_image(self.gt, rounded=rounded)
-                try:
-                    values = [float(calculate_metric(images, options)) for options in metrics.values()]
-                except (TypeError, AssertionError) as error:
-                    raise BadInput(f"val.metrics: {one_line(error)}") from error
-                sums += torch.tensor([*values, 1.0], dtype=torch.float64)
-        *sums_list, images_done = dist.total(sums).tolist()
-        results = {m: s / max(images_done, 1) for m, s in zip(metrics, sums_list, strict=True)}
-        self._report(name, results, int(images_done), current_iter, tb_logger)
-        return results
-
-    def _sample(self, name: str, path: str) -> None:
-        """Save input, output and target side by side, in place of the last validation's."""
-        shown = [self.lq[:, :3], self.output, *([] if self.gt is None else [self.gt])]
-        size = self.output.shape[-2:]
-        shown = [i if i.shape[-2:] == size else F.interpolate(i, size) for i in shown]
-        channels = max(i.shape[1] for i in shown)
-        row = torch.cat([i.float().expand(-1, channels, -1, -1) for i in shown], -1)
-        stem = os.path.splitext(os.path.basename(path))[0]
-        target = os.path.join(self.opt["path"]["visualization"], "samples", f"{name}_{stem}.png")
-        imwrite(to_image(row, rounded=True), target)
-
-    def _picture(self, name: str, path: str, current_iter: int | str) -> str:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        if self.is_train:
-            parts = [stem, f"{stem}_{current_iter}.png"]
-        else:
-            parts = [name, f"{stem}_{self.opt['val'].get('suffix') or self.opt['name']}.png"]
-        return os.path.join(self.opt["path"]["visualization"], *parts)
-
-    def _report(
-        self, name: str, results: dict[str, float], images: int, current_iter: int | str, tb_logger: Any
-    ) -> None:
-        text = []
-        if self.is_train and results:
-            known = getattr(self, "best_metric_results", {})
-            if name in known and known[name].keys() != results.keys():
-                del known[name]  # resumed with other metrics
-            self._initialize_best_metric_results(name)
-        for metric, value in results.items():
-            entry = f"{metric} {value:.4f}{self._protocol(metric)}"
-            if self.is_train:
-                self._update_best_metric_result(name, metric, value, current_iter)
-                best = self.best_metric_results[name][metric]
-                entry += f" (best {best['val']:.4f} at iter {best['iter']:,})"
-            text.append(entry)
-            if tb_logger:
-                tb_logger.add_scalar(f"metrics/{name}/{metric}", value, current_iter)
-        self.results = {**getattr(self, "results", {}), name: results}
-        logger.info("%s, %d image(s): %s", name, images, ", ".join(text) or "no metrics set")
-
-    def _protocol(self, metric: str) -> str:
-        """Describe how a metric was measured, as values of different protocols cannot be compared."""
-        val = self.opt["val"]
-        options = val["metrics"][metric]
-        if "lpips" in options["type"]:
-            return f" [{options.get('net', 'alex')}]"
-        channels = "Y" if options.get("test_y_channel") else "RGB" if self.output.shape[1] == 3 else "gray"
-        border = f", border {options['crop_border']}" if options.get("crop_border") else ""
-        return f" [{channels}, {'uint8' if val.get('use_image', True) else 'float'}{border}]"
-
     def save(self, epoch: int, current_iter: int) -> None:
         """Save the weights, then the state, so that every state on disk has its weights."""
         if self.net_g_ema is None:
@@ -368,10 +240,6 @@ class ImageCleanModel(BaseModelFixes, BaseModel):  # type: ignore[misc] # BasicS
         else:
             self.save_network([self.net_g, self.net_g_ema], "net_g", current_iter, ["params", "params_ema"])
         self.save_training_state(epoch, current_iter)
-
-
-class NotFiniteError(Exception):
-    """The loss became NaN or infinite."""
 
 
 def has_bf16_products() -> bool:
@@ -397,12 +265,3 @@ def _has_ema(path: str) -> bool:
     except BadInput:
         return False
     return True
-
-
-def _pad(image: Tensor, window: int) -> Tensor:
-    """Reflect at the bottom and the right to a multiple of `window`; repeat the edge of tiny images."""
-    rows, columns = (-side % window for side in image.shape[-2:])
-    if not rows and not columns:
-        return image
-    mode = "reflect" if rows < image.shape[-2] and columns < image.shape[-1] else "replicate"
-    return F.pad(image, (0, columns, 0, rows), mode=mode)

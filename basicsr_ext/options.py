@@ -14,11 +14,9 @@ import yaml
 
 from kbnet_plugin.errors import BadInput, nearest
 
-from . import schema
+from . import aliases, schema
 
 Options = dict[str, Any]
-
-PHASES = ("train", "val", "test")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML is untyped
@@ -95,6 +93,7 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
     Relative paths start at the working directory, as BasicSR's users expect.
     """
     as_given = json.loads(json.dumps(options, default=str))  # plain values, for training states
+    options, renamed = aliases.translate(options)
     options = schema.check(options, source)
     options["as_given"] = as_given
     if train and options["train"] is None:
@@ -106,8 +105,10 @@ def prepare_options(options: Options, source: str | Path, *, train: bool) -> Opt
     options["manual_seed"] = options["manual_seed"] or 0
     if options["val"] is None and not train:
         options["val"] = schema.Val().model_dump()
-    options["notes"] = schema.notes(options)
+    options["notes"] = renamed + schema.notes(options)
     _prepare_datasets(options, source)
+    if train:
+        _prepare_logger(options, source)
     _prepare_paths(options)
     return options
 
@@ -123,15 +124,18 @@ def count(section: Options, key: str, where: str) -> int:
 def _prepare_datasets(options: Options, source: str | Path) -> None:
     kept = {}
     for label, dataset in options["datasets"].items():
-        phase = str(label).split("_")[0]
-        if phase not in PHASES:
-            raise BadInput(f"{source}: datasets.{label} is not named train, val* or test*")
+        if not (match := re.match(schema.SETS, str(label))):
+            raise BadInput(
+                f"{source}: datasets.{label}: a set is called train, val or test, the last two perhaps with "
+                "an ending, as in val_2 or test_Set5"
+            )
         if dataset is None:
             continue  # switched off, e.g. by --force_yml datasets:val=null
+        phase = match[2] or "train"
         used = phase != "test" if options["is_train"] else phase != "train"
         if used:
             dataset.update(phase=phase, scale=options["scale"])
-            dataset.setdefault("name", label)
+            dataset["name"] = dataset.get("name") or label
             dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
             if dataset["io_backend"].get("type") == "petrel":
                 stored = all(str(v).endswith(".lmdb") for k, v in dataset.items() if k.startswith("dataroot"))
@@ -143,6 +147,7 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
         raise BadInput(f"{source}: datasets.train is missing")
     if not kept:
         raise BadInput(f"{source}: datasets has no val or test set to test on")
+    _tell_apart(kept, options["notes"])
     for label, dataset in kept.items():
         for key, value in dataset.items():
             if not (key.startswith("dataroot") or key == "meta_info_file"):
@@ -152,6 +157,36 @@ def _prepare_datasets(options: Options, source: str | Path) -> None:
             else:
                 dataset[key] = _existing(str(value), f"{source}: datasets.{label}.{key}", source)
     options["datasets"] = kept
+
+
+def _tell_apart(datasets: Options, notes: list[str]) -> None:
+    """Give validation sets of one name different ones: it is in their figures, plots and pictures."""
+    known: dict[str, str] = {}
+    for label, dataset in datasets.items():
+        if dataset["phase"] == "train":
+            continue
+        if (name := str(dataset["name"])) in known:
+            dataset["name"] = f"{name}-{label}"
+            notes.append(
+                f"datasets.{label} has the name of datasets.{known[name]}, {name}: shown as {dataset['name']}"
+            )
+        known[str(dataset["name"])] = label
+
+
+def _prepare_logger(options: Options, source: str | Path) -> None:
+    settings = options["logger"]
+    if (settings["wandb"] or {}).get("project"):
+        if importlib.util.find_spec("wandb") is None:
+            raise BadInput(
+                f"{source}: logger.wandb.project: the Python package wandb is not installed; "
+                "pip install wandb, or set the project to null"
+            )
+        settings["use_tb_logger"] = True
+    if settings["use_tb_logger"] and importlib.util.find_spec("tensorboard") is None:
+        raise BadInput(
+            f"{source}: logger.use_tb_logger: the Python package tensorboard is not installed; "
+            "pip install tensorboard, or set it to false"
+        )
 
 
 def _existing(value: str, where: str, source: str | Path) -> str:
@@ -168,11 +203,21 @@ def _existing(value: str, where: str, source: str | Path) -> str:
     if path.startswith("package:"):
         path = _inside_package(path.removeprefix("package:"), where)
     if not os.path.exists(path):
-        raise BadInput(
-            f"{where}: {path} does not exist; "
-            f"the comments in {source} say where to get the data and how to arrange it"
-        )
+        hint = "set it to the folder of your data"
+        if _describes_data(source):
+            hint = f"the comments in {source} say where to get the data and how to arrange it"
+        raise BadInput(f"{where}: {path} does not exist; {hint}")
     return path
+
+
+def _describes_data(source: str | Path) -> bool:
+    """Return whether the comments before the first key have a paragraph 'Data', as those of options/ do."""
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    head = re.match(r"(#.*\n|\s*\n)*", text)
+    return bool(head and re.search(r"^# *Data\b", head[0], re.MULTILINE))
 
 
 def _inside_package(path: str, where: str) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.files import atomic_path
 
-from .files import SUFFIXES, image_files, pair_up
+from .files import SUFFIXES, image_files, pair_up, walk
 
 Pairs = dict[str, dict[str, str]]
 """Path by role, by the name of the pair, which the crops' names begin with."""
@@ -108,7 +108,7 @@ def _paired(folders: dict[str, str]) -> Pairs:
 
 def _sidd(source: str) -> Pairs:
     pairs: Pairs = {}
-    for parent, _, names in os.walk(source):
+    for parent, names in walk(source):
         for name in names:
             if "_GT_SRGB" not in name.upper() or not name.lower().endswith(SUFFIXES):
                 continue
@@ -181,7 +181,8 @@ def _sidd_blocks(source: Path, target: Path) -> int:
     """Save the validation blocks, (40, 32, 256, 256, 3), as pictures."""
     count = 0
     for role, kind in (("target", "Gt"), ("input", "Noisy")):
-        file = next(source.rglob(f"Validation{kind}BlocksSrgb.mat"), None)
+        name = f"Validation{kind}BlocksSrgb.mat"
+        file = next((Path(parent, name) for parent, names in walk(str(source)) if name in names), None)
         if file is None:
             continue
         from scipy.io import loadmat

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sys
 import warnings
 from copy import deepcopy
 from importlib.metadata import entry_points
@@ -25,7 +27,7 @@ from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.degradations import Pipeline
 from kbnet_plugin.errors import BadInput, nearest, one_line
 
-from . import datasets, losses, metrics, model, selfsup_datasets
+from . import datasets, forks, losses, metrics, model, recorrupted, selfsup_datasets, stock
 from .base_model import ALIASES, BaseModelFixes, scheduler_classes
 from .files import use_shared_lmdb
 from .options import Options
@@ -46,8 +48,9 @@ OURS: dict[str, tuple[Any, ...]] = {
         datasets.Dataset_CleanImages,
         selfsup_datasets.Dataset_BlindSpot,
         selfsup_datasets.Dataset_PlanePairs,
+        recorrupted.Dataset_NoisyPlanes,
     ),
-    "MODEL_REGISTRY": (model.ImageCleanModel,),
+    "MODEL_REGISTRY": (model.ImageCleanModel, recorrupted.RecorruptedModel),
     "LOSS_REGISTRY": (losses.PSNRLoss, losses.FrequencyLoss, losses.BlindSpotLoss),
     "METRIC_REGISTRY": (
         metrics.calculate_psnr_clamped,
@@ -60,6 +63,7 @@ OURS: dict[str, tuple[Any, ...]] = {
 def register() -> None:
     """Register our classes, then import the plugins of other packages; may be called again."""
     use_shared_lmdb()
+    stock.install()
     for name, objects in OURS.items():
         registry = getattr(registries, name)
         for item in objects:
@@ -77,12 +81,16 @@ def register() -> None:
             logger.warning(
                 "the BasicSR plugin %s (%s) failed to load: %s", plugin.name, plugin.value, one_line(error)
             )
+    for name, cls in forks.MODELS.items():  # last, as a plugin may have the class itself
+        if name not in registries.MODEL_REGISTRY:
+            registries.MODEL_REGISTRY.register(cls)
 
 
 def check_names(options: Options, source: object) -> None:
     """Raise `BadInput`, with the nearest known name, if a type in the options is not registered."""
     _known("MODEL_REGISTRY", options, "model_type", f"{source}: model_type")
-    mine = issubclass(registries.MODEL_REGISTRY.get(options["model_type"]), model.ImageCleanModel)
+    cls = registries.MODEL_REGISTRY.get(options["model_type"])
+    mine = issubclass(cls, model.ImageCleanModel)
     for section, keys in ({} if mine else OURS_ONLY).items():
         given = [k for k, v in (options["as_given"].get(section) or {}).items() if k in keys and v]
         if given:
@@ -103,6 +111,10 @@ def check_names(options: Options, source: object) -> None:
     for key, loss in (options.get("train") or {}).items():
         if key.endswith("_opt") and isinstance(loss, dict) and options["is_train"]:
             _known("LOSS_REGISTRY", loss, "type", f"{source}: train.{key}.type")
+            if not mine and not _reads(cls, key):
+                options["notes"].append(
+                    f"train.{key} has no effect: {options['model_type']} has no such loss"
+                )
     for key, metric in ((options.get("val") or {}).get("metrics") or {}).items():
         _known("METRIC_REGISTRY", metric, "type", f"{source}: val.metrics.{key}.type")
     for metric in ((options.get("val") or {}).get("metrics") or {}).values():
@@ -115,27 +127,48 @@ def check_names(options: Options, source: object) -> None:
             raise BadInput(f"{source}: train.scheduler.type: unknown name {name!r}{nearest(name, known)}")
 
 
+def _reads(cls: type, key: str) -> bool:
+    """Return whether the code of a model mentions a key of the options, as far as it can be read."""
+    modules = {base.__module__ for base in cls.__mro__ if base is not object}
+    try:
+        texts = [inspect.getsource(sys.modules[name]) for name in modules]
+    except (OSError, TypeError, KeyError):
+        return True
+    return any(f"'{key}'" in text or f'"{key}"' in text for text in texts)
+
+
 def _known(registry: str, section: Options, key: str, where: str) -> None:
     name, known = section.get(key), set(getattr(registries, registry).keys())
     if name in known:
         return
-    if f"{name}_basicsr" not in known:
-        raise BadInput(f"{where}: unknown name {name!r}{nearest(name, known)}")
-    section[key] = f"{name}_basicsr"  # BasicSR would find it too, but print a line
+    if f"{name}_basicsr" in known:
+        section[key] = f"{name}_basicsr"  # BasicSR would find it too, but print a line
+        return
+    if registry == "ARCH_REGISTRY":
+        try:
+            found = forks.network(str(name))
+        except BadInput as error:
+            raise BadInput(f"{where}: {one_line(error)}") from error
+        if found is not None:
+            registries.ARCH_REGISTRY.register(found)
+            return
+    raise BadInput(f"{where}: unknown name {name!r}{nearest(name, known)}")
 
 
 def build_model(options: Options) -> Any:
-    """Build the model of the options; classes of BasicSR and of plugins get `BaseModelFixes` mixed in."""
+    """Build the model of the options; classes of BasicSR and of plugins get `StockModel` mixed in."""
     cls = registries.MODEL_REGISTRY.get(options["model_type"])
     if not issubclass(cls, BaseModelFixes):
-        cls = type(cls.__name__, (BaseModelFixes, cls), {})
+        cls = type(cls.__name__, (stock.StockModel, cls), {})
     try:
         return cls(deepcopy(options))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except BadInput:
+        raise
+    except (TypeError, ValueError, LookupError, AssertionError, NotImplementedError, OSError) as error:
+        missing = "missing key " if isinstance(error, KeyError) else ""
         raise BadInput(
-            f"{options['model_type']} cannot be built from these options: {one_line(error)}"
+            f"{options['model_type']} cannot be built from these options: "
+            f"{missing}{one_line(error) or type(error).__name__}"
         ) from error
 
 

@@ -24,8 +24,9 @@ from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.device import free_memory, is_out_of_memory
 
 from .files import to_unit
-from .image_dataset import ImageDataset, Sample, Window, padded, reduced, sample_key, turned
+from .image_dataset import ImageDataset, Sample, sample_key
 from .sampler import Ticket
+from .windows import Window, padded, reduced, turned
 
 SHARE = 0.25
 """Part of the free memory that ``device_images: auto`` may take."""

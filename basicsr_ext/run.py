@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from kbnet_plugin.errors import BadInput, one_line
-
 from . import costs, dist, logs
+from .base_model import BaseModelFixes
+from .checkpoints import Checkpoints
 from .clock import Meter, Schedule, ending
-from .experiment import link, prune
 from .history import History
 from .options import Options
 from .sampler import StageBatchSampler, Stages, seed_everything
-from .saver import Saver
+from .validation import validate
+from .watch import Watch, images_of
 
 logger = logging.getLogger("basicsr")
 
@@ -28,12 +28,6 @@ WARM_UP = 5
 
 CHECK_EVERY = 20
 """Steps between looks at the device and at the other processes, both of which make a GPU wait."""
-
-SAVE_EVERY = 60.0
-"""Seconds between checkpoints that the next one replaces: what a crash may lose."""
-
-SAVING_SHARE = 0.05
-"""Share of the time that they may take, by which they become rarer for large networks."""
 
 ENDING = 2.0
 """Seconds that a run with a time limit keeps for its last checkpoint and its exit."""
@@ -72,9 +66,8 @@ class Run:
         self.stages, self.sampler, self.schedule = stages, sampler, schedule
         self.iteration = self.start = start
         self.world, self.rank = options["world_size"], options["rank"]
-        self.saved = self.validated = start if start else None
-        self._requested, self._rolling = self.saved, False
-        self.tensorboard = logs.tensorboard(options)
+        self.validated = start or None
+        self.tensorboard = logs.tensorboard(options, start)
         self.bar = tqdm(
             total=1 if schedule.by_clock else schedule.total,
             initial=0 if schedule.by_clock else start,
@@ -85,12 +78,18 @@ class Run:
         )
         self.meter = Meter(model.device)
         self.every = CHECK_EVERY if model.device.type == "cuda" else 1
-        self.saver = Saver()
-        self._saved_at, self._saving = time.monotonic(), 0.0
         self._validation: float | None = None
         self.history = None
         if self.rank == 0:
             self.history = History(Path(options["path"]["experiments_root"]), start)
+        plot = self.history.plot if self.history else lambda: None
+        self.checkpoints = Checkpoints(options, model, start, plot)
+        # A model with a check of its own knows more, such as which steps to skip.
+        own = type(model).check is not BaseModelFixes.check
+        self.watch = None if own else Watch(model.optimizers, model.device)
+        self._whole, self._stepping, self._changed = start, False, False
+        for optimizer in model.optimizers:
+            optimizer.register_step_post_hook(self._note_change)
 
     def step(self, batch: Any) -> None:
         """Make one iteration, then log, save and validate as due."""
@@ -103,14 +102,18 @@ class Run:
         model.update_learning_rate(i, warmup_iter=int(self.options["train"].get("warmup_iter") or -1))
         images = self.sampler.sizes.popleft() * self.world
         pixels = _pixels(batch) * self.world
+        self._stepping, self._changed = True, False
         with self.meter.network(images, pixels):
             model.feed_data(batch)
             model.optimize_parameters(i)
         model.samples += images
+        self._whole, self._stepping = i, False
+        if self.watch:
+            self.watch.note(i, model.log_dict, images_of(batch))
         last = self.over
         if i % self.every == 0 or last:
-            model.check()
-        self.saver.poll()
+            self._check()
+        self.checkpoints.poll()
         self._advance_bar()
         if i == self.start + WARM_UP:
             self._print(record=False)
@@ -119,10 +122,13 @@ class Run:
             self._print()
         if i % every["save_checkpoint_freq"] == 0:
             self._save()
-        elif i % self.every == 0 and self._due():
+        elif i % self.every == 0 and self.checkpoints.due:
             self._save(rolling=True)
         if self.options.get("val") and i % self.options["val"]["val_freq"] == 0 and not last:
             self._validate()
+
+    def _note_change(self, *_: Any) -> None:
+        self._changed = True
 
     @property
     def over(self) -> bool:
@@ -181,6 +187,7 @@ class Run:
                 self.tensorboard.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, i)
             if not first:
                 self.tensorboard.add_scalar("speed/Mpixels per second", speed.pixels / 1e6, i)
+                self.tensorboard.add_scalar("speed/images per second", speed.images, i)
 
     def _left(self, per_step: float) -> float:
         """Return the seconds until the run ends, with the validations that are still to come."""
@@ -193,42 +200,24 @@ class Run:
             seconds += (-(-total // every) - self.iteration // every) * self._validation
         return seconds
 
-    def _due(self) -> bool:
-        """Whether a checkpoint is due by the clock of the main process."""
-        waited = time.monotonic() - self._saved_at
-        return (
-            self.rank == 0 and waited > max(SAVE_EVERY, self._saving / SAVING_SHARE) and not self.saver.busy
-        )
-
     def _save(self, *, rolling: bool = False) -> None:
-        if self._requested == self.iteration and (rolling or not self._rolling):
-            return
-        self._requested, self._rolling = self.iteration, rolling
-        began = time.monotonic()
-        self.saver.wait()
+        self._check()
+        self._note_place()
+        self.checkpoints.save(self.iteration, self._epoch, rolling=rolling)
+
+    def _check(self) -> None:
+        """Raise if a step since the last call was not finite."""
         self.model.check()
+        if self.watch:
+            self.watch.check()
+
+    def _note_place(self) -> None:
         self.model.seconds = self.schedule.seconds
         self.model.position = self.schedule.position if self.schedule.by_clock else None
-        iteration = self.iteration
-        write = self.model.checkpoint(self.model.samples // self.sampler.length, iteration, rolling=rolling)
-        best = self._best()
-        self._saved_at = time.monotonic()
-        self.saver.submit(lambda: self._write(write, iteration, best, began))
 
-    def _write(self, write: Callable[[], None], iteration: int, best: int | None, began: float) -> None:
-        write()
-        self.saved = iteration
-        if self.rank == 0:
-            prune(self.options, self.options["logger"]["keep_checkpoints"], best)
-            if self.history:
-                self.history.plot()
-        self._saving = time.monotonic() - began
-
-    def _best(self) -> int | None:
-        """Return the iteration with the best value so far of the first metric on the first set."""
-        found: dict[str, Any] = getattr(self.model, "best_metric_results", {})
-        first: dict[str, Any] = next(iter(found.values()), {})
-        return next((entry.get("iter") for entry in first.values()), None)
+    @property
+    def _epoch(self) -> int:
+        return int(self.model.samples // self.sampler.length)
 
     def _validate(self) -> None:
         if self.validated == self.iteration or not self.options.get("val"):
@@ -236,20 +225,16 @@ class Run:
         began = time.monotonic()
         with self.meter.pause():
             for loader in self.val_sets:
-                results = self.model.validation(
-                    loader, self.iteration, self.tensorboard, self.options["val"]["save_img"]
-                )
+                save = self.options["val"]["save_img"]
+                results = validate(self.model, loader, self.iteration, self.tensorboard, save)
                 if self.history and results:
                     name = loader.dataset.opt["name"]
                     self.history.add(self.iteration, {f"{name} {k}": v for k, v in results.items()})
             self.validated, self._validation = self.iteration, time.monotonic() - began
-            best = torch.tensor([self._best() == self.iteration if self.rank == 0 else False])
-            if dist.any_rank(bool(best)):
-                self._requested = None  # save again: the state now contains the best result
-                self._save()
-                self.saver.wait()
-                if self.rank == 0:
-                    link(Path(self.options["path"]["models"]), self.iteration, "best")
+            if dist.any_rank(self.rank == 0 and self.checkpoints.best == self.iteration):
+                self._check()
+                self._note_place()
+                self.checkpoints.save_best(self.iteration, self._epoch)
             if self.history:
                 self.history.plot()
 
@@ -283,28 +268,26 @@ class Run:
         seconds = float(dist.total(torch.tensor([seconds], dtype=torch.float64))) / self.world
         return 1.3 * seconds
 
-    def kept(self) -> str:
-        """Say which checkpoint there is."""
-        try:
-            self.saver.wait()
-        except (BadInput, OSError) as error:
-            return one_line(error)
-        if self.saved is None:
-            return "no checkpoint has been saved yet"
-        return f"the checkpoint of iter {self.saved:,} is kept; --auto_resume continues from there"
+    def rescue(self) -> str:
+        """Save the last whole step, if its weights are finite, and say which checkpoint there is."""
+        if self.rank == 0 and self._whole and not (self._stepping and self._changed):
+            # Whatever has broken, perhaps the device itself, is what the message is about.
+            with suppress(Exception):
+                self._note_place()
+                self.checkpoints.save(self._whole, self._epoch, rolling=True)
+        return self.checkpoints.kept()
 
     def finish(self, *, interrupted: bool = False) -> None:
         """Save; unless interrupted, also validate and link the last weights as ``net_*_latest.pth``."""
         self._save()
-        self.saver.wait()
+        self.checkpoints.wait()
         if interrupted:
             logger.info(
                 "interrupted: saved at iter %s; --auto_resume continues from there", f"{self.iteration:,}"
             )
         else:
             self._validate()
-            if self.rank == 0:
-                link(Path(self.options["path"]["models"]), self.iteration, "latest")
+            self.checkpoints.link("latest", self.iteration)
             logger.info("done: %s", self.options["path"]["models"])
         if self.tensorboard:
             self.tensorboard.close()
@@ -312,7 +295,7 @@ class Run:
 
     def close(self) -> None:
         """End the bar and the thread that saves."""
-        self.saver.close()
+        self.checkpoints.close()
         self.bar.close()
 
 

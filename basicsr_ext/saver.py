@@ -2,8 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.files import atomic_path
+
+
+class SavingError(BadInput):
+    """A checkpoint could not be written."""
+
+
+class Snapshot:
+    """What the files of a checkpoint will contain, copied to the CPU, since training goes on to change it."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Any, Path]] = []
+
+    def add(self, content: Any, path: Path) -> None:
+        """Copy the content of a file."""
+        self._files.append((_copied(content), path))
+
+    @property
+    def size(self) -> int:
+        """Bytes that the files will have, nearly."""
+        return sum(_size(content) for content, _ in self._files)
+
+    def write(self) -> None:
+        """Write all files, or none.
+
+        Raises
+        ------
+        SavingError
+            If that is impossible.
+        """
+        written: list[Path] = []
+        try:
+            for content, path in self._files:
+                existed = path.exists()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(path) as temporary:
+                    torch.save(content, temporary)
+                if not existed:
+                    written.append(path)
+        except (OSError, RuntimeError) as error:  # torch reports some full disks as RuntimeError
+            for done in written:
+                done.unlink(missing_ok=True)
+            raise SavingError(f"cannot save {path}: {one_line(error)}") from error
 
 
 class Saver:
@@ -37,3 +88,24 @@ class Saver:
     def close(self) -> None:
         """Wait for the last job, whatever its result, and end the thread."""
         self._pool.shutdown(wait=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much can still be written to the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def _copied(content: Any) -> Any:
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: _copied(value) for key, value in content.items()}
+    return type(content)(map(_copied, content)) if isinstance(content, (list, tuple)) else content
+
+
+def _size(content: Any) -> int:
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(_size, content.values()))
+    return sum(map(_size, content)) if isinstance(content, (list, tuple)) else 0

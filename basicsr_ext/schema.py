@@ -101,8 +101,17 @@ class Lpips(Section):
     better: Literal["lower"] = _key("lower", "which values are better")
 
 
+class Niqe(Section):
+    type: Literal["calculate_niqe"] = _key(..., "natural image quality evaluator; needs no ground truth")
+    crop_border: Size = _key(0, "pixels to leave out at each edge")
+    convert_to: Literal["y", "gray"] = _key("y", "what to measure of colour: luma (BT.601), or gray")
+    input_order: Literal["HWC"] = _key("HWC", "the only order; BasicSR's option files contain the key")
+    better: Literal["lower"] = _key("lower", "which values are better")
+
+
 METRICS: dict[str, type[BaseModel]] = {
     "calculate_lpips": Lpips,
+    "calculate_niqe": Niqe,
     **{f"calculate_{m}{c}": Metric for m in ("psnr", "ssim") for c in ("", "_clamped")},
 }
 
@@ -135,9 +144,15 @@ class _Crops(Section):
 class _Dataset(_Crops):
     dataroot_gt: str | None = _key(None, "clean images: a folder, *.lmdb, or package:PACKAGE/FOLDER")
     dataroot_lq: str | None = _key(None, "degraded images, unless made from the clean ones")
-    meta_info_file: str | None = _key(None, "text file with the names to use, one per line")
+    meta_info_file: str | None = _key(
+        None, "text file with the names to use, one per line, or 'clean, degraded'"
+    )
     files: list[str] | None = _key(None, "names to use")
     filename_tmpl: str = _key("{}", "name of the degraded image, given that of the clean one")
+    range: list[Number] | None = _key(
+        None,
+        "the two values that become 0 and 1; null: 0 and the largest of the files' bits, floats as they are",
+    )
     pad_small: bool = _key(False, "pad images smaller than the crop by reflection, instead of refusing them")
     device_images: Literal["auto"] | bool = _key(
         "auto", "keep decoded training images on the device and make batches there; auto: if they fit"
@@ -208,6 +223,9 @@ class KBNetS(Section):
     basicblock: str = _key("KBBlock_s", "type of block")
     lightweight: bool = _key(False, "depthwise 3 x 3 instead of grouped 5 x 5 convolutions")
     ffn_scale: Positive = _key(2, "expansion of the feed-forward layers")
+    bases: Count = _key(32, "kernels that the attention mixes at each pixel")
+    per_group: Count = _key(4, "channels in a group of the attention")
+    fold: Count = _key(1, "pixels of each side that become one in the first convolution")
 
 
 class KBNetL(Section):
@@ -292,9 +310,11 @@ class Wandb(Section):
 class Logger(Section):
     print_freq: Count = _key(100, "iterations between log lines")
     save_checkpoint_freq: Count = _key(5000, "iterations between checkpoints")
-    keep_checkpoints: Count | None = _key(5, "checkpoints to keep, besides the best; null: all")
+    keep_checkpoints: Count | None = _key(
+        5, "checkpoints to keep besides the best; null: all, as other models than ImageCleanModel by default"
+    )
     use_tb_logger: bool = _key(False, "write TensorBoard logs")
-    wandb: Wandb | None = _key(None, "mirror TensorBoard to Weights & Biases")
+    wandb: Wandb | None = _key(None, "mirror TensorBoard, which is then on, to Weights & Biases")
 
 
 class Distributed(Section):
@@ -311,13 +331,16 @@ class OptionFile(Section):
     deterministic: bool = _key(False, "only algorithms that repeat bit for bit; slower on GPUs")
     find_unused_parameters: bool = _key(False, "for networks that do not use all weights in each step")
     network_g: dict[str, Any] = _key(..., "the network: type and arguments")
-    datasets: dict[str, Any] = _key(..., "train, val*, test*: type and keys of each; null: off")
+    datasets: dict[str, Any] = _key(..., "train, val or val_*, test or test_*: type and keys; null: off")
     path: Path | None = _key(None, "weights and folders")
     train: Train | None = _key(None, "training")
     val: Val | None = _key(None, "validation and test")
     logger: Logger = _key(Logger(), "log and checkpoints")
     dist_params: Distributed | None = _key(None, "BasicSR's key; no effect")
 
+
+SETS = r"^(train$|(val|test)($|[_\d]))"
+"""Keys under ``datasets``, as a regular expression."""
 
 OURS_ONLY = {
     "train": (
@@ -367,8 +390,9 @@ def _by_type(kind: str, section: Any, source: object, where: tuple[Any, ...]) ->
         raise BadInput(f"{source}: {_dotted(where)} must be a section of keys and values, not {section!r}")
     cls = BY_TYPE[kind].get(str(section.get("type")), Typed)
     checked = _validate(cls, section, source, where)
-    # Only datasets get defaults, except null; arguments of other classes stay as given.
-    return {k: v for k, v in checked.items() if k in section or (kind == "dataset" and v is not None)}
+    # Only datasets and metrics get defaults, except null; arguments of other classes stay as given.
+    filled = kind in ("dataset", "metric")
+    return {k: v for k, v in checked.items() if k in section or (filled and v is not None)}
 
 
 def _validate(
@@ -512,6 +536,7 @@ def describe() -> str:
     section("val", Val)
     section("val.metrics.*, type calculate_psnr", Metric)
     section("val.metrics.*, type calculate_lpips", Lpips)
+    section("val.metrics.*, type calculate_niqe", Niqe)
     section("logger", Logger)
     for kind, title in (("network", "network_g"), ("dataset", "datasets.*")):
         for name, cls in BY_TYPE[kind].items():
@@ -551,7 +576,7 @@ def json_schema() -> dict[str, Any]:
     strict["patternProperties"] = {"^network_[^g]": network}
     strict["properties"]["datasets"] = {
         "type": "object",
-        "patternProperties": {"^(train|val|test)(_.*)?$": chosen("dataset")},
+        "patternProperties": {SETS: chosen("dataset")},
         "additionalProperties": False,
     }
     metrics = {"type": ["object", "null"], "additionalProperties": chosen("metric")}

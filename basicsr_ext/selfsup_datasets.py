@@ -105,7 +105,7 @@ class Dataset_BlindSpot(NoisyDataset):
         percentage = self.opt.get("masked_pixel_percentage") or MASKED_PIXEL_PERCENTAGE
         strategy = self.opt.get("strategy") or STRATEGY
         masked, target = mask(noisy, sample_generator(), percentage, strategy)
-        return _sample(masked, target, self.planes.name(index))
+        return sample(masked, target, self.planes.name(index))
 
 
 class Dataset_PlanePairs(NoisyDataset):
@@ -144,9 +144,10 @@ class Dataset_PlanePairs(NoisyDataset):
         both = self._augmented(self.planes.read(first, window), self.others.read(second, window))
         if np.random.randint(2):
             both.reverse()
-        return _sample(fill_missing(both[0], sample_generator()), both[1], self.planes.name(first))
+        return sample(fill_missing(both[0], sample_generator()), both[1], self.planes.name(first))
 
 
-def _sample(noisy: NDArray[np.float32], target: NDArray[np.float32], name: str) -> Sample:
+def sample(noisy: NDArray[np.float32], target: NDArray[np.float32], name: str) -> Sample:
+    """Return input and target (H, W, C) as a sample."""
     lq, gt = (torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in (noisy, target))
     return {"lq": lq, "gt": gt, "lq_path": name, "gt_path": name}

@@ -11,27 +11,30 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import Any
 
 import cv2
 import torch
 from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from kbnet_plugin.errors import BadInput, one_line
 
 from . import costs, dist, logs
 from .base_model import unwrap
+from .checkpoints import kept_number
 from .clock import Schedule
-from .experiment import open_experiment, resume_state
+from .experiment import locked, open_experiment, resume_state
 from .failures import one_line_errors
 from .options import Options
 from .registry import build_model, version
 from .resident import Resident, open_resident
 from .run import Run
 from .sampler import Failure, Reproducible, StageBatchSampler, Stages, Ticket, collate, seed_everything
+from .val_sets import check_sets
 
 logger = logging.getLogger("basicsr")
 
@@ -53,6 +56,17 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
         If the options, the data or the weights are invalid, in which case nothing has been written, or if
         training fails.
     """
+    try:
+        with ExitStack() as stack:
+            with dist.together():
+                if options["rank"] == 0:
+                    stack.enter_context(locked(options))
+            return _train(options, option_file, auto_resume, parent)
+    except dist.PeerLostError as error:
+        raise BadInput("another process of the job stopped; its own message says why") from error
+
+
+def _train(options: Options, option_file: str, auto_resume: bool, parent: int | None) -> int:
     rank, world, seed = options["rank"], options["world_size"], options["manual_seed"]
     # torch warns if the first step is skipped, as on_nan and fp16 may do.
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -60,6 +74,7 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     accumulate = options["train"]["accumulate"]
     stages = Stages.from_options(options["datasets"]["train"], accumulate=accumulate)
     train_set, val_sets = _datasets(options)
+    check_sets(options, val_sets, train_set.dataset)
     state = resume_state(options, auto_resume=auto_resume)
     seed_everything(seed)
     model = build_model(options)
@@ -72,11 +87,11 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     activations = _check_network(model, train_set, stages)
     resident, reading = open_resident(train_set.dataset, model.device, train_set.label)
     dist.wait()  # all have read what open_experiment may move away
-    if rank == 0:
-        open_experiment(options, option_file, keep=state is not None)
-    dist.wait()
+    with dist.together():
+        if rank == 0:
+            open_experiment(options, option_file, keep=state is not None)
     logs.to_file(options, "train")
-    if keep := options["logger"]["keep_checkpoints"]:
+    if keep := kept_number(options, model):
         logger.info("keeping the last %d checkpoints and the best (logger.keep_checkpoints)", keep)
     for note in options["notes"]:
         logger.info("note: %s", note)
@@ -102,8 +117,12 @@ def train(options: Options, option_file: str, *, auto_resume: bool, parent: int 
     )
     run = Run(options, model, val_sets, stages, sampler, schedule, start)
     try:
-        with _signals() as received, one_line_errors(run, received):
-            for batch in _batches(train_set, resident, sampler, model, dataset):
+        with (
+            _signals() as received,
+            one_line_errors(run, received),
+            closing(_batches(train_set, resident, sampler, model, dataset)) as batches,
+        ):
+            for batch in batches:
                 run.step(batch)
                 if parent is not None and os.getppid() != parent:
                     received.append(signal.SIGTERM)
@@ -136,7 +155,7 @@ def _batches(
     sampler: StageBatchSampler,
     model: Any,
     dataset: Options,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     if resident is not None:
         yield from map(resident.batch, sampler)
         return
@@ -148,10 +167,30 @@ def _batches(
         worker_init_fn=_quiet_worker,
         pin_memory=model.device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, Failure):
-            raise BadInput(batch.message)
-        yield batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, Failure):
+                raise BadInput(batch.message)
+            yield batch
+    finally:
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            _end_workers(batches)
+
+
+def _end_workers(batches: _MultiProcessingDataLoaderIter) -> None:
+    """End the workers where an error can be caught: the iterator does so when it is deleted, where none can.
+
+    If one of them dies by a signal meanwhile, torch's handler of SIGCHLD raises, at whatever line it is.
+    """
+    before = None
+    with suppress(ValueError):  # not the main thread
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        batches._shutdown_workers()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def choose_device(options: Options) -> None:
@@ -225,6 +264,9 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
         return None
     network = unwrap(model.net_g)
     name = type(network).__name__
+    advice = ""
+    if hasattr(train_set.dataset, "channels"):
+        advice = "; set in_ch of every set to 1 (gray) or 3 (colour), as the network has"
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
 
@@ -235,6 +277,8 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
         return tensor
 
     mixed = model.autocast() if hasattr(model, "autocast") else nullcontext()
+    # In training mode, running statistics would take the crop in.
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         # Not through __call__, which would compile for a batch size that is never used.
         with mixed, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
@@ -248,13 +292,17 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
         channels = sample["lq"].shape[0]
         raise BadInput(
             f"network_g ({name}) cannot process the {channels}-channel images of {train_set.label}: "
-            f"{one_line(error)}"
+            f"{one_line(error)}{advice}"
         ) from error
+    finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
     output = output[-1] if isinstance(output, (list, tuple)) else output
     if "gt" in sample and output.shape[1:] != sample["gt"].shape:
         raise BadInput(
             f"network_g ({name}) turns {tuple(sample['lq'].shape)} into {tuple(output.shape[1:])}, "
             f"but the targets of {train_set.label} are {tuple(sample['gt'].shape)} (channels, height, width)"
+            f"{advice if output.shape[1] != sample['gt'].shape[0] else ''}"
         )
     return sum(kept.values()) / sample["lq"][0].numel()
 
@@ -263,22 +311,30 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, so that a step can finish and be saved; a second one stops at once."""
     received: list[int] = []
+    previous: dict[int, Any] = {}
+    process = os.getpid()
 
-    def note(number: int, _: Any) -> None:
-        if received:
+    def note(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # a worker that has not begun to ignore signals
+            return
+        if not received:
+            received.append(number)
+            # Not by the logger, whose streams may be in use at this very line.
+            with suppress(OSError):
+                os.write(1, b"stopping after this step; a second signal stops at once, without saving\n")
+        elif callable(previous[number]):
+            previous[number](number, frame)
+        else:
             raise KeyboardInterrupt
-        received.append(number)
-        logger.warning("stopping after this step; a second signal stops at once, without saving")
 
-    previous = {}
     with suppress(ValueError):  # not the main thread, which alone may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for known, handler in previous.items():
+            signal.signal(known, handler)
 
 
 def _quiet_worker(_: int) -> None:

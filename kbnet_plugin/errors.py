@@ -34,7 +34,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
     folded = {n.lower(): n for n in names}
     given = str(name).lower()
     containing = sorted((f for f in folded if given in f), key=len)
-    if close := get_close_matches(given, folded, n=1, cutoff=0.5) or containing:
+    if close := get_close_matches(given, folded, n=1, cutoff=0.6) or containing:
         return f"; did you mean {folded[close[0]]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 

@@ -274,7 +274,7 @@ def test_ctrl_c_stops_a_training_and_saves_it(monkeypatch, capsys, done, status)
     model = SimpleNamespace(path="mine.safetensors", name="mine")
 
     class Fit:
-        summary, doubt, iteration, config = "", "", done, FitConfig(source="a", name="mine", method="n2n")
+        summary, verdict, iteration, config = "", "", done, FitConfig(source="a", name="mine", method="n2n")
         stop, save = Mock(), Mock(return_value=model)
 
         def __init__(self, config, overwrite):
@@ -282,7 +282,7 @@ def test_ctrl_c_stops_a_training_and_saves_it(monkeypatch, capsys, done, status)
 
         def run(self):
             signal.raise_signal(signal.SIGINT)
-            yield SimpleNamespace(iteration=done, loss=1.0)
+            yield SimpleNamespace(iteration=done, total=9, loss=1.0, gain=None)
 
     monkeypatch.setattr("kbnet_plugin.selfsup.fit.Fit", Fit)
     before = signal.getsignal(signal.SIGINT)

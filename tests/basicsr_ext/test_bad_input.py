@@ -80,7 +80,7 @@ def test_the_nearest_known_name_is_suggested(fails, options, where, name, neares
     ("network", "said"),
     [
         ({"width": 6}, "width must be a multiple of 4"),
-        ({"img_channel": 1}, "3-channel"),
+        ({"img_channel": 1}, "set in_ch of every set to 1 (gray) or 3 (colour)"),
     ],
 )
 def test_invalid_network_arguments(fails, options, network, said):
@@ -112,6 +112,7 @@ def test_invalid_network_arguments(fails, options, network, said):
         ("train=[]", "train must be a section of keys and values, not []"),
         ("num_gpu=-1", "num_gpu must be 'auto' or a whole number of at least 0, not -1"),
         ("val:tile=0", "val.tile must be a whole number of at least 1, not 0"),
+        ("val:grids=true", "unknown key val.grids; known: "),
     ],
 )
 def test_a_key_or_value_that_is_not_in_the_schema_is_named(fails, options, entry, said):
@@ -142,8 +143,10 @@ def test_a_network_whose_output_has_another_size_than_the_targets(fails, options
 def test_a_missing_dataset_folder_says_where_to_look_for_it(fails, options):
     options["datasets"]["train"]["dataroot_lq"] = "data/noisy"
     said = fails(options)
-    assert "datasets.train.dataroot_lq: data/noisy does not exist" in said
-    assert "options.yml say where to get the data" in said
+    assert "datasets.train.dataroot_lq: data/noisy does not exist; set it to the folder of your data" in said
+    path = Path("described.yml")
+    path.write_text("# An experiment.\n#\n# Data  from somewhere\n\n" + Path("options.yml").read_text())
+    assert "the comments in described.yml say where to get the data" in fails(["-opt", str(path)])
 
 
 def test_an_unset_variable_in_a_folder(fails, options, monkeypatch):

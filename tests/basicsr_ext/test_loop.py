@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -226,10 +227,10 @@ def test_a_loss_that_is_nan_stops_names_the_images_and_keeps_the_last_checkpoint
     said = train("tiny", expected=2, logger={"save_checkpoint_freq": 2})
     last = said.splitlines()[-1]
     assert re.search(r"not finite at iter 3 \(images data/lq/\d.png, data/lq/\d.png\)", last)
-    assert "the checkpoint of iter 2 is kept" in last
+    assert "the checkpoint of iter 3 is kept; --auto_resume continues from there" in last
     assert "train.on_nan: skip" in last
     assert states() == {2}
-    assert all(t.isfinite().all() for t in weights(label=2).values())
+    assert same(weights(label=3), weights(label=2))  # the step changed nothing
 
 
 def test_a_loss_that_is_nan_is_skipped_on_request(train, monkeypatch):
@@ -283,13 +284,24 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, options, write
 def test_options_that_changed_since_the_checkpoint_are_listed(train, options, write, capsys):
     train("tiny")
     options["train"]["total_iter"] = 5
-    options["train"]["optim_g"]["weight_decay"] = 0.1
+    options["train"]["optim_g"].update(lr=5e-4, weight_decay=0.1)
+    options["train"]["scheduler"]["eta_mins"] = [5e-4, 2e-4]
     del options["train"]["use_grad_clip"]
     assert main(["train", "-opt", write(options), "--auto_resume"]) == 0
     out = capsys.readouterr().out
     assert "train.total_iter 4 -> 5" in out
     assert "train.optim_g.weight_decay added (0.1)" in out
     assert "train.use_grad_clip removed (was True)" in out
+    # And they count.
+    group = read_training_state("experiments/tiny/training_states/5.state")["optimizers"][0]["param_groups"][
+        0
+    ]
+    assert group["weight_decay"] == 0.1
+    assert group["initial_lr"] == 5e-4
+    assert group["lr"] == pytest.approx(2e-4)
+    options["train"]["optim_g"] = {"type": "SGD", "lr": 1e-3, "momentum": 0.9}
+    assert main(["train", "-opt", write(options), "--auto_resume"]) == 2
+    assert "the training state is of another optimizer: SGD needs momentum_buffer" in capsys.readouterr().err
 
 
 def test_what_did_not_change_is_not_listed():
@@ -339,6 +351,24 @@ def test_a_killed_worker_ends_the_run_in_one_line(pairs, options, write, capfd, 
     assert "a data worker died" in said
     assert "num_worker_per_gpu" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_workers_that_die_while_they_are_stopped_are_not_mentioned(pairs, options, write, capfd, monkeypatch):
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Iterator
+
+    options["datasets"]["train"].update(num_worker_per_gpu=1, device_images=False)
+    stop = Iterator._shutdown_workers
+
+    def killing(self):
+        if not self._shutdown:
+            self._workers[0].kill()
+            time.sleep(0.3)  # for torch's handler of SIGCHLD
+        stop(self)
+
+    monkeypatch.setattr(Iterator, "_shutdown_workers", killing)
+    assert main(["train", "-opt", write(options)]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_worker_whose_pipe_breaks_first_ends_the_run_in_one_line(train, monkeypatch):

@@ -154,11 +154,12 @@ def test_every_stage_of_progressive_training_has_its_crops(clean):
 def test_crops_are_the_files_pixels_in_all_eight_orientations(tmp_path, dtype):
     height, width, side = 12, 20, 5
     numbered = np.arange(height * width, dtype=dtype).reshape(height, width)
-    cv2.imwrite(str(tmp_path / "a.png"), numbered)
+    unit = np.iinfo(dtype).max // (height * width)
+    cv2.imwrite(str(tmp_path / "a.png"), numbered * unit)
     options = {"type": "Dataset_CleanImages", "degradations": [], "phase": "train", "geometric_augs": True}
     options |= {"dataroot_gt": str(tmp_path), "gt_size": side, "in_ch": 1}
     batch = Resident(build_dataset(options), "cpu").batch(tickets(64, images=1, crop=side))
-    crops = (batch["gt"][:, 0] * np.iinfo(dtype).max).round().numpy().astype(int)
+    crops = (batch["gt"][:, 0] * np.iinfo(dtype).max).round().numpy().astype(int) // unit
     turns = Counter()
     for crop in crops:
         top, left = divmod(crop.min(), width)

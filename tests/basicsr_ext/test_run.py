@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from basicsr_ext import clock, run
+from basicsr_ext import checkpoints, clock, run
 from basicsr_ext.__main__ import main
 from basicsr_ext.base_model import read_training_state
 from basicsr_ext.model import ImageCleanModel
@@ -116,9 +116,9 @@ def stop_at(monkeypatch, iteration):
 
 
 def save_every_step(monkeypatch):
-    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(run, "SAVING_SHARE", 1e9)
-    monkeypatch.setattr(run.Saver, "busy", False)
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(checkpoints.Saver, "busy", False)
 
 
 def states(name="tiny"):
