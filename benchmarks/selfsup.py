@@ -1,8 +1,9 @@
 """Train on noisy pictures alone, and compare the results with the truth that training never saw.
 
-The pictures are BSD68 with noise of sigma 25, and single frames of a microscope (W2S); `kbnet fit` trains on
-each of the two. The published figures are those of N2V2's authors (fmi-faim/N2V2_Experiments, README) and of
-DnCNN, which was trained with truth (cszn/DnCNN). The same command resumes an interrupted run of --iterations.
+The pictures are BSD68 with noise of sigma 25, single frames of a microscope (W2S), and two made stacks with
+few photons; `kbnet fit` trains on each of them. The published figures are those of N2V2's authors
+(fmi-faim/N2V2_Experiments, README) and of DnCNN, which was trained with truth (cszn/DnCNN). The same command
+resumes an interrupted run of --iterations.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import measure, protocols, w2s
+from benchmarks.harness import measure, photons, protocols, w2s
 from kbnet_plugin import Restorer, load_network, zoo
 from kbnet_plugin.arrays.degradations import add_gaussian, seeded_by_index
 from kbnet_plugin.errors import one_line
-from kbnet_plugin.selfsup.config import NETWORK, SCRATCH, FitConfig
+from kbnet_plugin.selfsup.config import METHODS, NETWORK, SCRATCH, FitConfig
 from kbnet_plugin.selfsup.fit import Fit
 from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, NORMS, STRATEGIES, STRATEGY
 
@@ -40,9 +41,13 @@ PUBLISHED = {
         "N2V2 (published)": 28.3,
         "DnCNN, trained with truth (published)": 29.23,
     },
-    "w2s": {},
 }
-TITLES = {"bsd68": f"BSD68, gray, sigma {SIGMA}, range 255", "w2s": w2s.TITLE}
+TITLES = {
+    "bsd68": f"BSD68, gray, sigma {SIGMA}, range 255",
+    "w2s": w2s.TITLE,
+    "filaments": "made filaments, one to nine photons",
+    "nuclei": "made nuclei, half a photon to five",
+}
 Pictures = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
@@ -99,8 +104,9 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
     config = FitConfig(
         source=folder,
         name=args.name or f"{task}-{Path(args.init).stem}",
+        method=args.method,
         init=args.init,
-        iterations=args.iterations or PROBE,
+        iterations=PROBE if args.minutes and not args.iterations else args.iterations,
         axes="YX",
         range=(0, 255),
         patch=args.patch,
@@ -115,17 +121,17 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         compile=args.compile,
         workers=args.workers,
     )
-    if not args.iterations:  # the learning rate schedule requires their number in advance
+    if args.minutes and not args.iterations:  # the learning rate schedule requires their number in advance
         rate, ahead = train(Fit(replace(config, name=f"{config.name}-probe"), overwrite=True))
         left = 60 * args.minutes - (time.monotonic() - began) - ahead
         config = replace(config, iterations=max(int(0.95 * left * rate), 1))
     fit = Fit(config, overwrite=not args.iterations)
-    print(f"{task}: {fit.summary}; {config.iterations:,} steps", flush=True)
+    print(f"{task}: {fit.summary}", flush=True)
     rate, _ = train(fit, began + 60 * args.minutes if args.minutes else None)
     options = fit.options
     return fit, {
         "iterations": fit.iteration,
-        "of": config.iterations,
+        "of": fit.options["train"]["total_iter"],
         "iterations_per_second": rate,
         "seconds": time.monotonic() - began,
         "crops_of_a_step": options["datasets"]["train"]["batch_size_per_gpu"],
@@ -145,7 +151,8 @@ def train(fit: Fit, until: float | None = None) -> tuple[float, float]:
         seen.append((step.iteration, now))
         if now - reported > 10:
             print(
-                f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {_rate(seen):.3g} it/s",
+                f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {_rate(seen):.3g} it/s"
+                + ("" if step.gain is None else f", measured {step.gain:+.2f} dB"),
                 flush=True,
             )
             reported = now
@@ -189,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--iterations",
         type=int,
-        help=f"of each training (default: {FitConfig.iterations}, or what fits into --minutes)",
+        help="of each training (default: as the number of pixels requires, or what fits into --minutes)",
     )
     parser.add_argument(
         "--minutes",
@@ -198,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--init", default=SCRATCH, help="model to start from (default: scratch, the noisy pictures alone)"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, default=FitConfig.method, help="of `kbnet fit` (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, help="crops per step")
     parser.add_argument(
@@ -237,8 +247,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--self-ensemble", action="store_true", help="also evaluate the self-ensemble")
     args = parser.parse_args(argv)
-    if not (args.iterations or args.minutes):
-        args.iterations = FitConfig.iterations
     data = args.data or os.environ.get("KBNET_DATA")
     if not data:
         print("selfsup: no data: set KBNET_DATA or use --data", file=sys.stderr)
@@ -247,9 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ[zoo.FOLDER_VARIABLE] = str(args.out / "models")
     try:
         for task in args.task:
-            load = {"bsd68": lambda: bsd68(Path(data), args.limit)}.get(
-                task, lambda: frames(Path(data), args.limit, args.channel)
-            )
+            load = {
+                "bsd68": lambda: bsd68(Path(data), args.limit),
+                "w2s": lambda: frames(Path(data), args.limit, args.channel),
+            }.get(task, lambda made=task: list(zip(*photons.stack(made), strict=True))[: args.limit])
             report(args, task, load())
     except (ValueError, OSError) as error:
         print(f"selfsup: {one_line(error)}", file=sys.stderr)
@@ -264,11 +273,11 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     settings = {"device": args.device, "precision": "float32", "window": model.window, "range": model.range}
     restorers = {
         f"{model.name}, as trained": Restorer(load_network(fit.checkpoint), **settings),
-        f"{model.name}, shrunk": Restorer(model.load(), **settings),
+        f"{model.name}, as kept": Restorer(model.load(), **settings),
     }
     if args.self_ensemble:
         eight = Restorer(model.load(), **settings, self_ensemble=True)
-        restorers[f"{model.name}, shrunk, self-ensemble"] = eight
+        restorers[f"{model.name}, as kept, self-ensemble"] = eight
     if args.init != SCRATCH:
         restorers[f"{args.init}, as it was"] = Restorer(zoo.get_model(args.init).load(), **settings)
     scores = {"noisy": [score(noisy, truth, clip=False) for noisy, truth in pictures]}
@@ -278,7 +287,7 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
     for name, restorer in restorers.items():
         scores[name] = [score(restorer(x.astype(np.float32), "YX"), y, clip) for x, y in pictures]
     rows = [[name, f"{np.mean(values):.2f}"] for name, values in scores.items()]
-    rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED[task].items()]
+    rows += [[name, f"{value:.2f}"] for name, value in PUBLISHED.get(task, {}).items()]
     device = str(restorer.engine.device)
     facts = measure.provenance(device)
     print(f"\n{TITLES[task]}: {len(pictures)} pictures, mean PSNR in dB")
@@ -286,14 +295,15 @@ def report(args: argparse.Namespace, task: str, pictures: Pictures) -> None:
         f"{budget['iterations']:,} steps of {budget['crops_of_a_step']} crops of {budget['patch']}, "
         f"{budget['seconds']:.0f} s in this call, {facts['device']}\n"
     )
-    print(measure.table(["", "PSNR"], rows), flush=True)
+    print(f"{measure.table(['', 'PSNR'], rows)}\n{fit.verdict}", flush=True)
     measure.write_json(
         args.out / f"{model.name}.json",
         provenance=facts,
         task=task,
         psnr={name: float(np.mean(values)) for name, values in scores.items()},
         each=scores,
-        published=PUBLISHED[task],
+        published=PUBLISHED.get(task, {}),
+        verdict=fit.verdict,
         budget=budget,
     )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kbnet_plugin.selfsup.fit import Fit, Step
 
 _METHODS = {
+    "single planes (Recorrupted2Recorrupted)": ("r2r", WHEN_IT_FAILS),
     "masked pixels (Noise2Void)": ("n2v", WHEN_IT_FAILS),
     "pairs of planes (Noise2Noise)": ("n2n", PAIRS_FAIL),
 }
@@ -80,9 +81,9 @@ class TrainWidget(TaskWidget):
         self.init.addItems([*_INITS, *locations.model_paths()])
         self.init.setToolTip("From a model: needs fewer steps. From scratch: learns from this image only.")
         self.steps = QSpinBox()
-        self.steps.setRange(1, 1_000_000)
+        self.steps.setRange(0, 1_000_000)
+        self.steps.setSpecialValueText("as the image requires")  # for 0
         self.steps.setSingleStep(500)
-        self.steps.setValue(FitConfig.iterations)
         self.steps.setToolTip("To continue a finished or stopped training, start it again with more steps")
         self.device = QComboBox()
         self.device.addItems(list(dict.fromkeys(["auto", "cpu", "cuda", saved().device])))
@@ -120,7 +121,7 @@ class TrainWidget(TaskWidget):
             method=method,
             second=full_resolution(second[0]) if method == "n2n" and second else None,
             init=_INITS.get(init, init),
-            iterations=self.steps.value(),
+            iterations=self.steps.value() or None,
             axes=self._axes(layer),
             device=self.device.currentText(),
         )
@@ -147,12 +148,13 @@ class TrainWidget(TaskWidget):
         if isinstance(news, str):
             self.status.setText(news)
         elif isinstance(news, Model):
-            self.status.setText(f"Saved as {news.name}, which is now in the list of models.")
             self.restore.show()
         else:
             self.bar.setRange(0, news.total)
             self.bar.setValue(news.iteration)
-            self.curve.add(*news)
+            self.curve.add(news.iteration, news.total, news.loss)
+            if news.gain is not None:
+                self.status.setText(f"Measured without truth: {news.gain:+.2f} dB")
 
     def _set_running(self, running: bool) -> None:
         super()._set_running(running)
@@ -225,6 +227,8 @@ def _train(
             config = replace(config, source=path)  # which saves a second copy
         fit = Fit(config, overwrite=overwrite)
         stop.watch(fit)
-        yield f"{fit.summary}\n\n{fit.doubt}".rstrip()
+        yield fit.summary
         yield from fit.run()
-        yield fit.save()
+        model = fit.save()
+        yield model
+        yield f"Saved as {model.name}, which is now in the list of models.\n{fit.verdict}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import textwrap
+import time
+from typing import TYPE_CHECKING
 
 from ..selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig
 from ._common import (
@@ -20,14 +21,20 @@ from ._common import (
     fail,
 )
 
+if TYPE_CHECKING:
+    from ..selfsup.fit import Step
+
+_PERIOD = 10  # seconds between lines where there is no terminal
+
 DESCRIPTION = "Train a denoiser on a noisy stack, without clean pictures, and add it to the list of models."
 _EXAMPLES = """\
 examples:
-  kbnet fit noisy.ome.tif --name my-cells               learn to predict masked pixels (Noise2Void)
+  kbnet fit noisy.ome.tif --name my-cells               learn from single planes
   kbnet fit frames.tif --name my-cells --method n2n     learn from pairs of planes of one scene (Noise2Noise)
   kbnet fit frames/ --name my-cells --init scratch --iterations 20000 --device cuda
   kbnet restore noisy.ome.tif -o clean.ome.tif --model my-cells
 
+The error is measured without clean pictures. The model to start from is kept unless training makes it better.
 Ctrl-C stops and saves the model. The same command resumes the training, also with more --iterations.
 
 """
@@ -47,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default=FitConfig.method,
-        help="n2v (Noise2Void, default) or n2n (Noise2Noise)",
+        help="r2r (Recorrupted2Recorrupted, default), n2v (Noise2Void) or n2n (Noise2Noise)",
     )
     parser.add_argument("--second", type=as_path, help="for n2n: a second recording of the same planes")
     parser.add_argument(
@@ -61,20 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a model to start from, or {SCRATCH} for random weights; default: the shipped model for the "
         "number of channels",
     )
-    parser.add_argument("--iterations", type=int, default=FitConfig.iterations, help="default: %(default)s")
+    parser.add_argument("--iterations", type=int, help="default: as the number of pixels requires")
     add_axes(parser)
     add_range(parser, ", in all planes", "dtype, percentile", "dtype for 8-bit data, else percentile")
     parser.add_argument(
         "--patch", type=int, default=FitConfig.patch, help="side of a crop in pixels, default: %(default)s"
     )
     parser.add_argument("--batch", type=int, help="crops per iteration, default: 8, or 64 on a GPU")
-    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 from scratch, 1e-3 from a model")
-    parser.add_argument(
-        "--no-shrinkage",
-        dest="shrinkage",
-        action="store_false",
-        help="for n2v: do not weaken the correction to the strength with the least estimated error (SURE)",
-    )
+    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 from scratch, 3e-4 from a model")
     add_device(parser, "cpu or cuda")
     add_overwrite(parser, "start again, and replace a model of the same name")
 
@@ -91,9 +92,7 @@ def run(options: argparse.Namespace) -> int:
         FitConfig(**{name: getattr(options, name) for name in named}),
         overwrite=options.overwrite,
     )
-    print(f"{fit.summary}\n{WHEN_IT_FAILS if fit.config.method == 'n2v' else PAIRS_FAIL}")
-    if fit.doubt:
-        print(f"kbnet: {fit.doubt}", file=sys.stderr)
+    print(f"{fit.summary}\n{PAIRS_FAIL if fit.config.method == 'n2n' else WHEN_IT_FAILS}", flush=True)
     stopped = False
 
     def stop() -> None:
@@ -101,17 +100,27 @@ def run(options: argparse.Namespace) -> int:
         stopped = True
         fit.stop()
 
-    with (
-        process.stopping(stop),
-        tqdm(total=fit.config.iterations, unit="it", disable=None, dynamic_ncols=True) as bar,
-    ):
-        for step in fit.run():
-            bar.update(step.iteration - bar.n)
-            bar.set_postfix(loss=f"{step.loss:.3e}", refresh=False)
+    reported = time.monotonic()
+    last = None
+    with process.stopping(stop), tqdm(unit="it", disable=None, dynamic_ncols=True) as bar:
+        for last in fit.run():
+            bar.total = last.total
+            bar.update(last.iteration - bar.n)
+            bar.set_postfix_str(_measured(last), refresh=False)
+            if bar.disable and time.monotonic() - reported >= _PERIOD:
+                reported = time.monotonic()
+                print(f"step {last.iteration:,} of {last.total:,}, {_measured(last)}", flush=True)
+    if last is not None and last.iteration < last.total and not stopped:
+        print(f"ended after {last.iteration:,} of {last.total:,} steps: the estimated error no longer falls")
     if stopped and not fit.iteration:
         return fail("interrupted before the first step; the same command starts again", INTERRUPTED)
     if stopped:
         print("stopped")
     model = fit.save()
-    print(f"{model.path}\nkbnet restore {options.source} -o ... --model {model.name}")
+    print(f"{fit.verdict}\n{model.path}\nkbnet restore {options.source} -o ... --model {model.name}")
     return GOOD
+
+
+def _measured(step: Step) -> str:
+    gain = "" if step.gain is None else f", measured {step.gain:+.2f} dB"
+    return f"loss {step.loss:.3e}{gain}"

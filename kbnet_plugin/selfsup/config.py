@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..arrays.intensity import RangeRule
 from .masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, Norm, Strategy
 
-Method = Literal["n2v", "n2n"]
+Method = Literal["r2r", "n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 SCRATCH = "scratch"
@@ -31,11 +31,11 @@ NETWORK: dict[str, Any] = {
 """Network that is trained from scratch, without its number of channels."""
 
 WHEN_IT_FAILS = (
-    "Noise2Void removes only noise that is independent from pixel to pixel. After demosaicking, resampling, "
-    "registration, compression or denoising, neighbouring pixels share their noise, and line scanners add "
-    "streaks: the model takes such noise for signal and keeps it."
+    "Single planes teach a model only if the noise is independent from pixel to pixel. After demosaicking, "
+    "resampling, registration, compression or denoising, neighbouring pixels share their noise, and line "
+    "scanners add streaks: the model would take such noise for signal and keep it."
 )
-"""Limits of Noise2Void, for users."""
+"""Limits of training on single planes, for users."""
 
 PAIRS_FAIL = (
     "Noise2Noise removes whatever differs between the two planes of a pair. They must show the same scene "
@@ -44,11 +44,11 @@ PAIRS_FAIL = (
 """Limits of Noise2Noise, for users."""
 
 DOUBT = (
-    "Neighbouring pixels seem to share their noise here, or there is hardly any noise: training on masked "
-    "pixels (n2v) may gain little. Use the recording from before demosaicking, resampling, compression or "
-    "denoising, or train on pairs of planes (n2n)."
+    "neighbouring pixels share their noise, or there is hardly any: single planes teach a model nothing. "
+    "Use the recording from before demosaicking, resampling, compression or denoising, or train on pairs of "
+    "planes (n2n)"
 )
-"""Warning for users whose source does not suit Noise2Void."""
+"""Why single planes do not suit a source, for users."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +61,19 @@ class FitConfig:
         Noisy stack or picture (.npy, TIFF, OME-Zarr, PNG, JPEG), a folder of them, or an array.
     name : str
         Name of the model.
-    method : {"n2v", "n2n"}
-        Noise2Void: some pixels are masked and predicted from their surroundings. Noise2Noise: each plane is
-        predicted from another that shows the same scene with different noise.
+    method : {"r2r", "n2v", "n2n"}
+        Recorrupted2Recorrupted: noise as measured is added to the input and taken off the target, which makes
+        the two independent. Noise2Void: some pixels are masked and predicted from their surroundings.
+        Noise2Noise: each plane is predicted from another that shows the same scene with different noise.
     second : path or array, optional
         For n2n: another recording of the same scene, plane for plane; by default successive planes are pairs.
     pair_axis : str, optional
         For n2n: axis along which planes are successive; by default T, or Z if there is no T.
     init : str or path, optional
         Model to start from, or ``"scratch"``; by default the shipped model for the number of channels.
-    iterations : int
-        Number of training steps, from 1.
+    iterations : int, optional
+        Number of training steps, from 1; by default as the number of pixels requires. Training ends earlier
+        if the estimated error no longer falls.
     axes : str, optional
         Axes of the source: one letter of `kbnet_plugin.arrays.axes.AXES` per axis.
     range : "dtype", "percentile" or (float, float), optional
@@ -81,16 +83,13 @@ class FitConfig:
     batch : int, optional
         Number of crops per step; by default 8 on a CPU, 64 on a GPU.
     learning_rate : float, optional
-        By default 3e-3 from scratch, 1e-3 from a model.
+        By default 3e-3 from scratch, 3e-4 from a model.
     masked_pixel_percentage : float
         For n2v: how many pixels are masked, in percent; above 0, at most 100.
     strategy : {"median", "uniform"}
         For n2v: what replaces masked pixels; see `kbnet_plugin.selfsup.masking.replacements`.
     norm : {"l2", "l1"}
-        Loss: mean squared or mean absolute error.
-    shrinkage : bool
-        For n2v: combine the prediction with the pixel's own value so that the expected error is smallest; see
-        `kbnet_plugin.selfsup.sure`.
+        Loss: mean squared or mean absolute error; r2r needs squared ones.
     network : mapping, optional
         Arguments of the network from scratch that differ from `NETWORK`.
     device : str
@@ -107,11 +106,11 @@ class FitConfig:
 
     source: str | PathLike[str] | NDArray[Any]
     name: str
-    method: Method = "n2v"
+    method: Method = "r2r"
     second: str | PathLike[str] | NDArray[Any] | None = None
     pair_axis: str | None = None
     init: str | PathLike[str] | None = None
-    iterations: int = 2000
+    iterations: int | None = None
     axes: str | None = None
     range: RangeRule | None = None
     patch: int = 64
@@ -120,7 +119,6 @@ class FitConfig:
     masked_pixel_percentage: float = MASKED_PIXEL_PERCENTAGE
     strategy: Strategy = STRATEGY
     norm: Norm = "l2"
-    shrinkage: bool = True
     network: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str | None = None

@@ -10,51 +10,36 @@ import csv
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Generator
+from dataclasses import asdict
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .. import zoo
-from .._version import __version__
-from ..arrays.intensity import Range
+from ..errors import BadInput
 from ..files import atomic_path
 from ..inference.device import find_device
-from ..nn import KBNet_l, KBNet_s
-from ..zoo.architectures import identify
 from ..zoo.locations import check_name
-from ..zoo.weights import load_network, read_state_dict
-from .config import DOUBT, METHODS, NETWORK, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig, can_train
-from .planes import KEPT, Planes
-from .sure import DOUBTFUL, independence, scale_correction, sure_shrinkage, variance_by_brightness
+from ..zoo.weights import load_network
+from .card import METHODS as TITLES
+from .card import card, plural, started
+from .choice import Choice, Judge
+from .config import DOUBT, METHODS, FitConfig, can_train
+from .options import changed, experiment, shipped
+from .planes import Planes
 
-_WINDOWS = 64  # number of crops that noise and shrinkage are measured on
-_LINE = 110  # characters of a card
+_PATIENCE = 3  # checks without a smaller error, after which training ends
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_METHODS = {"n2v": "Noise2Void", "n2n": "Noise2Noise"}
-_RESUMABLE = (  # options that may differ between a run and its continuation
-    "train.total_iter",
-    "train.scheduler",
-    "train.warmup_iter",
-    "train.ema_decay",
-    "train.precision",
-    "train.compile",
-    "datasets.train.num_worker_per_gpu",
-    "num_gpu",
-    "logger",
-)
 
 
 class Step(NamedTuple):
@@ -68,11 +53,15 @@ class Step(NamedTuple):
         Number of steps of the run.
     loss : float
         Loss of this step's batch.
+    gain : float or None
+        Estimated PSNR of the last checkpoint above that of the model that training started from, in dB; from
+        scratch, above that of the noisy planes. None before the first.
     """
 
     iteration: int
     total: int
     loss: float
+    gain: float | None = None
 
 
 class Fit:
@@ -110,8 +99,8 @@ class Fit:
     Examples
     --------
     >>> fit = Fit(FitConfig(source="stack.tif", name="my-cells"))  # doctest: +SKIP
-    >>> for iteration, total, loss in fit.run():  # doctest: +SKIP
-    ...     print(iteration, total, loss)
+    >>> for step in fit.run():  # doctest: +SKIP
+    ...     print(step.iteration, step.total, step.loss, step.gain)
     >>> model = fit.save()  # doctest: +SKIP
     """
 
@@ -121,7 +110,9 @@ class Fit:
         check_name(config.name)
         if config.method not in METHODS:
             raise ValueError(f"method must be {' or '.join(METHODS)}, not {config.method!r}")
-        if config.iterations < 1:
+        if config.method == "r2r" and config.norm != "l2":
+            raise BadInput(f"method r2r needs norm l2, not {config.norm}: use n2v or n2n")
+        if config.iterations is not None and config.iterations < 1:
             raise ValueError(f"iterations must be at least 1, not {config.iterations}")
         self.config, self.overwrite = config, overwrite
         root = zoo.folder() / "fits"
@@ -130,6 +121,10 @@ class Fit:
         self.console = root / f"{config.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = self._terminated = False
+        self._choice: Choice | None = None
+        self._gain: float | None = None  # of the last checkpoint
+        self._best_gain: float | None = None
+        self._checks = 0, 0  # step of the last checkpoint that was measured; checks without a better one
         device = find_device(config.device)
         if device.type not in ("cpu", "cuda"):
             device = torch.device("cpu")  # BasicSR supports no other
@@ -142,10 +137,26 @@ class Fit:
         self.range = planes.range(config.range)
         smallest = min(min(planes.size(n)) for n in range(len(planes)))
         self.patch = min(config.patch, smallest)
-        if config.method == "n2n" and config.second is None:
-            planes.pairs(config.pair_axis)  # raises if there are none
-        self.options = self._options()
+        self._pairs: list[tuple[int, int]] | None = None
+        if config.method == "n2n":
+            self._pairs = (
+                planes.pairs(config.pair_axis)  # raises if there are none
+                if config.second is None
+                else [(n, n) for n in range(len(planes))]
+            )
+        self.options = experiment(
+            config,
+            planes,
+            source=self.source,
+            second=self._second,
+            folder=self.folder,
+            device=device,
+            scale=self.range,
+            patch=self.patch,
+        )
         self.resumes = self._check_earlier_run()
+        if self._judge.doubt:
+            raise BadInput(f"{self.label}: {DOUBT}")
 
     def run(self) -> Generator[Step, None, None]:
         """Train, or resume training.
@@ -189,9 +200,10 @@ class Fit:
         try:
             while True:
                 running = process.poll() is None  # before reading, so that the last steps are read, too
+                self._check()
                 for step in self._steps(seen):
                     seen = step.iteration
-                    yield step
+                    yield step._replace(gain=self._gain)
                 if not running:
                     break
                 time.sleep(0.1)
@@ -217,18 +229,19 @@ class Fit:
         (height, width), (low, high) = self.planes.size(0), self.range
         colour = "colour" if self.planes.channels == 3 else "gray"
         parts = [
-            f"{_METHODS[self.config.method]}, {self._init}, on {self.device}",
-            f"{_plural(len(self.planes), f'{colour} plane')} of {height} x {width} pixels",
+            f"{TITLES[self.config.method]}, {started(self._start)}, "
+            f"{plural(self.options['train']['total_iter'], 'step')} on {self.device}",
+            f"{plural(len(self.planes), f'{colour} plane')} of {height} x {width} pixels",
             f"intensities {low:g} to {high:g} become 0 to 1",
         ]
         if self.resumes:
-            parts.append(f"resumes after {_plural(self.iteration, 'step')}")
+            parts.append(f"resumes after {plural(self.iteration, 'step')}")
         return "; ".join(parts)
 
     @property
-    def _init(self) -> str:
-        weights = self.options["path"]["pretrain_network_g"]
-        return f"starting from {Path(weights).stem}" if weights else "from scratch"
+    def verdict(self) -> str:
+        """One line about which model `save` kept, and how much better it is by the measure; empty before."""
+        return self._choice.said if self._choice else ""
 
     @property
     def iteration(self) -> int:
@@ -238,11 +251,11 @@ class Fit:
 
     @property
     def checkpoint(self) -> Path:
-        """File of the last checkpoint, which `save` turns into a model."""
-        return self.folder / "models" / f"net_g_{self.iteration}.pth"
+        """File of the last checkpoint."""
+        return self._weights(self.iteration)
 
     def save(self) -> zoo.Model:
-        """Add the trained model to the user's list, with SURE shrinkage if it is configured.
+        """Add a model to the user's list: the trained one or the start, as is better by the measure.
 
         Returns
         -------
@@ -255,97 +268,74 @@ class Fit:
         """
         if not (iteration := self.iteration):
             raise ValueError(f"{self.config.name}: training stopped before its first step; nothing to save")
-        network = load_network(self.checkpoint)
-        shrinks = self.config.shrinkage and self.config.method == "n2v"
-        shrinkage = self._shrink(network) if shrinks else None
+        files = {"best": self._best, "last": self.checkpoint}
+        trained = {name: load_network(file) for name, file in files.items() if file.exists()}
+        self._choice = choice = self._judge.choose(trained)
         return zoo.register_model(
-            network.cpu(),
+            choice.network,
             self.config.name,
             title=f"removes noise from images like {self.label} ({self.config.method}, "
-            f"{_plural(iteration, 'step')})",
+            f"{plural(iteration, 'step')})",
             task="denoise",
             window=self.patch * 3 // 2,
             range=self.range,
-            card=self._card(iteration, shrinkage),
+            card=card(self, iteration, choice),
             overwrite=True,
         )
 
-    def _options(self) -> dict[str, Any]:
-        config, cuda = self.config, self.device.type == "cuda"
-        init = config.init
-        if init is None:
-            init = "denoise-micro" if self.planes.channels == 1 else zoo.DEFAULT
-        weights = None
-        if init == SCRATCH:
-            network = {**NETWORK, **(config.network or {}), "img_channel": self.planes.channels}
-        else:
-            model = zoo.get_model(init)
-            if model.in_channels != self.planes.channels:
-                raise ValueError(
-                    f"{model.name} takes {model.in_channels} channel(s), but {self.label} has "
-                    f"{self.planes.channels}; start from another model or from {SCRATCH}"
-                )
-            weights = str(model.path.absolute())
-            variant, arguments = identify(read_state_dict(model.path))
-            network = {"type": variant, **arguments}
-        train: dict[str, Any] = {
-            "type": "Dataset_BlindSpot" if config.method == "n2v" else "Dataset_PlanePairs",
-            "dataroot_lq": str(self.source),
-            "in_ch": self.planes.channels,
-            "range": list(self.range),
-            "gt_size": self.patch,
-            "batch_size_per_gpu": config.batch or (64 if cuda else 8),
-            "num_worker_per_gpu": (min(8, os.cpu_count() or 1) if cuda else 0)
-            if config.workers is None
-            else config.workers,
-            "geometric_augs": True,
-            "cache_images": self.planes.nbytes <= KEPT,
-        }
-        if config.axes:
-            train["axes"] = config.axes
-        if config.method == "n2v":
-            train |= {
-                "masked_pixel_percentage": config.masked_pixel_percentage,
-                "strategy": config.strategy,
-            }
-        else:
-            if self._second is not None:
-                train["dataroot_gt"] = str(self._second)
-            if config.pair_axis:
-                train["pair_axis"] = config.pair_axis
-        bf16 = cuda and torch.cuda.is_bf16_supported()
-        rate = config.learning_rate or (3e-3 if weights is None else 1e-3)
-        total = config.iterations
-        return {
-            "name": config.name,
-            "model_type": "ImageCleanModel",
-            "num_gpu": "auto" if cuda else 0,
-            "manual_seed": config.seed,
-            "datasets": {"train": train},
-            "network_g": network,
-            "path": {"experiments_root": str(self.folder.parent), "pretrain_network_g": weights},
-            "train": {
-                "total_iter": total,
-                "precision": config.precision or ("bf16" if bf16 else "fp32"),
-                "compile": config.compile,
-                "optim_g": {"type": "AdamW", "lr": rate, "weight_decay": 1e-4, "betas": [0.9, 0.99]},
-                "scheduler": {
-                    "type": "CosineAnnealingRestartCyclicLR",
-                    "periods": [total],
-                    "restart_weights": [1],
-                    "eta_mins": [1e-6],
-                },
-                "warmup_iter": min(50, max(1, total // 10)),
-                "ema_decay": 0.99 if total < 3000 else 0.999,
-                "pixel_opt": {"type": "BlindSpotLoss", "norm": config.norm},
-                "grad_clip": 0.1,
-            },
-            "logger": {
-                "print_freq": max(1, min(20, total // 50)),
-                "save_checkpoint_freq": max(1, min(500, total // 4)),
-                "keep_checkpoints": 2,
-            },
-        }
+    @property
+    def _start(self) -> str | None:
+        weights: str | None = self.options["path"]["pretrain_network_g"]
+        return weights
+
+    @property
+    def _best(self) -> Path:
+        return self.folder / "best.pth"
+
+    def _weights(self, iteration: int) -> Path:
+        return self.folder / "models" / f"net_g_{iteration}.pth"
+
+    @cached_property
+    def _judge(self) -> Judge:
+        others = None
+        if self._second is not None:
+            others = Planes(self._second, self.config.axes, self.planes.channels)
+        start = self._start
+        return Judge(
+            self.planes,
+            self.range,
+            self.patch * 3 // 2,
+            denoiser=load_network(start or zoo.get_model(shipped(self.planes)).path),
+            start=load_network(start) if start else None,
+            name=Path(start).stem if start else "",
+            pairs=self._pairs,
+            others=others,
+            device=self.device,
+        )
+
+    def _check(self) -> None:
+        """Measure a new checkpoint; keep the best, and stop when they no longer get better."""
+        (last, worse), iteration = self._checks, self.iteration
+        if iteration <= last:
+            return
+        copy = self.folder / "checked.pth"
+        try:
+            shutil.copyfile(self._weights(iteration), copy)
+        except FileNotFoundError:  # a newer one has replaced it
+            return
+        self._gain = self._judge.gain(load_network(copy))
+        better = True
+        if self._best.exists() and self._gain is not None:
+            self._best_gain = self._judge.gain(load_network(self._best)) if last == 0 else self._best_gain
+            better = self._gain > (self._best_gain or 0.0)
+        if better:
+            copy.replace(self._best)
+            self._best_gain = self._gain
+        # Not before the learning rate falls, as the error often rises before.
+        late = iteration > self.options["train"]["total_iter"] // 2
+        self._checks = iteration, worse + 1 if late and not better else 0
+        if self._checks[1] >= _PATIENCE:
+            self.stop()
 
     def _check_earlier_run(self) -> bool:
         """Tell whether there is a run to resume; raise if it has different settings."""
@@ -362,9 +352,9 @@ class Fit:
             return False
         except ValueError:
             earlier = {}
-        if changed := _changed(earlier, self.options):
+        if differ := changed(earlier, self.options):
             raise FileExistsError(
-                f"{name} was started with different settings ({', '.join(changed)}); choose another name or "
+                f"{name} was started with different settings ({', '.join(differ)}); choose another name or "
                 "overwrite it"
             )
         return self.iteration > 0
@@ -374,6 +364,9 @@ class Fit:
         if not self.iteration or self.overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.overwrite = False  # only once: another run() resumes this one
+        if self.config.method == "r2r":
+            curves = [list(asdict(curve).values()) for curve in self._judge.noise]
+            self.options["datasets"]["train"]["noise"] = curves
         with atomic_path(self.option_file) as temporary:  # JSON is YAML
             temporary.write_text(json.dumps(self.options, indent=1) + "\n", encoding="utf-8")
 
@@ -384,7 +377,7 @@ class Fit:
             return []
         complete = text[: text.rfind("\n") + 1]
         rows = (row for row in csv.reader(complete.splitlines()) if len(row) == 3 and row[1] == "l_pix")
-        total = self.config.iterations
+        total = self.options["train"]["total_iter"]
         return [Step(int(i), total, float(loss)) for i, _, loss in rows if int(i) > after]
 
     def _failure(self, status: int) -> str:
@@ -394,98 +387,6 @@ class Fit:
             return errors[-1]
         last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
         return f"training failed ({last}); see {self.console}"
-
-    @cached_property
-    def doubt(self) -> str:
-        """Warning that training on masked pixels of this source may gain little; empty if it should work."""
-        if self.config.method != "n2v" or not self._windows:
-            return ""
-        return DOUBT if independence(self._windows) < DOUBTFUL else ""
-
-    @cached_property
-    def _windows(self) -> list[NDArray[np.float32]]:
-        """Crops from all over the source without missing values, in 0..1."""
-        side = min(self.patch * 3 // 2, *(min(self.planes.size(n)) for n in range(len(self.planes))))
-        generator = np.random.default_rng(0)
-        scale = Range(self.range[0], self.range[1] - self.range[0])
-        windows = []
-        for _ in range(_WINDOWS):
-            number = int(generator.integers(len(self.planes)))
-            top, left = (int(generator.integers(n - side + 1)) for n in self.planes.size(number))
-            window = slice(top, top + side), slice(left, left + side)
-            windows.append(scale.apply(self.planes.read(number, window)))
-        return [w for w in windows if np.isfinite(w).all()]
-
-    def _shrink(self, network: KBNet_s | KBNet_l) -> float:
-        """Scale the network's correction to the smallest expected error, and return the factor."""
-        if not self._windows:
-            return 1.0
-        pictures = torch.from_numpy(np.stack(self._windows)).permute(0, 3, 1, 2).to(self.device)
-        shrinkage = sure_shrinkage(network.to(self.device), pictures, variance_by_brightness(self._windows))
-        scale_correction(network, shrinkage)
-        return shrinkage
-
-    def _card(self, iteration: int, shrinkage: float | None) -> str:
-        config, network = self.config, self.options["network_g"]
-        settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
-        low, high = self.range
-        batch = self.options["datasets"]["train"]["batch_size_per_gpu"]
-        method, limits = _METHODS[config.method], PAIRS_FAIL
-        if config.method == "n2v":
-            limits = WHEN_IT_FAILS
-            method += f", {config.masked_pixel_percentage:g} % masked pixels, strategy {config.strategy}"
-        facts = [
-            f"data: {self.source}, {_plural(len(self.planes), 'plane')}, {self.planes.dtype}",
-            f"method: {method}",
-            f"range: {low:g} to {high:g} become 0 to 1; use it on images of the same exposure",
-            f"training: {iteration:,} of {_plural(config.iterations, 'step')}, each with {batch} crops of "
-            f"{self.patch} x {self.patch} pixels, {config.norm} loss, seed {config.seed}",
-            f"network: {network['type']}, {settings}; {self._init}",
-        ]
-        if shrinkage is not None:
-            facts.append(f"SURE shrinkage: {shrinkage:.2f} of the learned correction")
-        facts += [
-            f"versions: kbnet {__version__}, torch {torch.__version__}",
-            f"command: `{self._command()}`",
-        ]
-        lines = [
-            f"# {config.name}",
-            "",
-            f"Removes noise from images like {self.label}. Trained on them, without clean images.",
-            "",
-            *(f"- {fact}" for fact in facts),
-            "",
-            "## Limitations",
-            "",
-            fill(limits, _LINE),
-            "",
-            *([fill(self.doubt, _LINE), ""] if self.doubt else []),
-            "Look at the difference between input and output: structure visible there means that signal was",
-            "removed. The result has not been compared with clean images, because there are none.",
-        ]
-        return "\n".join(lines) + "\n"
-
-    def _command(self) -> str:
-        """Return the command line that repeats this run."""
-        config, (low, high) = self.config, self.range
-        optional = {
-            "--second": self._second,
-            "--pair-axis": config.pair_axis,
-            "--init": config.init,
-            "--axes": config.axes,
-            "--patch": config.patch if config.patch != FitConfig.patch else None,
-            "--batch": config.batch,
-            "--learning-rate": config.learning_rate,
-        }
-        words = ["kbnet", "fit", self.source, "--name", config.name, "--method", config.method]
-        words += [f"--range={low!r},{high!r}", "--iterations", config.iterations]  # = as it may be negative
-        words += [word for pair in optional.items() if pair[1] is not None for word in pair]
-        words += [] if config.shrinkage else ["--no-shrinkage"]
-        return shlex.join(map(str, words))
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _file(source: Any, folder: Path, name: str) -> Path:
@@ -519,14 +420,3 @@ def visible(index: int, listed: str | None) -> str:
     if listed is None:
         return str(index)
     return listed.split(",")[index].strip()
-
-
-def _changed(before: Any, now: Any, where: str = "") -> list[str]:
-    """List the keys that differ, except those that may change when a run is resumed."""
-    if where in _RESUMABLE:
-        return []
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [where]
-    keys = dict.fromkeys([*now, *before])
-    inner = (_changed(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
-    return [place for places in inner for place in places]

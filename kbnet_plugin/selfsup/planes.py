@@ -102,6 +102,10 @@ class Planes:
         self.dtype = dtypes[0]
         self.channels = channels or 1
         self._index = [(n, plane) for n, arranged in enumerate(self.layouts) for plane in arranged.planes()]
+        kinds: dict[tuple[int, int], int] = {}
+        self._kinds = [
+            kinds.setdefault((n, self.layouts[n].channel(plane)), len(kinds)) for n, plane in self._index
+        ]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -114,6 +118,10 @@ class Planes:
         """Return file and index of a plane, for messages."""
         file, plane = self._index[number]
         return f"{self.files[file]}{list(plane) if plane else ''}"
+
+    def kind(self, number: int) -> int:
+        """Return which kind of noise a plane has: every file and every channel has its own, from 0."""
+        return self._kinds[number]
 
     def read(self, number: int, window: tuple[slice, slice]) -> NDArray[Any]:
         """Read a window of a plane.

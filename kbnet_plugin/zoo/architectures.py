@@ -85,8 +85,10 @@ def _arguments_s(tensors: Shapes) -> dict[str, Any]:
 
 
 def _bases(tensors: Shapes) -> dict[str, int]:
-    prefix = next(n for n in tensors if n.endswith(".w"))[:-1]
-    weights, biases = (tensors[prefix + name].shape for name in "wb")
+    name = next((n for n in tensors if n.endswith(".w")), None)
+    if name is None:
+        return {}
+    weights, biases = tensors[name].shape, tensors[f"{name[:-1]}b"].shape
     return {"bases": weights[1], "per_group": weights[2] // biases[2] // 9}
 
 

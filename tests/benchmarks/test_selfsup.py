@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import selfsup
+from benchmarks.harness import photons
 from kbnet_plugin.selfsup.fit import can_train
 
 TINY = ["--width", "4", "--middle", "1", "--blocks", "1", "--patch", "16", "--batch", "1", "--device", "cpu"]
@@ -56,10 +57,19 @@ def test_a_run_trains_measures_and_reports_its_budget(data, tmp_path, monkeypatc
     assert "1 steps of 1 crops of 16" in said
     assert "N2V2 (published)" in said
     result = json.loads((out / "bsd68-scratch.json").read_text())
-    assert {"noisy", "bsd68-scratch, as trained", "bsd68-scratch, shrunk"} < result["psnr"].keys()
+    assert {"noisy", "bsd68-scratch, as trained", "bsd68-scratch, as kept"} < result["psnr"].keys()
     assert [len(values) for values in result["each"].values()] == [2, 2, 2, 2]
     assert any(name.startswith("Gaussian filter, sigma 3") for name in result["psnr"])
     assert result["budget"]["iterations"] == 1
+    assert result["verdict"] in said
+
+
+@pytest.mark.parametrize("kind", ["filaments", "nuclei"])
+def test_a_made_stack_has_the_noise_of_its_photons(kind):
+    noisy, clean = photons.stack(kind, planes=2, side=128)
+    expected = photons.PHOTON * (clean - photons.OFFSET) + photons.READ_NOISE**2
+    assert np.square(noisy - clean).mean() == pytest.approx(expected.mean(), rel=0.05)
+    assert abs((noisy - clean).mean()) < 1
 
 
 def test_without_data_the_message_says_what_to_do(monkeypatch, capsys):

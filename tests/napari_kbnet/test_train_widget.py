@@ -55,7 +55,9 @@ def test_a_trained_model_is_listed_in_the_restore_widget(viewer, widget, finish,
     widget.curve.add = lambda *step: drawn.append(step)
     finish()
     assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
-    assert widget.status.text() == "Saved as My-cells-1, which is now in the list of models."
+    saved, verdict = widget.status.text().splitlines()
+    assert saved == "Saved as My-cells-1, which is now in the list of models."
+    assert verdict.startswith("measured without truth: ")
     assert zoo.get_model("My-cells-1").range == pytest.approx(
         np.percentile(viewer.layers[0].data, (0.1, 99.9))
     )
@@ -94,7 +96,7 @@ def test_stop_keeps_the_model_and_more_steps_resume(widget, finish, qtbot):
     assert widget.status.text().startswith("Saved as My-cells-1")
     kept = zoo.get_model("My-cells-1").title
     assert "1 its" not in kept.replace("1,", "")
-    widget.method.setCurrentIndex(1)
+    widget.method.setCurrentIndex(2)
     finish()
     assert "started with different settings" in widget.status.text()
     assert zoo.get_model("My-cells-1").title == kept
@@ -146,7 +148,7 @@ def test_a_second_recording_can_be_chosen_only_for_pairs(viewer, widget):
     assert not widget.second.isVisibleTo(widget)
     viewer.add_image(np.ones((2, 70, 80), np.uint16), name="again")
     widget.layer.choose(viewer.layers[0])
-    widget.method.setCurrentIndex(1)
+    widget.method.setCurrentIndex(2)
     assert widget.second.isVisibleTo(widget)
     assert "moves" in widget.warning.text()
     assert widget.config().second is None

@@ -14,8 +14,10 @@ import torch
 
 from kbnet_plugin import Restorer, cli, load_network, zoo
 from kbnet_plugin.selfsup import fit
+from kbnet_plugin.selfsup.choice import Judge
 from kbnet_plugin.selfsup.config import FitConfig
 from kbnet_plugin.selfsup.fit import Fit
+from kbnet_plugin.selfsup.planes import Planes
 
 pytestmark = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 
@@ -47,6 +49,7 @@ def test_a_model_is_trained_and_listed_with_its_range_and_card(stack):
     steps = list(run.run())
     assert [s.iteration for s in steps] == [1, 2, 3, 4]
     assert all(s.total == 4 and np.isfinite(s.loss) for s in steps)
+    assert np.isfinite(steps[-1].gain)
     model = run.save()
     assert zoo.get_model("mine") == model
     assert model.range == pytest.approx(np.percentile(np.load(stack), (0.1, 99.9)))
@@ -55,13 +58,94 @@ def test_a_model_is_trained_and_listed_with_its_range_and_card(stack):
     assert restored.dtype == np.uint16
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
-    assert f"`kbnet fit {stack} --name mine --method n2v --range=" in card
+    assert f"`kbnet fit {stack} --name mine --method r2r --range=" in card
     assert "--init scratch --axes ZYX --patch 16 --batch 2`" in card
+    assert "below the noise" in run.verdict
+    assert run.verdict in card
     shrinkage = float(card.split("- SURE shrinkage: ")[1].split()[0])
-    trained = load_network(run.checkpoint).ending.weight.detach()
-    assert torch.allclose(model.load().ending.weight.detach(), shrinkage * trained, rtol=0.01)
-    plain = Fit(config(stack, shrinkage=False)).save()
-    assert torch.equal(plain.load().ending.weight.detach(), trained)
+    weights = [load_network(p).ending.weight.detach() for p in (run.folder / "best.pth", run.checkpoint)]
+    kept = model.load().ending.weight.detach()
+    assert any(torch.allclose(kept, shrinkage * w, rtol=0.01) for w in weights)
+
+
+@pytest.fixture(scope="module")
+def planes():
+    """Planes from memory, with the noise of ten photons."""
+    clean = 10 + 8 * np.sin(np.add.outer(np.arange(96), np.arange(96)) / 9)
+    noisy = np.random.default_rng(0).poisson(clean, (3, 96, 96)).astype(np.uint16)
+    return noisy
+
+
+def judge(planes, tmp_path, start, pairs=None):
+    np.save(tmp_path / "planes.npy", planes)
+    opened = Planes(tmp_path / "planes.npy", "ZYX")
+    cpu = torch.device("cpu")
+    return Judge(
+        opened, (0.0, 30.0), 48, denoiser=start, start=start, name="the start", pairs=pairs, device=cpu
+    )
+
+
+class Smoother(torch.nn.Module):
+    """A stand-in for a network that blurs as much as its one weight says."""
+
+    def __init__(self, weight, spoilt=0.0):
+        super().__init__()
+        self.ending = torch.nn.Conv2d(1, 1, 1, bias=False)
+        self.ending.weight.data.fill_(weight)
+        self.spoilt = spoilt
+
+    def forward(self, x):
+        padded = torch.nn.functional.pad(x, (2, 2, 2, 2), "reflect")
+        blurred = torch.nn.functional.avg_pool2d(padded, 5, 1)
+        return x + self.ending(blurred - x) + self.spoilt
+
+
+@pytest.mark.parametrize("pairs", [None, [(0, 1), (1, 2)]])
+def test_a_model_that_training_made_worse_is_not_kept(planes, tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr("kbnet_plugin.selfsup.choice.scale_correction", lambda network, factor: None)
+    start = Smoother(0.9)
+    kept = judge(planes, tmp_path, start, pairs).choose({"last": Smoother(0.9, spoilt=0.1)})
+    assert (kept.share, kept.gain) == (0, 0)
+    assert "not better than the start (-" in kept.said
+    assert torch.equal(kept.network.ending.weight, start.ending.weight)
+    chosen = judge(planes, tmp_path, Smoother(0.7), pairs).choose({"last": Smoother(0.95)})
+    assert chosen.share > 0
+    assert chosen.gain > 2
+    assert f"is {chosen.gain:.2f} dB better than the start" in chosen.said
+
+
+def test_the_measured_gain_is_the_true_one(planes, tmp_path):
+    clean = 10 + 8 * np.sin(np.add.outer(np.arange(96), np.arange(96)) / 9)
+    noisy, truth = (torch.from_numpy(p / 30).float() for p in (planes[:, None], clean))
+    start, trained = Smoother(0.7), Smoother(0.95)
+    with torch.no_grad():
+        before, after = ((network(noisy) - truth).square().mean() for network in (start, trained))
+    gain = judge(planes, tmp_path, start).gain(trained)
+    assert gain == pytest.approx(10 * float(torch.log10(before / after)), abs=1)
+
+
+def test_channels_of_a_stack_have_their_own_noise(tmp_path):
+    noisy = np.random.default_rng(0).normal(500, [[[[10]], [[40]]]], (4, 2, 64, 64)).astype(np.float32)
+    np.save(tmp_path / "two.npy", noisy)
+    run = Fit(config(tmp_path / "two.npy", axes="TCYX", range=(0.0, 1000.0)))
+    one, other = (np.mean(curve.variances) ** 0.5 * 1000 for curve in run._judge.noise)
+    assert (one, other) == (pytest.approx(10, rel=0.1), pytest.approx(40, rel=0.1))
+
+
+def test_the_best_checkpoint_is_kept_and_training_ends_when_none_is_better(stack, monkeypatch):
+    run = Fit(config(stack, iterations=10))
+    gains = dict(enumerate([0.3, 0.2, 0.1, 0.2, 0.9, 0.5, 0.5, 0.8, 0.7], 1))
+    (run.folder / "models").mkdir(parents=True)
+    stopped = []
+    monkeypatch.setattr(fit, "load_network", lambda file: int(file.read_text()))
+    monkeypatch.setattr(Judge, "gain", lambda self, network: gains[network])
+    monkeypatch.setattr(run, "stop", lambda: stopped.append(run.iteration))
+    for iteration in gains:
+        monkeypatch.setattr(Fit, "iteration", iteration)
+        run.checkpoint.write_text(str(iteration))
+        run._check()
+    assert stopped == [8, 9]
+    assert (run.folder / "best.pth").read_text() == "5"
 
 
 def test_a_run_resumes_and_other_settings_under_its_name_are_refused(stack):
@@ -69,7 +153,7 @@ def test_a_run_resumes_and_other_settings_under_its_name_are_refused(stack):
     longer = Fit(config(stack, iterations=6))
     assert longer.resumes
     assert [s.iteration for s in longer.run()] == [1, 2, 3, 4, 5, 6]
-    assert longer.save().title == "removes noise from images like noisy.npy (n2v, 6 steps)"
+    assert longer.save().title == "removes noise from images like noisy.npy (r2r, 6 steps)"
     with pytest.raises(FileExistsError, match=r"different settings \(datasets.train.gt_size\)"):
         Fit(config(stack, patch=20))
     assert not Fit(config(stack, patch=20), overwrite=True).resumes
@@ -170,7 +254,8 @@ def test_an_array_is_trained_on_and_starts_from_a_shipped_model(tmp_path):
         ({"init": "denoise-color"}, r"takes 3 channel\(s\), but noisy.npy has 1"),
         ({"init": "nothing-such"}, "no model or file is called"),
         ({"method": "n2n", "pair_axis": "T"}, "no axis 'T'"),
-        ({"method": "n3v"}, "n2v or n2n"),
+        ({"method": "n3v"}, "r2r or n2v or n2n"),
+        ({"norm": "l1"}, "r2r needs norm l2"),
         ({"iterations": 0}, "at least 1"),
         ({"axes": "YX"}, "the array has 3"),
         ({"range": (3.0, 1.0)}, "lower to a higher"),
@@ -183,13 +268,14 @@ def test_bad_settings_are_refused_before_anything_runs(stack, settings, message)
     assert not (zoo.folder() / "fits").exists()
 
 
-def test_correlated_noise_is_warned_about_before_anything_runs(stack, tmp_path):
-    assert Fit(config(stack)).doubt == ""
+def test_correlated_noise_is_refused_before_anything_runs(stack, tmp_path):
     white = np.load(stack).astype(float)
     rows = white[:, 1:] + white[:, :-1]
     np.save(tmp_path / "moved.npy", rows[..., 1:] + rows[..., :-1])
-    assert "share their noise" in Fit(config(tmp_path / "moved.npy", name="moved")).doubt
-    assert Fit(config(tmp_path / "moved.npy", name="moved", method="n2n")).doubt == ""
+    for method in ("r2r", "n2v"):
+        with pytest.raises(ValueError, match=r"moved.npy: neighbouring pixels share their noise.*\(n2n\)"):
+            Fit(config(tmp_path / "moved.npy", method=method))
+    Fit(config(tmp_path / "moved.npy", method="n2n"))
 
 
 def test_without_the_extra_it_says_what_to_install(stack, monkeypatch):
@@ -198,11 +284,14 @@ def test_without_the_extra_it_says_what_to_install(stack, monkeypatch):
         Fit(config(stack))
 
 
-def test_the_command_trains_a_model_and_says_how_to_use_it(stack, capsys):
+def test_the_command_trains_a_model_and_says_how_to_use_it(stack, capsys, monkeypatch):
+    monkeypatch.setattr("kbnet_plugin.cli.fit._PERIOD", 0)
     arguments = ["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--patch", "16", "--iterations", "2"]
     assert cli.main([*arguments, "--batch", "1", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "independent from pixel to pixel" in out
+    assert "measured without truth: " in out
+    assert "step 2 of 2, loss " in out  # one line a period, as there is no terminal
     assert "--model mine" in out
     assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 2
     assert "started with different settings" in capsys.readouterr().err

@@ -1,49 +1,15 @@
-"""SURE shrinkage finds the factor with the smallest error, without clean pictures."""
+"""The error is estimated without clean pictures, as far as it goes between models right."""
 
 import numpy as np
 import pytest
 import torch
 
-from kbnet_plugin.selfsup.sure import (
-    BOUNDS,
-    DOUBTFUL,
-    independence,
-    noise_variance,
-    scale_correction,
-    sure_shrinkage,
-    variance_by_brightness,
-)
+from kbnet_plugin.selfsup.noise import NoiseCurve
+from kbnet_plugin.selfsup.sure import BOUNDS, PairRisk, Risk, SingleRisk, scale_correction
 
 
-def generator():
-    return np.random.default_rng(0)
-
-
-def test_noise_is_measured_despite_structure_and_missing_values():
-    clean = np.add.outer(np.sin(np.arange(200) / 9), np.arange(160) / 160)[..., None]
-    noisy = (clean + generator().normal(0, 0.1, clean.shape)).astype(np.float32)
-    noisy[50:60, 20:90] = np.nan
-    assert noise_variance([noisy]) == pytest.approx(0.01, rel=0.05)
-
-
-def test_noise_that_grows_with_the_signal_has_its_mean_variance():
-    bright = np.repeat(np.linspace(2, 60, 256), 256).reshape(256, 256, 1)
-    noisy = generator().poisson(bright).astype(np.float32)
-    assert noise_variance([noisy]) == pytest.approx(bright.mean(), rel=0.1)
-
-
-def test_correlated_noise_is_told_from_white_noise():
-    ramp = np.add.outer(np.arange(160), np.arange(120)) / 280
-    noise = generator().normal(0, 0.1, (161, 121))
-    white = (ramp + noise[1:, 1:])[..., None].astype(np.float32)
-    moved = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 4  # by half a pixel
-    assert independence([white]) == pytest.approx(1, abs=0.1)
-    assert independence([(ramp + moved)[..., None].astype(np.float32)]) < DOUBTFUL
-    assert independence([np.zeros((8, 8, 1), np.float32)]) == 1
-
-
-def test_an_empty_picture_has_no_noise():
-    assert noise_variance([np.full((4, 4, 1), np.nan, np.float32)]) == 0
+def constant(variance, step=0.0):
+    return NoiseCurve((0.0, 1.0), (variance,) * 2, (step,) * 2)
 
 
 def ring(x):
@@ -54,61 +20,53 @@ def ring(x):
     return torch.nn.functional.conv2d(padded, kernel / 8)
 
 
-def test_the_shrinkage_minimizes_the_error():
-    ramp = torch.linspace(0, 1, 64).repeat(16, 1, 64, 1)
-    noisy = ramp + 0.1 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
-    shrinkage = sure_shrinkage(ring, noisy, 0.01)
-    assert shrinkage == pytest.approx(8 / 9, abs=0.02)
-    errors = {s: (noisy + s * (ring(noisy) - noisy) - ramp).square().mean() for s in (shrinkage, 0.8, 1.0)}
-    assert min(errors, key=errors.__getitem__) == shrinkage
+@pytest.fixture
+def ramp():
+    clean = torch.linspace(0, 1, 64).repeat(16, 1, 64, 1)
+    return clean, clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
 
-def shot(size=256, photons=100):
-    """Return a ramp from dark to bright, (H, W, 1), and the same with shot noise."""
-    clean = np.repeat(np.linspace(0.04, 1, size), size).reshape(size, size, 1)
-    noise = generator().normal(0, 1, clean.shape) * np.sqrt(clean / photons)
-    return clean, (clean + noise).astype(np.float32)
+def test_the_estimate_is_the_error_and_the_shrinkage_minimizes_it(ramp):
+    clean, noisy = ramp
+    risk = SingleRisk(noisy, [constant(0.01)] * 16)(ring)
+    truth = (ring(noisy) - clean).square().mean()
+    assert risk.error() == pytest.approx(float(truth), rel=0.1)
+    assert risk.shrinkage == pytest.approx(8 / 9, abs=0.02)
+    assert risk.error(risk.shrinkage) < risk.error()
 
 
-def test_the_variance_follows_the_brightness():
-    _, noisy = shot()
-    variance = variance_by_brightness([noisy])
-    levels = torch.linspace(0.1, 0.95, 20)
-    assert variance(levels).numpy() == pytest.approx(levels.numpy() / 100, rel=0.15)
-    assert variance(torch.tensor([[-9.0]])) == variance(torch.zeros(1, 1)) > 0
-    assert variance(levels).mean() == pytest.approx(noise_variance([noisy]), rel=0.1)
+def test_another_recording_gives_the_same_without_knowing_the_noise(ramp):
+    clean, noisy = ramp
+    again = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    risk = PairRisk(noisy, again)(ring)
+    assert risk.error() == pytest.approx(float((ring(noisy) - clean).square().mean()), rel=0.1)
+    assert risk.shrinkage == pytest.approx(8 / 9, abs=0.03)
 
 
-def test_empty_and_flat_pictures_have_a_variance():
-    empty = variance_by_brightness([np.full((4, 4, 1), np.nan, np.float32)])
-    assert not empty(torch.rand(2, 3)).any()
-    checks = np.indices((40, 40)).sum(0)[..., None] % 2  # all squares of four have one brightness
-    flat = variance_by_brightness([checks.astype(np.float32)])
-    assert flat(torch.rand(5)).numpy() == pytest.approx(noise_variance([checks.astype(np.float32)]))
+def test_a_model_that_exploits_the_skewness_of_few_photons_is_found_out():
+    counts = torch.poisson(torch.ones(8, 1, 128, 128), torch.Generator().manual_seed(0))
 
+    def darkens(x):
+        """Take counts of three and more for noise, and less than nothing for 1."""
+        return torch.where(x > 1.6, 1.0 + 0 * x, 1.0 - 0.5 * (x - 1))
 
-@pytest.mark.parametrize("where", ["dark", "bright"])
-def test_the_shrinkage_weights_pixels_by_their_noise(where):
-    clean, noisy = shot()
-    brightness, x = (torch.from_numpy(p).float().permute(2, 0, 1)[None] for p in (clean, noisy))
-    follows = 1.5 * (1 - brightness) if where == "dark" else brightness  # fixed, so it is linear in x
+    def flat(x):
+        return torch.ones_like(x)
 
-    def network(x):
-        return x + follows * (ring(x) - x)
-
-    correction = network(x) - x
-    least = float(((brightness - x) * correction).sum() / correction.square().sum())
-    shrinkage = sure_shrinkage(network, x, variance_by_brightness([noisy]))
-    alone = sure_shrinkage(network, x, noise_variance([noisy]))
-    assert shrinkage == pytest.approx(least, rel=0.03)
-    assert alone != pytest.approx(least, rel=0.15)
+    truth = {f: float((f(counts) - 1).square().mean()) for f in (darkens, flat)}
+    poisson = SingleRisk(counts, [constant(1.0, 1.0)] * 8, [flat])
+    gaussian = SingleRisk(counts, [constant(1.0)] * 8, [flat])
+    assert truth[darkens] > truth[flat]
+    assert poisson(darkens).error() > poisson(flat).error()
+    assert gaussian(darkens).errors().mean() < gaussian(flat).errors().mean()  # why skewness is measured
 
 
 def test_the_shrinkage_is_bounded_and_1_without_a_correction():
-    noisy = torch.rand(2, 1, 16, 16)
-    assert sure_shrinkage(lambda x: x, noisy, 0.01) == 1
-    assert sure_shrinkage(ring, noisy, 1e-9) == BOUNDS[0]
-    assert sure_shrinkage(ring, noisy, 1e9) == BOUNDS[1]
+    one = np.ones(1)
+    assert Risk(0 * one, 0 * one, one).shrinkage == 1
+    assert Risk(one, one, one).shrinkage == BOUNDS[0]
+    assert Risk(one, -9 * one, one).shrinkage == BOUNDS[1]
+    assert Risk(one, -9 * one, one).error() > 0  # in dB it must be a number
 
 
 @pytest.mark.parametrize("variant", ["tiny_s", "tiny_l"])

@@ -15,8 +15,10 @@ from kbnet_plugin import Restorer, load_network, save_network, zoo
 from kbnet_plugin.cli import main
 from kbnet_plugin.nn.layers import pad_to_multiple
 from kbnet_plugin.zoo import export
+from tools.cards import read_card
 
 SIZES = [(16, 24), (37, 50), (1, 3)]
+
 SHIPPED = [m for m in zoo.list_models() if m.shipped]
 
 
@@ -31,8 +33,13 @@ def run(capsys, monkeypatch, tmp_path):
     return call
 
 
+def bases(model):
+    """Return the number of bases, of which spandrel only knows 32."""
+    return read_card(model.card)[0]["network"].get("bases", 32)
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("model", SHIPPED, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [m for m in SHIPPED if bases(m) == 32], ids=lambda m: m.name)
 def test_spandrel_restores_the_same_picture_with_a_shipped_model(run, model, suffix):
     status, out, err = run("export", model.name, "-o", f"x.{suffix}", "--format", suffix)
     assert (status, err) == (0, "")
