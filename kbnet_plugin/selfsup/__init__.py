@@ -1,4 +1,4 @@
-"""Train models on noisy images alone: Noise2Void and Noise2Noise."""
+"""Train models on noisy images alone: Recorrupted2Recorrupted, Noise2Void and Noise2Noise."""
 
 from typing import TYPE_CHECKING, Any
 
