@@ -109,7 +109,7 @@ def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
     root = Path(options["path"]["experiments_root"])
     try:
         if root.exists() and not keep:
-            archived = _unused(f"{root}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+            archived = archive_of(root)
             root.rename(archived)
             logger.warning(
                 "%s already exists: moved to %s; --auto_resume would have continued it", root, archived
@@ -127,7 +127,9 @@ def open_experiment(options: Options, option_file: str, *, keep: bool) -> None:
         raise BadInput(f"cannot write to {root}: {error.strerror}") from error
 
 
-def _unused(name: str) -> str:
+def archive_of(folder: Path) -> str:
+    """Return an unused name to which an older folder can be moved."""
+    name = f"{folder}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
     names = chain([name], (f"{name}_{number}" for number in count(2)))
     return next(n for n in names if not os.path.lexists(n))
 

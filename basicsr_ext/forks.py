@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.tiled import run_tiled
+from kbnet_plugin.nn.layers import pad_to_multiple
 
 from .base_model import unwrap
-from .validation import pad
 
 NETWORKS = {
     "NAFNet": "spandrel",
@@ -60,7 +60,7 @@ class _Windows:
 
         def run(part: Tensor) -> Tensor:
             rows, columns = part.shape[-2:]
-            return network(pad(part, window))[..., : rows * scale, : columns * scale]
+            return network(pad_to_multiple(part, window, "reflect"))[..., : rows * scale, : columns * scale]
 
         network.eval()
         with torch.no_grad():

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from basicsr.utils.logger import initialized_logger
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from kbnet_plugin.errors import BadInput, one_line
 
+from .experiment import archive_of
 from .options import Options
 
 logger = logging.getLogger("basicsr")
@@ -94,10 +96,7 @@ def tensorboard(options: Options, start: int) -> Any:
     folder = os.path.join(options["root_path"], "tb_logger", options["name"])
     try:
         if start == 0 and os.path.isdir(folder):
-            archived = f"{folder}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
-            while os.path.exists(archived):
-                archived += "_"
-            os.rename(folder, archived)
+            os.rename(folder, archive_of(Path(folder)))
         threading.excepthook = _thread_failed
         return SummaryWriter(folder, purge_step=start + 1)
     except OSError as error:

@@ -130,28 +130,31 @@ def shown_name(options: Options, dataset: Any, path: str) -> str:
     return f"{dataset.opt['name']}__{name}" if several and options["is_train"] else name
 
 
-def show_sample(options: Options, name: str, images: list[Tensor], writer: Any, iteration: int | str) -> None:
+def show_sample(
+    options: Options, name: str, shown: str, images: list[Tensor], writer: Any, iteration: int | str
+) -> None:
     """Show input, output and perhaps target side by side: in a file, and smaller in TensorBoard.
 
     Parameters
     ----------
     options : dict
-    name : str
-        Of the set and the image, as ``val_0001``.
+    name, shown : str
+        Of the set; of the image, as `shown_name` gives it.
     images : list of Tensor
         (1, C, H, W) in 0..1; the second determines the size.
     writer : SummaryWriter or None
     iteration : int
     """
+    label = shown if shown.startswith(f"{name}__") else f"{name}_{shown}"
     size = images[1].shape[-2:]
-    shown = [i[:, :3].float() for i in images]
-    shown = [i if i.shape[-2:] == size else F.interpolate(i, size) for i in shown]
-    channels = max(i.shape[1] for i in shown)
-    row = to_image(torch.cat([i[:, :channels].expand(-1, channels, -1, -1) for i in shown], -1), rounded=True)
-    imwrite(row, os.path.join(options["path"]["visualization"], "samples", f"{name}.png"))
+    parts = [i[:, :3].float() for i in images]
+    parts = [i if i.shape[-2:] == size else F.interpolate(i, size) for i in parts]
+    channels = max(i.shape[1] for i in parts)
+    row = to_image(torch.cat([i[:, :channels].expand(-1, channels, -1, -1) for i in parts], -1), rounded=True)
+    imwrite(row, os.path.join(options["path"]["visualization"], "samples", f"{label}.png"))
     if writer is not None:
         small = _reduced(row)[..., ::-1] if channels == 3 else _reduced(row)
-        writer.add_image(f"samples/{name}", small, iteration, dataformats="HWC")
+        writer.add_image(f"samples/{label}", small, iteration, dataformats="HWC")
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:

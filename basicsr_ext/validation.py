@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.inference.tiled import run_tiled
+from kbnet_plugin.nn.layers import pad_to_multiple
 
 from . import dist
 from .base_model import unwrap
@@ -63,7 +63,7 @@ class Validation:
 
         def run(part: Tensor) -> Tensor:
             rows, columns = part.shape[-2:]
-            output = net(pad(part, window))  # in float32, as tests and users run it
+            output = net(pad_to_multiple(part, window, "reflect"))  # in float32, as tests and users run it
             output = output[-1] if isinstance(output, (list, tuple)) else output
             return output[..., : rows * scale, : columns * scale].float()
 
@@ -101,8 +101,7 @@ class Validation:
                 imwrite(to_image(self.output, rounded=True), self._picture(name, shown, current_iter))
             if self.is_train and number < int(self.opt["val"].get("samples") or 0):
                 images = [self.lq, self.output, *([] if self.gt is None else [self.gt])]
-                label = shown if shown.startswith(f"{name}__") else f"{name}_{shown}"
-                show_sample(self.opt, label, images, tb_logger, current_iter)
+                show_sample(self.opt, name, shown, images, tb_logger, current_iter)
             for metric, value in self._measure(metrics, f"datasets {name}: {path}").items():
                 sums[metric] += value
                 counts[metric] += 1
@@ -251,8 +250,7 @@ def _watched(model: Any, named: Named, name: str, writer: Any, iteration: int | 
         if named.number < samples and named.path and model.opt["rank"] == 0 and result.ndim == 4:
             images = [t for t in (lq, result, gt) if isinstance(t, Tensor)]
             shown = shown_name(model.opt, named.dataset, named.path)
-            label = shown if shown.startswith(f"{name}__") else f"{name}_{shown}"
-            show_sample(model.opt, label, images, writer, iteration)
+            show_sample(model.opt, name, shown, images, writer, iteration)
         return found
 
     model.get_current_visuals = visuals
@@ -267,12 +265,3 @@ def _forget_others(model: Any, name: str, metrics: Mapping[str, Any]) -> None:
     known = getattr(model, "best_metric_results", {})
     if name in known and known[name].keys() != metrics.keys():
         del known[name]
-
-
-def pad(image: Tensor, window: int) -> Tensor:
-    """Reflect at the bottom and the right to a multiple of `window`; repeat the edge of tiny images."""
-    rows, columns = (-side % window for side in image.shape[-2:])
-    if not rows and not columns:
-        return image
-    mode = "reflect" if rows < image.shape[-2] and columns < image.shape[-1] else "replicate"
-    return F.pad(image, (0, columns, 0, rows), mode=mode)

@@ -32,19 +32,12 @@ LOW = {"width": 16, "enc_blk_nums": [0, 2, 2], "middle_blk_num": 2, "dec_blk_num
 FOLDED = {"width": 32, "enc_blk_nums": [2, 2], "middle_blk_num": 2, "dec_blk_nums": [2, 2], "fold": 2}
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
-    "full, 32 bases (1.0)": FULL | {"bases": 32},
-    "full, 16 bases": FULL | {"bases": 16},
-    "full, 12 bases": FULL | {"bases": 12},
-    "full, 8 bases": FULL | {"bases": 8},
-    "full, 4 bases": FULL | {"bases": 4},
+    **{f"full, {n} bases": FULL | {"bases": n} for n in (32, 16, 12, 8, 4)},
     "deep, 16 bases (standard)": DEEP | {"bases": 16},
     "deep, 8 bases": DEEP | {"bases": 8},
     "low, 8 bases": LOW | {"bases": 8},
     "low, 4 bases (fast)": LOW | {"bases": 4},
-    "folded, 1 basis": FOLDED | {"bases": 1},
-    "folded, 4 bases": FOLDED | {"bases": 4},
-    "folded, 8 bases": FOLDED | {"bases": 8},
-    "folded, 16 bases": FOLDED | {"bases": 16},
+    **{f"folded, {n} bases": FOLDED | {"bases": n} for n in (1, 4, 8, 16)},
     "folded, 16 bases, depthwise": FOLDED | {"bases": 16, "per_group": 1},
     "folded, 48 channels, 8 bases": FOLDED | {"width": 48, "bases": 8},
     "folded, 64 channels, 8 bases": FOLDED | {"width": 64, "bases": 8},

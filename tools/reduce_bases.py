@@ -123,11 +123,12 @@ def started(source: KBNet_s, images: Sequence[Tensor], **changes: Any) -> KBNet_
     **changes
         Arguments of `KBNet_s` that differ.
     """
-    arguments = identify(source.state_dict())[1] | changes
+    given = identify(source.state_dict())[1]
+    arguments = given | changes
     network = KBNet_s(**arguments).eval()
     tensors = network.state_dict()
     known = source.state_dict()
-    of_blocks = moments(source, images) if arguments["bases"] != source_bases(source) else {}
+    of_blocks = moments(source, images) if arguments["bases"] != given["bases"] else {}
     for name, module in source.named_modules():
         if isinstance(module, kbnet_s.KBBlock_s) and of_blocks:
             new = reduced(module, *of_blocks[id(module.w)], arguments["bases"])
@@ -139,11 +140,6 @@ def started(source: KBNet_s, images: Sequence[Tensor], **changes: Any) -> KBNet_
             tensors[name] = torch.zeros_like(tensors[name])
     network.load_state_dict(tensors)
     return network
-
-
-def source_bases(network: KBNet_s) -> int:
-    """Return the number of bases of a network."""
-    return int(identify(network.state_dict())[1]["bases"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

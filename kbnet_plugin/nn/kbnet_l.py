@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import kernel_basis_attention
 from .layers import (
-    GlobalMean,
+    ChannelScale,
     KBAMixin,
     LayerNorm2d,
     by_strips,
@@ -41,7 +41,7 @@ class MFF(KBAMixin):
 
         self.dwconv = pointwise_depthwise()
         self.conv1 = pointwise_depthwise()
-        self.sca = nn.Sequential(GlobalMean(), nn.Conv2d(dim, hidden, 1))
+        self.sca = ChannelScale(dim, hidden)
         self._build_kba(dim, hidden, GROUP, gate_channels=min(dim, 24), bases=BASES)
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 

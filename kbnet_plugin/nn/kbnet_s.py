@@ -45,7 +45,7 @@ class KBBlock_s(KBAMixin):
         c, hidden = channels, int(ffn_scale * channels)
         self.norm1 = LayerNorm2d(c)
         self.norm2 = LayerNorm2d(c)
-        self.sca = ChannelScale(c)
+        self.sca = ChannelScale(c, c)
         spatial = (
             nn.Conv2d(c, c, 3, padding=1, groups=c)
             if lightweight

@@ -44,10 +44,10 @@ class GlobalMean(nn.Module):
 
 
 class ChannelScale(nn.Sequential):
-    """A scale of each channel from the means of all: (B, C, H, W) to (B, C, 1, 1)."""
+    """A scale of each channel from the means of all: (B, inputs, H, W) to (B, channels, 1, 1)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(GlobalMean(), nn.Conv2d(channels, channels, 1))
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__(GlobalMean(), nn.Conv2d(inputs, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of_mean(self[0](x), x)

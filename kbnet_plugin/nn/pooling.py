@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .kbnet_l import KBNet_l
 from .kbnet_s import KBNet_s
-from .layers import ChannelScale, GlobalMean
+from .layers import ChannelScale
 
 Network = TypeVar("Network", bound=KBNet_s | KBNet_l)
 
@@ -40,7 +40,7 @@ def with_replaceable_means(network: Network) -> Network:
     for _, stage in copied.stages():
         for block in stage.modules():
             pool = getattr(block, "sca", None)
-            if isinstance(pool, nn.Sequential) and isinstance(pool[0], GlobalMean):
+            if isinstance(pool, ChannelScale):
                 block.sca = _ReplaceableMean(pool, number)
                 number += 1
     copied.eval()
@@ -84,7 +84,7 @@ _REPLACEMENT: ContextVar[Sequence[Tensor] | None] = ContextVar("replacement", de
 class _ReplaceableMean(ChannelScale):
     """A scale whose mean can be replaced."""
 
-    def __init__(self, pool: nn.Sequential, number: int) -> None:
+    def __init__(self, pool: ChannelScale, number: int) -> None:
         super(ChannelScale, self).__init__(*pool)
         self.number = number
 
