@@ -101,7 +101,7 @@ class KBBlock_s(KBAMixin):
             return None
         eps = (self.norm1.eps, self.norm2.eps)
         if not torch.is_grad_enabled():
-            return block.infer(x, parameters, eps, self.groups, lambda mean: self.sca.of_mean(mean, x))
+            return block.infer(x, parameters, eps, self.groups, self.sca.grid)
         return block.block(x, parameters, eps, self.groups) if type(self.sca) is ChannelScale else None
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

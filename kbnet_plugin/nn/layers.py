@@ -50,11 +50,17 @@ class ChannelScale(nn.Sequential):
         super().__init__(GlobalMean(), nn.Conv2d(inputs, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.of_mean(self[0](x), x)
+        return self.grid(lambda: self[0](x))
 
-    def of_mean(self, mean: Tensor, x: Tensor) -> Tensor:
-        """Return the scale, if the mean of `x` is known already; of `x` only size and type count."""
-        scale: Tensor = self[1](mean)
+    def grid(self, mean: Callable[[], Tensor]) -> Tensor:
+        """Return the scale, (B, channels, h, w), to be interpolated to the size of `x`.
+
+        Parameters
+        ----------
+        mean : callable
+            Computes the means of `x`, (B, inputs, 1, 1).
+        """
+        scale: Tensor = self[1](mean())
         return scale
 
 

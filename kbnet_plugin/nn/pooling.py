@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
@@ -89,24 +89,21 @@ class _ReplaceableMean(ChannelScale):
         self.number = number
 
     def forward(self, x: Tensor) -> Tensor:
-        replaced = self._replaced(x)
-        return self.of_mean(self[0](x), x) if replaced is None else replaced
+        scale = super().forward(x)
+        if scale.shape[2:] == (1, 1):
+            return scale
+        return F.interpolate(scale, size=x.shape[2:], mode="bilinear", align_corners=False)
 
-    def of_mean(self, mean: Tensor, x: Tensor) -> Tensor:
-        replaced = self._replaced(x)
-        if replaced is not None:
-            return replaced
+    def grid(self, mean: Callable[[], Tensor]) -> Tensor:
+        replacement = _REPLACEMENT.get()
+        if replacement is not None:
+            scale: Tensor = self[1](replacement[self.number].to(next(self.parameters())))
+            return scale
+        computed = mean()
         record = _RECORD.get()
         if record is not None:
-            record[self.number] = mean.float()
-        return super().of_mean(mean, x)
-
-    def _replaced(self, x: Tensor) -> Tensor | None:
-        replacement = _REPLACEMENT.get()
-        if replacement is None:
-            return None
-        scale = self[1](replacement[self.number].to(x.dtype))
-        return F.interpolate(scale, size=x.shape[2:], mode="bilinear", align_corners=False)
+            record[self.number] = computed.float()
+        return super().grid(lambda: computed)
 
 
 class Grid:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from . import native
 from .backend import Arguments
 
-_BRANCHES, _BRANCHES_BACKWARD, _COMBINE, _COMBINE_BACKWARD = range(4)
+_BRANCHES, _BRANCHES_BACKWARD, _COMBINE, _COMBINE_BACKWARD, _MEAN, _WHOLE = range(6)
 _CONV2, _CONV211, _CONV4 = 10, 15, 23  # indices of weights among the parameters
 _PARAMETERS = 28  # those that C knows; behind them w, b, and weight and bias of sca
 _MAPS = ("x", "features", "coefficients", "spatial", "mixed", "out")
@@ -36,6 +36,8 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("gate", "hidden", "dtype", "xtype", "threads")),
         *((name, ctypes.c_float) for name in ("eps1", "eps2")),
         *((name, ctypes.c_void_p) for name in (*_MAPS, *_GRADIENTS, *_VECTORS)),
+        *((name, ctypes.c_int64) for name in ("grid_height", "grid_width", "group")),
+        *((name, ctypes.c_void_p) for name in ("kernels", "biases")),
         ("parameter", ctypes.c_void_p * _PARAMETERS),
         ("gradient", ctypes.c_void_p * _PARAMETERS),
     ]
@@ -111,7 +113,7 @@ def infer(
     parameters: Sequence[Tensor],
     eps: tuple[float, float],
     groups: int,
-    scale: Callable[[Tensor], Tensor],
+    scale: Callable[[Callable[[], Tensor]], Tensor],
 ) -> Tensor:
     """Run the block without gradients.
 
@@ -120,8 +122,8 @@ def infer(
     x, parameters, eps, groups
         As for `block`.
     scale : callable
-        From the mean of norm1's output, (B, C, 1, 1), to the scale of each channel: of that shape, or a map,
-        (B, C, H, W). Called instead of sca.
+        From a function without arguments, which computes the mean of norm1's output, (B, C, 1, 1), to the
+        scale of each channel, (B, C, h, w), which is interpolated to the size of `x`. Called instead of sca.
 
     Returns
     -------
@@ -131,13 +133,18 @@ def infer(
     dtype = _dtype(x)
     x = x.contiguous(memory_format=torch.channels_last)
     fused, (w, b, *_) = _split(parameters)
-    call, mean = _branches(x, fused, eps, dtype, w.shape[1])
+    mean = torch.empty(x.shape[:2])
+
+    def measure() -> Tensor:
+        _run(_MEAN, fused, eps, dtype, {"x": x, "mean": mean})
+        return mean[..., None, None]
+
     with torch.autocast("cpu", enabled=False):
-        channel = scale(mean[..., None, None])
-    if channel.shape[2:] != (1, 1):
-        call["spatial"].mul_(channel)
-        channel = torch.ones_like(mean)
-    return _combined(call, fused, eps, dtype, channel.flatten(1), w, b, groups)[1]
+        channel = scale(measure).float().contiguous(memory_format=torch.channels_last)
+    out = _map(x, x.shape[1], torch.float32)
+    maps = {"x": x, "out": out, "channel": channel, "kernels": w.contiguous(), "biases": b.contiguous()}
+    _run(_WHOLE, fused, eps, dtype, maps, group=x.shape[1] // groups)
+    return out
 
 
 def _branches(
@@ -239,6 +246,7 @@ def _run(
     dtype: torch.dtype,
     tensors: dict[str, Tensor],
     gradients: Sequence[Tensor] = (),
+    group: int = 0,
 ) -> None:
     x = tensors["x"]
     batch, channels, height, width = x.shape
@@ -246,6 +254,9 @@ def _run(
     call.bases, call.gate, call.hidden = (len(parameters[i]) for i in (_CONV211, _CONV2, _CONV4))
     call.dtype, call.xtype, call.threads = _DTYPES[dtype], _DTYPES[x.dtype], torch.get_num_threads()
     call.eps1, call.eps2 = eps
+    call.group = group
+    if what == _WHOLE:
+        call.grid_height, call.grid_width = tensors["channel"].shape[2:]
     for name, tensor in tensors.items():
         setattr(call, name, tensor.data_ptr())
     call.parameter[:] = [p.data_ptr() for p in parameters]

@@ -8,11 +8,13 @@ import pickle
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from kbnet_plugin import KBNet_s
 from kbnet_plugin.nn.kbnet_s import KBBlock_s
+from kbnet_plugin.nn.pooling import record_means, replace_means, with_replaceable_means
 from kbnet_plugin.ops import block, native
 
 pytestmark = pytest.mark.skipif(not native.available_isas(), reason="the native library is not built")
@@ -121,7 +123,7 @@ def test_threads_and_repetition_change_no_bit(isa, threads, dtype):
             assert all(torch.equal(t, alone[n]) for n, t in results(module, x, grad).items())
 
 
-@pytest.mark.parametrize("shape", SHAPES[:6], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:6], (2, 16, 45, 140, 2, 16), (1, 128, 19, 70, 2, 40)], ids=str)
 def test_without_gradients_as_exact_as_the_layers(isa, monkeypatch, shape):
     *size, ffn_scale, bases = shape
     network, (x, _) = made(size[1], ffn_scale, bases), maps(*size)
@@ -271,3 +273,27 @@ def test_follows_the_backend_of_the_environment(calls, monkeypatch, backend):
     made(16)(x)
     made(16, lightweight=False)(x)
     assert len(calls) == (backend == "native")
+
+
+def test_scale_from_a_grid(isa, monkeypatch):
+    network = KBNet_s(width=16, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1], lightweight=True)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    network, image = with_replaceable_means(network), torch.rand(2, 3, 42, 136)
+    with torch.no_grad(), record_means() as means:
+        network(image)
+    grids = [means[k].repeat(1, 1, 5, 17) * torch.linspace(0, 2, 17) for k in sorted(means)]
+    with torch.no_grad(), replace_means(grids):
+        found = network(image)
+        monkeypatch.setattr(block, "wanted", lambda x: False)
+        assert torch.allclose(network(image), found, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(network(image), found, rtol=0, atol=1e-3)
+
+
+def test_without_gradients_the_maps_between_are_not_stored(isa):
+    module, (x, _) = made(16), maps(1, 16, 512, 512)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        module(x)
+    assert sum(max(0, e.self_cpu_memory_usage) for e in seen.events()) < 1.5 * x.nbytes

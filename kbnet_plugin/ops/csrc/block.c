@@ -6,6 +6,7 @@
 
 #include "block.h"
 #include "kba.h"
+#include "kba_job.h"
 #include "threads.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -13,8 +14,6 @@
 enum { OK, NO_ISA, NO_MEMORY };
 enum { ROW_FLOATS = 4096, ITEMS = 32 };
 enum { MIN_ROWS = 8, MIN_PIXELS = 128, MAX_PIXELS = 4096 }; /* of a tile; fewer rows would repeat too many of the margin */
-
-const char *kba_choose(const char *name);
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -30,10 +29,10 @@ typedef struct {
 
 static const block_isa *choose(const char *name)
 {
-    const char *found = kba_choose(name);
+    const kba_isa *found = kba_find(name);
     if (!found) return NULL;
-    if (!strcmp(found, "plain")) return block_plain;
-    if (!strcmp(found, "avx2")) return block_avx2;
+    if (found == kba_plain) return block_plain;
+    if (found == kba_avx2) return block_avx2;
     return block_avx512; /* also with AMX: most products here are too short for it */
 }
 
@@ -74,43 +73,46 @@ static block_tile tile_at(const block_job *j, int64_t i)
 }
 
 /* Takes a thread's buffers from `memory`, or only counts the floats. */
-static int64_t furnish(const block_job *j, block_room *r, float *memory)
+int64_t block_furnish(const block_job *j, block_room *r, float *memory)
 {
     const int64_t c = j->c, p = j->pitch, slack = LANES;
     int64_t used = 0;
+    r->hat = NULL;
 #define TAKE(field, floats) block_take(&r->field, memory, &used, floats)
-    if (j->what == BRANCHES || j->what == BRANCHES_BACKWARD) {
-        TAKE(line, 2 * p * c);
-        TAKE(t, 3 * p * c);
-        TAKE(hat, 3 * p * c);
-        TAKE(rstd, 3 * p);
-        TAKE(ab, p * j->gate + slack);
-        TAKE(g, p * LANES + slack);
-        if (j->what == BRANCHES) {
-            TAKE(u, 3 * p * j->wide);
-        } else {
-            TAKE(du, 2 * p * c);
-            TAKE(d, 2 * p * j->wide);
-            TAKE(dfs, 3 * p * 2 * c);
-            TAKE(dab, 3 * p * j->gate + slack);
-            TAKE(dg, p * LANES);
-            TAKE(dt, p * c);
-        }
-    } else {
-        for (int i = 0; i < 3; i++) TAKE(temporary[i], p * c);
+    const int back = j->what == BRANCHES_BACKWARD || j->what == COMBINE_BACKWARD;
+    if (j->what == COMBINE || j->what == COMBINE_BACKWARD) {
+        for (int i = 0; i < 4; i++) TAKE(temporary[i], p * c);
         TAKE(v, p * c);
         TAKE(y, p * c);
         TAKE(n, p * c);
-        TAKE(hat, p * c);
-        TAKE(rstd, p);
         TAKE(h, 2 * p * j->inner);
         TAKE(g, p * j->inner);
-        if (j->what == COMBINE_BACKWARD) {
+        if (back) {
+            TAKE(hat, p * c);
+            TAKE(rstd, p);
             TAKE(dg, p * j->inner);
             TAKE(dh, 2 * p * j->inner);
             TAKE(dy, p * c);
             TAKE(dv, p * c);
         }
+        return used;
+    }
+    TAKE(line, 2 * p * c);
+    TAKE(t, 3 * p * c);
+    if (j->what == MEAN) return used;
+    TAKE(ab, p * j->gate + slack);
+    TAKE(g, p * LANES + slack);
+    if (back) {
+        TAKE(hat, 3 * p * c);
+        TAKE(rstd, 3 * p);
+        TAKE(du, 2 * p * c);
+        TAKE(d, 2 * p * j->wide);
+        TAKE(dfs, 3 * p * 2 * c);
+        TAKE(dab, 3 * p * j->gate + slack);
+        TAKE(dg, p * LANES);
+        TAKE(dt, p * c);
+    } else {
+        TAKE(u, 3 * p * j->wide);
     }
 #undef TAKE
     return used;
@@ -139,8 +141,12 @@ static void run_chunks(void *argument)
         atomic_store(&a->failed, 1);
         return;
     }
-    block_room r;
-    furnish(j, &r, memory);
+    const block_call *q = j->call;
+    block_room r = {.maps = {.features = q->features, .coefficients = q->coefficients, .spatial = q->spatial, .mixed = q->mixed}};
+    r.maps.dtype = q->dtype;
+    r.maps.image = q->height * q->width;
+    r.maps.pitch = q->width;
+    block_furnish(j, &r, memory);
     for (int64_t i; (i = atomic_fetch_add(&a->next, 1)) < j->chunks;) {
         float *sums = j->sums ? j->sums + i * j->at.size : NULL;
         if (sums) memset(sums, 0, (size_t)j->at.size * sizeof(float));
@@ -164,23 +170,37 @@ static void add_chunks(void *argument)
     }
 }
 
-EXPORT int block_run_part(const block_call *q, int what, const char *name)
+void block_begin(block_job *j)
 {
-    crew a = {.job = {.call = q, .what = what}};
-    block_job *j = &a.job;
-    a.isa = choose(name);
-    if (!a.isa) return NO_ISA;
+    const block_call *q = j->call;
     j->c = q->channels;
     j->bases = divide(q->bases, LANES) * LANES;
     j->wide = 2 * j->c + j->bases;
     j->gate = q->gate;
     j->half = q->gate / 2;
     j->inner = divide(q->hidden / 2, LANES) * LANES;
+}
+
+void block_order(block_job *j, int32_t *order)
+{
+    const int64_t members = j->c / j->gate;
+    if (members == 1 || j->what == COMBINE || j->what == COMBINE_BACKWARD) return;
+    for (int64_t k = 0; k < j->c; k++) order[k] = (int32_t)(k % j->gate * members + k / j->gate);
+    j->order = order;
+}
+
+EXPORT int block_run_part(const block_call *q, int what, const char *name)
+{
+    crew a = {.job = {.call = q, .what = what}};
+    block_job *j = &a.job;
+    a.isa = choose(name);
+    if (!a.isa) return NO_ISA;
+    if (what == WHOLE) return block_run_whole(q, a.isa, name) ? NO_MEMORY : OK;
+    block_begin(j);
     plan(j);
     const int back = what == BRANCHES_BACKWARD || what == COMBINE_BACKWARD;
-    const int branches = what == BRANCHES || what == BRANCHES_BACKWARD;
     if (back) block_lay_out_sums(j);
-    a.room = furnish(j, &(block_room){0}, NULL);
+    a.room = block_furnish(j, &(block_room){0}, NULL);
     const int64_t weights = block_lay_out_weights(j, NULL), sums = back ? j->chunks * j->at.size : 0;
     const int64_t floats = weights + sums + j->tiles * j->c + j->c;
     float *memory;
@@ -188,12 +208,7 @@ EXPORT int block_run_part(const block_call *q, int what, const char *name)
     block_lay_out_weights(j, memory);
     j->sums = back ? memory + weights : NULL;
     j->tile_sums = memory + weights + sums;
-    if (branches && j->c > j->gate) {
-        int32_t *order = (int32_t *)(memory + weights + sums + j->tiles * j->c);
-        const int64_t members = j->c / j->gate;
-        for (int64_t k = 0; k < j->c; k++) order[k] = (int32_t)(k % j->gate * members + k / j->gate);
-        j->order = order;
-    }
+    block_order(j, (int32_t *)(memory + weights + sums + j->tiles * j->c));
     block_pack(j);
     kba_parallel(run_chunks, &a, min(q->threads, j->chunks));
     const int failed = atomic_load(&a.failed);
@@ -202,7 +217,7 @@ EXPORT int block_run_part(const block_call *q, int what, const char *name)
         kba_parallel(add_chunks, &a, j->at.size * j->chunks < 1 << 16 ? 1 : q->threads);
         block_finish(j);
     }
-    if (!failed && what == BRANCHES) finish_tiles(j, q->mean, 1 / ((float)q->height * (float)q->width));
+    if (!failed && (what == BRANCHES || what == MEAN)) finish_tiles(j, q->mean, 1 / ((float)q->height * (float)q->width));
     if (!failed && what == COMBINE_BACKWARD) finish_tiles(j, q->dchannel, 1);
     free(memory);
     return failed ? NO_MEMORY : OK;

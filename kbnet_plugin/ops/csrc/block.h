@@ -5,6 +5,9 @@
  * average of norm1's output. COMBINE: the product of the branches, conv3, norm2, conv4, gate, conv5. A thread takes
  * tiles and keeps what is between their inputs and outputs in its scratch memory; the backward pass computes it again.
  *
+ * Without gradients (whole.c), MEAN computes only the average, and WHOLE the rest of the block, kernel basis attention
+ * included, on tiles whose maps stay in cache.
+ *
  * Maps are dense and channels-last, in float32 or bfloat16; everything else is float32. Where conv2 has several input
  * channels in a group, norm1's output is stored member by member (`order`), which makes conv2 a sum of depthwise
  * convolutions.
@@ -15,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BRANCHES, BRANCHES_BACKWARD, COMBINE, COMBINE_BACKWARD };
+enum { BRANCHES, BRANCHES_BACKWARD, COMBINE, COMBINE_BACKWARD, MEAN, WHOLE };
 
 enum { /* parameters, in torch's shapes */
     NORM1_W, NORM1_B, CONV1_W, CONV1_B, CONV21_W, CONV21_B, CONV11_W, CONV11_B, CONV12_W, CONV12_B,
@@ -31,6 +34,9 @@ typedef struct {
     /* Gradients. That of the features has two parts; BRANCHES_BACKWARD adds to dx, COMBINE_BACKWARD sets it. */
     char *dout, *dx, *dfeatures, *more_dfeatures, *dcoefficients, *dspatial, *dmixed;
     float *mean, *channel, *dmean, *dchannel; /* (batch, channels) */
+    /* For WHOLE, channel is (batch, grid_height, grid_width, channels) and interpolated to the size of x. */
+    int64_t grid_height, grid_width, group;
+    const float *kernels, *biases; /* w and b of kernel basis attention, for WHOLE */
     const float *parameter[PARAMETERS];
     float *gradient[PARAMETERS];
 } block_call;
@@ -52,7 +58,13 @@ typedef struct { /* sums over pixels, from which the gradients of the parameters
     int64_t conv3, conv3_b, conv4, conv4_b, conv5, conv5_b, ga1, size; /* offsets in floats */
 } block_sums;
 
+typedef struct { /* the maps between the parts: those of the call, or a thread's own, of one tile */
+    char *features, *coefficients, *spatial, *mixed;
+    int64_t dtype, image, pitch, y, x; /* pixels from image to image and from row to row; the first row and column */
+} block_maps;
+
 typedef struct { /* a thread's buffers */
+    block_maps maps;
     float *line, *t, *hat, *rstd, *u, *d, *dfs, *dab, *ab, *g, *dg, *dt, *du;
     float *v, *y, *n, *h, *dh, *dy, *dv, *temporary[4];
 } block_room;
@@ -77,7 +89,7 @@ typedef struct {
 typedef void block_run(const block_job *, const block_tile *, const block_room *, float *sums, float *own);
 
 typedef struct {
-    block_run *run[4];
+    block_run *run[5]; /* all but WHOLE */
 } block_isa;
 
 /* Arrays are whole cache lines. */
@@ -98,6 +110,14 @@ void block_lay_out_sums(block_job *j);
 int64_t block_lay_out_weights(block_job *j, float *memory);
 void block_pack(block_job *j);
 void block_finish(const block_job *j);
+
+/* Without gradients. */
+int block_run_whole(const block_call *q, const block_isa *isa, const char *name);
+
+/* block.c: a thread's buffers from `memory`, or only the floats; a job whose call and what are set. */
+int64_t block_furnish(const block_job *j, block_room *r, float *memory);
+void block_begin(block_job *j);
+void block_order(block_job *j, int32_t *order);
 
 /* NULL where the compiler or the processor family lacks these instructions. */
 extern const block_isa *const block_avx512, *const block_avx2, *const block_plain;

@@ -40,6 +40,7 @@ int64_t block_lay_out_weights(block_job *j, float *memory)
 #define TAKE(field, floats) block_take(&w->field, memory, &used, floats)
     TAKE(norm_w, c);
     TAKE(norm_b, c);
+    if (j->what == MEAN) return used;
     if (j->what == BRANCHES || j->what == BRANCHES_BACKWARD) {
         TAKE(in, c * j->wide);
         TAKE(in_b, j->wide);
@@ -101,6 +102,7 @@ static void pack_branches(block_job *j)
         w->norm_w[k] = p[NORM1_W][block_channel(j, k)];
         w->norm_b[k] = p[NORM1_B][block_channel(j, k)];
     }
+    if (j->what == MEAN) return;
     if (q->bases != j->bases) { /* what fills the last lanes of the bases */
         memset(w->in, 0, (size_t)(c * j->wide) * sizeof(float));
         memset(w->in_b, 0, (size_t)j->wide * sizeof(float));
@@ -242,7 +244,7 @@ static void finish_combine(const block_job *j)
 
 void block_pack(block_job *j)
 {
-    if (j->what == BRANCHES || j->what == BRANCHES_BACKWARD)
+    if (j->what == BRANCHES || j->what == BRANCHES_BACKWARD || j->what == MEAN)
         pack_branches(j);
     else
         pack_combine(j);

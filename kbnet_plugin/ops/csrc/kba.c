@@ -3,12 +3,13 @@
 #include <string.h>
 
 #include "kba.h"
+#include "kba_job.h"
 #include "threads.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
 enum { OK, NO_ISA, NO_MEMORY };
-enum { MAX_TAPS = 16 * 25 + 3, TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
+enum { TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
 enum { SHORT = 512 }; /* with fewer terms the errors of split floats do not average out */
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -18,7 +19,7 @@ static int64_t round_up(int64_t a, int64_t b) { return divide(a, b) * b; }
 
 /* ---- instruction sets, fastest first ---- */
 
-static const kba_isa *choose(const char *name)
+const kba_isa *kba_find(const char *name)
 {
     const kba_isa *const all[] = {kba_amx, kba_avx512, kba_avx2, kba_plain};
     for (int i = 0; i < 4; i++)
@@ -29,77 +30,64 @@ static const kba_isa *choose(const char *name)
 /* Returns `name` if it is available, else NULL; "" stands for the fastest. */
 EXPORT const char *kba_choose(const char *name)
 {
-    const kba_isa *isa = choose(name);
+    const kba_isa *isa = kba_find(name);
     return isa ? isa->name : NULL;
 }
 
 /* ---- the job ---- */
 
-typedef struct {
-    const kba_call *call;
-    const kba_isa *isa;
-    int what, exact;
-    int taps, slots;                   /* taps without the bias; with it, rounded up as the product requires */
-    int64_t half, strips, blocks;      /* k / 2; strips of sixteen channels; blocks of 32 bases */
-    int64_t rows, cols, down, across;  /* of a tile in pixels; of an image in tiles */
-    int64_t pitch, pixels, halo;       /* of a strip: pixels from row to row, in all, in all with the margin */
-    int64_t tiles, chunks, splits;     /* tiles in all; items are (chunk of tiles) x (split of the channels) */
-    float *weight, *partial;
-    atomic_llong next;
-    atomic_int failed;
-} job;
-
-typedef struct {
-    int64_t b, y, x, rows, cols;
-} tile;
-
-static tile tile_at(const job *j, int64_t i)
+static kba_tile tile_at(const kba_job *j, int64_t i)
 {
-    tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
+    kba_tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
     t.rows = min(j->rows, j->call->height - t.y);
     t.cols = min(j->cols, j->call->width - t.x);
     return t;
 }
 
-static void plan_tiles(job *j, int64_t target)
+void kba_lay_out(kba_job *j)
 {
     const kba_call *c = j->call;
-    j->across = divide(c->width, TILE_COLUMNS);
-    j->cols = divide(c->width, j->across);
-    j->across = divide(c->width, j->cols);
     j->pitch = j->cols + 2 * j->half;
-    j->rows = min(c->height, max(1, target / j->pitch));
-    j->rows = divide(c->height, divide(c->height, j->rows));
+    j->across = divide(c->width, j->cols);
     j->down = divide(c->height, j->rows);
     j->tiles = c->batch * j->down * j->across;
     j->pixels = round_up(j->rows * j->pitch, BLOCK);
     j->halo = round_up(j->pixels + 2 * j->half * (j->pitch + 1), BLOCK);
 }
 
-static int bases_of(const job *j, int64_t block) { return (int)min(BASES, j->call->bases - block * BASES); }
+static void plan_tiles(kba_job *j, int64_t target)
+{
+    const kba_call *c = j->call;
+    j->cols = divide(c->width, divide(c->width, TILE_COLUMNS));
+    j->rows = min(c->height, max(1, target / (j->cols + 2 * j->half)));
+    j->rows = divide(c->height, divide(c->height, j->rows));
+    kba_lay_out(j);
+}
+
+static int bases_of(const kba_job *j, int64_t block) { return (int)min(BASES, j->call->bases - block * BASES); }
 
 /* Bases that the products read, those that are missing as zeros. */
-static int read_of(const job *j, int64_t block)
+static int read_of(const kba_job *j, int64_t block)
 {
     return j->isa->padded ? BASES : (int)round_up(bases_of(j, block), LANES);
 }
 
-static float *weight_of(const job *j, int64_t strip, int64_t block)
+static float *weight_of(const kba_job *j, int64_t strip, int64_t block)
 {
     return j->weight + (size_t)(strip * j->blocks + block) * j->slots * BASES * LANES;
 }
 
 /* Whether the product itself spreads the members of a group. */
-static int spreads(const job *j)
+static int spreads(const kba_job *j)
 {
     return j->what >= GRAD_COEFFICIENTS && j->call->group <= j->isa->spreads;
 }
 
 /* Whether the members of a group are neighbours among the taps, else the positions in the kernel. */
-static int by_position(const job *j) { return j->what == GRAD_INPUT ? !j->isa->slide : spreads(j); }
+static int by_position(const kba_job *j) { return j->what == GRAD_INPUT ? !j->isa->slide : spreads(j); }
 
 /* Weights of one strip and block as w[tap][base][lane], then in the layout that the product reads. */
-static void pack(job *j, int64_t strip, int64_t block)
+static void pack(kba_job *j, int64_t strip, int64_t block)
 {
     const kba_call *c = j->call;
     const int64_t size = c->dtype == FLOAT32 ? 4 : 2, kk = c->kernel * c->kernel, first = strip * LANES;
@@ -148,20 +136,13 @@ static void pack(job *j, int64_t strip, int64_t block)
         j->isa->pack_weight(to, j->slots, j->exact);
 }
 
-static void pack_all(void *argument)
+void kba_pack_all(void *argument)
 {
-    job *j = argument;
+    kba_job *j = argument;
     for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->strips * j->blocks;) pack(j, i / j->blocks, i % j->blocks);
 }
 
-typedef struct { /* a thread's buffers */
-    float *a, *packed, *base, *members, *d, *sum, *ones, *scratch;
-    int32_t *block;
-    const float *x[MAX_TAPS];
-    int64_t shift[MAX_TAPS];
-} room;
-
-static int64_t furnish(const job *j, room *r, float *memory)
+int64_t kba_furnish(const kba_job *j, kba_room *r, float *memory)
 {
     const kba_call *c = j->call;
     int64_t used = 0;
@@ -180,7 +161,7 @@ static int64_t furnish(const job *j, room *r, float *memory)
     return used;
 }
 
-static void settle(const job *j, room *r)
+void kba_settle(const kba_job *j, kba_room *r)
 {
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
@@ -193,21 +174,21 @@ static void settle(const job *j, room *r)
     for (int64_t i = 0; i < j->pixels * LANES; i++) r->ones[i] = 1;
 }
 
-static kba_view view_of(const job *j, const kba_map *map, const tile *t, int64_t margin, int64_t first, int64_t channels)
+static kba_view view_of(const kba_job *j, const kba_map *map, const kba_tile *t, int64_t margin, int64_t first, int64_t channels)
 {
     const kba_call *c = j->call;
     return (kba_view){map, c->dtype, channels, c->height, c->width, t->b, first, t->y - margin, t->x - margin,
                       t->rows + 2 * margin, t->cols + 2 * margin, j->pitch, margin ? j->halo : j->pixels};
 }
 
-static const float *load_coefficients(const job *j, const room *r, const tile *t, int64_t margin,
-                                      void (*pack)(void *, const float *, int64_t, int))
+static const float *load_coefficients(const kba_job *j, const kba_room *r, const kba_map *map, const kba_tile *t,
+                                      int64_t margin, void (*pack)(void *, const float *, int64_t, int))
 {
     for (int64_t n = 0; n < j->blocks; n++) {
         const int64_t at = n * j->halo * BASES;
         for (int s = 0; s < read_of(j, n) / LANES; s++) {
             const int64_t first = min(n * BASES + s * LANES, j->call->bases);
-            const kba_view v = view_of(j, &j->call->a, t, margin, first, j->call->bases);
+            const kba_view v = view_of(j, map, t, margin, first, j->call->bases);
             j->isa->load(r->a + at + s * LANES, BASES, &v);
         }
         if (pack) pack(r->packed + at, r->a + at, margin ? j->halo : j->pixels, j->exact);
@@ -216,7 +197,7 @@ static const float *load_coefficients(const job *j, const room *r, const tile *t
 }
 
 /* The strip and, for each member of a group, a copy with that member's value in all lanes of its group. */
-static void load_members(const job *j, const room *r, const kba_map *map, const tile *t, int64_t strip)
+static void load_members(const kba_job *j, const kba_room *r, const kba_map *map, const kba_tile *t, int64_t strip)
 {
     const kba_call *c = j->call;
     const kba_view v = view_of(j, map, t, j->half, strip * LANES, c->channels);
@@ -225,14 +206,14 @@ static void load_members(const job *j, const room *r, const kba_map *map, const 
         j->isa->spread(r->members + m * j->halo * LANES, r->base, j->halo, (int)c->group, m);
 }
 
-static void load_centre(const job *j, const room *r, const tile *t, int64_t strip)
+static void load_centre(const kba_job *j, const kba_room *r, const kba_tile *t, int64_t strip)
 {
     const kba_view v = view_of(j, &j->call->d, t, 0, strip * LANES, j->call->channels);
     j->isa->load(r->d, LANES, &v);
 }
 
 /* Blocks by rows where they fit between the margins, else one after the other. */
-static kba_area area_of(const job *j, const room *r, const tile *t)
+static kba_area area_of(const kba_job *j, const kba_room *r, const kba_tile *t)
 {
     const int64_t size = j->isa->block, rows = round_up(t->cols, size) <= j->pitch ? t->rows : 1;
     const int64_t length = rows == t->rows ? t->cols : t->rows * j->pitch;
@@ -243,12 +224,11 @@ static kba_area area_of(const job *j, const room *r, const tile *t)
 }
 
 /* Forward, and the gradient of x: the same sum with reversed weights and shifted coefficients. */
-static void run_conv(const job *j, const room *r, const tile *t, int64_t from, int64_t to)
+void kba_convolve(const kba_job *j, const kba_call *c, const kba_room *r, const kba_tile *t, int64_t from, int64_t to)
 {
     const kba_area area = area_of(j, r, t);
-    const kba_call *c = j->call;
     const int input = j->what == GRAD_INPUT;
-    const float *a = load_coefficients(j, r, t, input ? j->half : 0, j->isa->pack_rows);
+    const float *a = load_coefficients(j, r, &c->a, t, input ? j->half : 0, j->isa->pack_rows);
     for (int64_t s = from; s < to; s++) {
         load_members(j, r, input ? &c->d : &c->x, t, s);
         memset(r->sum, 0, (size_t)j->pixels * LANES * sizeof(float));
@@ -260,7 +240,7 @@ static void run_conv(const job *j, const room *r, const tile *t, int64_t from, i
     }
 }
 
-static void run_coefficients(const job *j, const room *r, const tile *t)
+static void run_coefficients(const kba_job *j, const kba_room *r, const kba_tile *t)
 {
     const int group = spreads(j) ? (int)j->call->group : 1;
     const kba_area area = area_of(j, r, t);
@@ -281,16 +261,16 @@ static void run_coefficients(const job *j, const room *r, const tile *t)
     }
 }
 
-static float *partial_of(const job *j, int64_t chunk, int64_t strip, int64_t block)
+static float *partial_of(const kba_job *j, int64_t chunk, int64_t strip, int64_t block)
 {
     return j->partial + (size_t)((chunk * j->strips + strip) * j->blocks + block) * j->slots * BASES * LANES;
 }
 
-static void run_weight(const job *j, const room *r, const tile *t, int64_t chunk, int64_t from, int64_t to)
+static void run_weight(const kba_job *j, const kba_room *r, const kba_tile *t, int64_t chunk, int64_t from, int64_t to)
 {
     const int group = spreads(j) ? (int)j->call->group : 1;
     const kba_area area = area_of(j, r, t);
-    const float *a = load_coefficients(j, r, t, 0, j->isa->pack_columns);
+    const float *a = load_coefficients(j, r, &j->call->a, t, 0, j->isa->pack_columns);
     for (int64_t s = from; s < to; s++) {
         load_members(j, r, &j->call->x, t, s);
         load_centre(j, r, t, s);
@@ -302,15 +282,15 @@ static void run_weight(const job *j, const room *r, const tile *t, int64_t chunk
 
 static void run_items(void *argument)
 {
-    job *j = argument;
-    room r;
-    float *memory = kba_scratch(OF_THREAD, furnish(j, &r, NULL));
+    kba_job *j = argument;
+    kba_room r;
+    float *memory = kba_scratch(OF_THREAD, kba_furnish(j, &r, NULL));
     if (!memory) {
         atomic_store(&j->failed, 1);
         return;
     }
-    furnish(j, &r, memory);
-    settle(j, &r);
+    kba_furnish(j, &r, memory);
+    kba_settle(j, &r);
     if (j->isa->enter) j->isa->enter();
     for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->chunks * j->splits;) {
         const int64_t chunk = i / j->splits, split = i % j->splits;
@@ -318,13 +298,13 @@ static void run_items(void *argument)
         if (j->what == GRAD_WEIGHT)
             memset(partial_of(j, chunk, from, 0), 0, (size_t)(partial_of(j, chunk, to, 0) - partial_of(j, chunk, from, 0)) * 4);
         for (int64_t k = j->tiles * chunk / j->chunks; k < j->tiles * (chunk + 1) / j->chunks; k++) {
-            const tile t = tile_at(j, k);
+            const kba_tile t = tile_at(j, k);
             if (j->what == GRAD_WEIGHT)
                 run_weight(j, &r, &t, chunk, from, to);
             else if (j->what == GRAD_COEFFICIENTS)
                 run_coefficients(j, &r, &t);
             else
-                run_conv(j, &r, &t, from, to);
+                kba_convolve(j, j->call, &r, &t, from, to);
         }
     }
     if (j->isa->leave) j->isa->leave();
@@ -333,7 +313,7 @@ static void run_items(void *argument)
 /* Adds the chunks in a fixed order, so that threads and timing do not change the result. */
 static void reduce_all(void *argument)
 {
-    job *j = argument;
+    kba_job *j = argument;
     const kba_call *c = j->call;
     const int64_t kk = c->kernel * c->kernel;
     for (int64_t i; (i = atomic_fetch_add(&j->next, 1)) < j->strips * j->blocks;) {
@@ -358,29 +338,38 @@ static void reduce_all(void *argument)
     }
 }
 
-static int run_phase(job *j, void (*phase)(void *), int64_t items)
+static int run_phase(kba_job *j, void (*phase)(void *), int64_t items)
 {
     atomic_store(&j->next, 0);
     kba_parallel(phase, j, min(j->call->threads, items));
     return atomic_load(&j->failed);
 }
 
+void kba_begin(kba_job *j)
+{
+    const kba_call *c = j->call;
+    j->half = c->kernel / 2;
+    j->taps = (int)(c->group * c->kernel * c->kernel);
+    const int64_t all = c->batch * c->height * c->width;
+    const int64_t terms = j->what == GRAD_WEIGHT ? all : j->taps * (j->what == GRAD_COEFFICIENTS ? c->channels : c->bases);
+    if (j->exact && j->isa == kba_amx && terms < SHORT) j->isa = kba_avx512;
+    j->strips = divide(c->channels, LANES);
+    j->blocks = divide(c->bases, BASES);
+    j->slots = j->taps + (j->what != GRAD_INPUT);
+    if (j->what == GRAD_COEFFICIENTS) j->slots = (int)round_up(j->slots, j->isa->coefficients_taps);
+    if (j->what == GRAD_WEIGHT) j->slots = (int)round_up(j->slots, j->isa->weight_taps);
+}
+
+int64_t kba_weight_floats(const kba_job *j) { return j->strips * j->blocks * j->slots * BASES * LANES; }
+
 EXPORT int kba_run(const kba_call *c, int what, const char *name)
 {
-    job j = {.call = c, .isa = choose(name), .what = what, .exact = c->dtype == FLOAT32};
+    kba_job j = {.call = c, .isa = kba_find(name), .what = what, .exact = c->dtype == FLOAT32};
     if (!j.isa) return NO_ISA;
-    j.half = c->kernel / 2;
-    j.taps = (int)(c->group * c->kernel * c->kernel);
-    const int64_t all = c->batch * c->height * c->width;
-    const int64_t terms = what == GRAD_WEIGHT ? all : j.taps * (what == GRAD_COEFFICIENTS ? c->channels : c->bases);
-    if (j.exact && j.isa == kba_amx && terms < SHORT) j.isa = kba_avx512;
-    j.strips = divide(c->channels, LANES);
-    j.blocks = divide(c->bases, BASES);
-    j.slots = j.taps + (what != GRAD_INPUT);
-    if (what == GRAD_COEFFICIENTS) j.slots = (int)round_up(j.slots, j.isa->coefficients_taps);
-    if (what == GRAD_WEIGHT) j.slots = (int)round_up(j.slots, j.isa->weight_taps);
+    kba_begin(&j);
 
     /* Enough items for the threads. For the weight's gradient they fix the order of its sums, so only the shape decides. */
+    const int64_t all = c->batch * c->height * c->width;
     const int64_t wanted = what == GRAD_WEIGHT ? ITEMS : 4 * c->threads;
     const int64_t most = what == GRAD_COEFFICIENTS ? 1 : j.strips; /* splits; for coefficients, every strip adds to the same sums */
     plan_tiles(&j, min(TILE_PIXELS, max(what == GRAD_WEIGHT ? 320 : 256, all * most / wanted)));
@@ -390,15 +379,14 @@ EXPORT int kba_run(const kba_call *c, int what, const char *name)
     if (what == GRAD_WEIGHT) /* few, as each has sums of its own */
         j.chunks = divide(j.tiles, divide(j.tiles, min(ITEMS / 2, divide(ITEMS, j.splits))));
 
-    const int64_t block = j.strips * j.blocks * j.slots * BASES * LANES;
-    float *memory = kba_scratch(OF_JOB, block * (what == GRAD_WEIGHT ? j.chunks : 1));
+    float *memory = kba_scratch(OF_JOB, kba_weight_floats(&j) * (what == GRAD_WEIGHT ? j.chunks : 1));
     if (!memory) return NO_MEMORY;
     int failed = 0;
     if (what == GRAD_WEIGHT) {
         j.partial = memory;
     } else {
         j.weight = memory;
-        failed = run_phase(&j, pack_all, j.strips * j.blocks);
+        failed = run_phase(&j, kba_pack_all, j.strips * j.blocks);
     }
     if (!failed) failed = run_phase(&j, run_items, j.chunks * j.splits);
     if (!failed && what == GRAD_WEIGHT) failed = run_phase(&j, reduce_all, j.strips * j.blocks);

@@ -182,7 +182,7 @@ INLINE vf4 lane_sums(const vf *v)
 #endif
 }
 
-/* t = hat * w + b, where hat = (x - mean) * rstd */
+/* t = hat * w + b, where hat = (x - mean) * rstd; hat and rstd are stored unless hat is NULL */
 static void FN(norm)(float *t, float *hat, float *rstd, const float *x, const float *w, const float *b, int64_t c,
                      int64_t pixels, float eps)
 {
@@ -202,10 +202,10 @@ static void FN(norm)(float *t, float *hat, float *rstd, const float *x, const fl
         UNROLL for (int i = 0; i < 4; i++) scale[i] = __builtin_sqrtf(scale[i]);
         scale = 1 / scale;
         for (int i = 0; i < count; i++) {
-            rstd[p + i] = scale[i];
+            if (hat) rstd[p + i] = scale[i];
             for (int64_t l = 0; l < c; l += WIDTH) {
                 const vf h = (load_v(r[i] + l) - mean[i]) * scale[i];
-                store_v(hat + (p + i) * c + l, h);
+                if (hat) store_v(hat + (p + i) * c + l, h);
                 store_v(t + (p + i) * c + l, h * load_v(w + l) + load_v(b + l));
             }
         }

@@ -28,18 +28,24 @@ INLINE int64_t pixel_at(const block_job *j, const block_tile *t, int64_t y, int6
     return (t->b * j->call->height + y) * j->call->width + x;
 }
 
+INLINE int64_t map_at(const block_tile *t, const block_room *r, int64_t y, int64_t x)
+{
+    return t->b * r->maps.image + (y - r->maps.y) * r->maps.pitch + x - r->maps.x;
+}
+
 /* Rows of norm1's output. */
 INLINE void norm_row(const block_job *j, const block_tile *t, const block_room *r, int64_t y, int64_t lo, int64_t hi)
 {
     const int64_t c = j->c, n = hi - lo;
-    float *row = ROW(r->t, y, 3, c), *hat = ROW(r->hat, y, 3, c), *rstd = ROW(r->rstd, y, 3, 1);
+    float *row = ROW(r->t, y, 3, c);
+    float *hat = r->hat ? AT(ROW(r->hat, y, 3, c), lo, c) : NULL, *rstd = r->hat ? AT(ROW(r->rstd, y, 3, 1), lo, 1) : NULL;
     const float *x = fetch(r->line, j->call->x, pixel_at(j, t, y, lo) * c, n * c, j->call->xtype);
     if (j->order) {
         for (int64_t p = 0; p < n; p++)
             for (int64_t k = 0; k < c; k++) r->line[n * c + p * c + k] = x[p * c + j->order[k]];
         x = r->line + n * c;
     }
-    FN(norm)(AT(row, lo, c), AT(hat, lo, c), AT(rstd, lo, 1), x, j->w.norm_w, j->w.norm_b, c, n, j->call->eps1);
+    FN(norm)(AT(row, lo, c), hat, rstd, x, j->w.norm_w, j->w.norm_b, c, n, j->call->eps1);
     clear(row, t, lo, hi, c);
 }
 
@@ -60,8 +66,8 @@ static void FN(branches)(const block_job *j, const block_tile *t, const block_ro
     (void)sums;
     const block_call *q = j->call;
     const block_weights *w = &j->w;
-    const int64_t c = j->c, wide = j->wide, n = t->cols, lo = from(t, 1), hi = to(t, 1, q->width), dtype = q->dtype;
-    memset(own, 0, (size_t)c * sizeof(float));
+    const int64_t c = j->c, wide = j->wide, n = t->cols, lo = from(t, 1), hi = to(t, 1, q->width), dtype = r->maps.dtype;
+    if (own) memset(own, 0, (size_t)c * sizeof(float));
     for (int64_t y = t->y - 1; y <= t->y + t->rows; y++) {
         float *row = ROW(r->t, y, 3, c), *u = ROW(r->u, y, 3, wide);
         const int inside = y >= t->y && y < t->y + t->rows;
@@ -72,12 +78,12 @@ static void FN(branches)(const block_job *j, const block_tile *t, const block_ro
             norm_row(j, t, r, y, lo, hi);
             FN(mix)(AT(u, lo, wide), wide, w->in_b, 0, AT(row, lo, c), c, w->in, wide, hi - lo, inside ? wide : 2 * c, c);
             clear(u, t, lo, hi, wide);
-            if (inside) FN(add_pixels)(own, AT(row, t->x, c), c, c, n);
+            if (inside && own) FN(add_pixels)(own, AT(row, t->x, c), c, c, n);
         }
         if (y <= t->y) continue;
-        const int64_t e = y - 1, pixel = pixel_at(j, t, e, t->x);
+        const int64_t e = y - 1, pixel = map_at(t, r, e, t->x);
         for (int k = 0; k < 2; k++) {
-            char *map = k ? q->spatial : q->features;
+            char *map = k ? r->maps.spatial : r->maps.features;
             const float *rows[3];
             for (int i = 0; i < 3; i++) rows[i] = AT(ROW(r->u, e + i - 1, 3, wide), t->x - 1, wide) + k * c;
             FN(depth)(aim(r->line, map, pixel * c, dtype), c, w->depth_b + k * c, 0, rows, wide, w->depth + k * c, 2 * c, c, n);
@@ -86,7 +92,17 @@ static void FN(branches)(const block_job *j, const block_tile *t, const block_ro
         gate_row(j, t, r, e, t->x, n);
         float *a = AT(ROW(r->u, e, 3, wide), t->x, wide) + 2 * c;
         FN(mix)(a, wide, NULL, 1, r->g, LANES, w->base, j->bases, n, j->bases, j->half);
-        send(q->coefficients, pixel * q->bases, a, wide, q->bases, n, dtype);
+        send(r->maps.coefficients, pixel * q->bases, a, wide, q->bases, n, dtype);
+    }
+}
+
+static void FN(mean)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+{
+    (void)sums;
+    memset(own, 0, (size_t)j->c * sizeof(float));
+    for (int64_t y = t->y; y < t->y + t->rows; y++) {
+        norm_row(j, t, r, y, t->x, t->x + t->cols);
+        FN(add_pixels)(own, AT(ROW(r->t, y, 3, j->c), t->x, j->c), j->c, j->c, t->cols);
     }
 }
 
@@ -159,21 +175,52 @@ typedef struct {
     const float *s, *f, *m; /* spatial, features, mixed */
 } FN(inputs);
 
-/* Everything up to the gate of the feed-forward layer. */
-INLINE FN(inputs) forward_to_gate(const block_job *j, const block_room *r, int64_t b, int64_t at, int64_t n)
+/* Where a row or column lies between those of the grid, as torch.nn.functional.interpolate has it without align_corners. */
+INLINE float between(int64_t i, int64_t size, int64_t grid, int64_t *first, int64_t *second)
+{
+    const float at = ((float)i + 0.5f) * ((float)grid / (float)size) - 0.5f;
+    *first = at > 0 ? (int64_t)at : 0;
+    *second = *first + (*first < grid - 1);
+    return at > 0 ? at - (float)*first : 0;
+}
+
+/* The scale of each of n pixels, from the grid of the call. */
+INLINE void interpolate(const block_job *j, const block_tile *t, const block_room *r, int64_t x, int64_t n)
+{
+    const block_call *q = j->call;
+    const int64_t c = j->c, width = q->grid_width;
+    int64_t above, below, left, right;
+    const float down = between(t->y, q->height, q->grid_height, &above, &below);
+    const float *image = q->channel + t->b * q->grid_height * width * c;
+    for (int64_t p = 0; p < n; p++) {
+        const float across = between(x + p, q->width, width, &left, &right);
+        const float *a = image + above * width * c, *b = image + below * width * c;
+        for (int64_t l = 0; l < c; l += WIDTH) {
+            const vf upper = (1 - across) * load_v(a + left * c + l) + across * load_v(a + right * c + l);
+            const vf lower = (1 - across) * load_v(b + left * c + l) + across * load_v(b + right * c + l);
+            store_v(r->temporary[3] + p * c + l, (1 - down) * upper + down * lower);
+        }
+    }
+}
+
+/* Everything up to the gate of the feed-forward layer, for n pixels of row t->y from column x on. */
+INLINE FN(inputs) forward_to_gate(const block_job *j, const block_tile *t, const block_room *r, int64_t x, int64_t n)
 {
     const block_call *q = j->call;
     const block_weights *w = &j->w;
-    const int64_t c = j->c, inner = j->inner, dtype = q->dtype;
-    const FN(inputs) in = {fetch(r->temporary[0], q->spatial, at * c, n * c, dtype),
-                           fetch(r->temporary[1], q->features, at * c, n * c, dtype),
-                           fetch(r->temporary[2], q->mixed, at * c, n * c, dtype)};
+    const int64_t c = j->c, inner = j->inner, dtype = r->maps.dtype, at = map_at(t, r, t->y, x) * c;
+    const int64_t step = q->grid_height * q->grid_width > 1 ? c : 0;
+    const float *scale = step ? r->temporary[3] : q->channel + t->b * c;
+    const FN(inputs) in = {fetch(r->temporary[0], r->maps.spatial, at, n * c, dtype),
+                           fetch(r->temporary[1], r->maps.features, at, n * c, dtype),
+                           fetch(r->temporary[2], r->maps.mixed, at, n * c, dtype)};
+    if (step) interpolate(j, t, r, x, n);
     for (int64_t l = 0; l < c; l += WIDTH) {
-        const vf scale = load_v(q->channel + b * c + l), ga1 = load_v(w->ga1 + l);
-        for (int64_t i = l; i < n * c; i += c)
-            store_v(r->v + i, load_v(in.s + i) * scale * (load_v(in.f + i) + ga1 * load_v(in.m + i)));
+        const vf ga1 = load_v(w->ga1 + l);
+        for (int64_t i = l, k = l; i < n * c; i += c, k += step)
+            store_v(r->v + i, load_v(in.s + i) * load_v(scale + k) * (load_v(in.f + i) + ga1 * load_v(in.m + i)));
     }
-    bring(r->y, c, q->x, at * c, c, n, q->xtype);
+    bring(r->y, c, q->x, pixel_at(j, t, t->y, x) * c, c, n, q->xtype);
     FN(mix)(r->y, c, w->conv3_b, 1, r->v, c, w->conv3, c, n, c, c);
     FN(norm)(r->n, r->hat, r->rstd, r->y, w->norm_w, w->norm_b, c, n, q->eps2);
     FN(mix)(r->h, 2 * inner, w->conv4_b, 0, r->n, c, w->conv4, 2 * inner, n, 2 * inner, c);
@@ -187,10 +234,9 @@ static void FN(combine)(const block_job *j, const block_tile *t, const block_roo
     const int64_t c = j->c;
     for (int64_t first = t->x; first < t->x + t->cols; first += j->step) {
         const int64_t left = t->x + t->cols - first, n = left < j->step ? left : j->step;
-        const int64_t at = t->b * j->call->height * j->call->width + first;
-        forward_to_gate(j, r, t->b, at, n);
+        forward_to_gate(j, t, r, first, n);
         FN(mix)(r->y, c, j->w.conv5_b, 1, r->g, j->inner, j->w.conv5, c, n, c, j->inner);
-        send(j->call->out, at * c, r->y, c, c, n, FLOAT32);
+        send(j->call->out, pixel_at(j, t, t->y, first) * c, r->y, c, c, n, FLOAT32);
     }
 }
 
@@ -203,7 +249,7 @@ static void FN(combine_back)(const block_job *j, const block_tile *t, const bloc
     for (int64_t first = t->x; first < t->x + t->cols; first += j->step) {
         const int64_t left = t->x + t->cols - first, n = left < j->step ? left : j->step;
         const int64_t at = t->b * q->height * q->width + first;
-        const FN(inputs) in = forward_to_gate(j, r, t->b, at, n);
+        const FN(inputs) in = forward_to_gate(j, t, r, first, n);
         float *dout = r->y; /* y is needed no more */
         bring(dout, c, q->dout, at * c, c, n, FLOAT32);
         FN(mix)(r->dg, inner, NULL, 0, dout, c, w->conv5_t, inner, n, inner, c);
@@ -241,4 +287,4 @@ static void FN(combine_back)(const block_job *j, const block_tile *t, const bloc
     }
 }
 
-#define VEC_BLOCK {{FN(branches), FN(branches_back), FN(combine), FN(combine_back)}}
+#define VEC_BLOCK {{FN(branches), FN(branches_back), FN(combine), FN(combine_back), FN(mean)}}
