@@ -22,6 +22,7 @@ from kbnet_plugin.zoo.weights import read_state_dict
 
 from . import dist
 from .options import Options
+from .remembered import recall, remembered
 from .resuming import CLOSED, load_moments, replay
 from .saver import Snapshot
 from .schedulers import CosineAnnealingRestartCyclicLR
@@ -147,11 +148,17 @@ class BaseModelFixes:
             "schedulers": [s.state_dict() for s in self.schedulers],
             "best": _plain(getattr(self, "best_metric_results", {})),
             "scaler": scaler.state_dict() if (scaler := getattr(self, "scaler", None)) else {},
+            "remembered": remembered(self),
+            "networks": list(self._networks()),
             # Generators are seeded from this and the step or sample number; no more state is needed.
             "seed": self.opt["manual_seed"],
             "options": self.opt.get("as_given", {}),
         }
         self._write(state, self.opt["path"]["training_states"], f"{current_iter}.state")
+
+    def _networks(self) -> dict[str, nn.Module]:
+        named = {k.removeprefix("net_"): v for k, v in vars(self).items() if k.startswith("net_")}
+        return {label: net for label, net in named.items() if isinstance(net, nn.Module)}
 
     def _write(self, content: Any, folder: str, name: str) -> None:
         if self._rolling and name.endswith(".state"):
@@ -175,8 +182,7 @@ class BaseModelFixes:
         NotFiniteError
             If a weight is not finite.
         """
-        networks = [v for k, v in vars(self).items() if k.startswith("net_")]
-        require_finite([net for net in networks if isinstance(net, nn.Module)], iteration)
+        require_finite(self._networks().values(), iteration)
         self._snapshot = snapshot = Snapshot()
         self._rolling = rolling
         try:
@@ -225,6 +231,7 @@ class BaseModelFixes:
             replay(self, resume_state["iter"], int(self.opt["train"].get("warmup_iter") or -1))
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])  # type: ignore[attr-defined]
+        recall(self, resume_state.get("remembered") or {})
         self.samples = resume_state.get("samples", 0)
         self.seconds = resume_state.get("seconds", 0.0)
         if resume_state.get("best"):

@@ -77,19 +77,22 @@ def resume_state(options: Options, *, auto_resume: bool) -> dict[str, Any] | Non
     for candidate in candidates:
         try:
             state = read_training_state(candidate)
-            for key in [k for k in options if k.startswith("network_")]:
-                weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
+            # Public files also name networks that their model neither trains nor saves.
+            saved = state.get("networks")
+            labels = [k.removeprefix("network_") for k in options if k.startswith("network_")]
+            labels = [label for label in labels if saved is None or label in saved]
+            for label in labels:
+                weights = models / f"net_{label}_{state['iter']}.pth"
                 read_weights(str(weights), "params")  # must be intact too
         except BadInput as error:
             if not auto_resume:
                 raise
             logger.warning("%s; trying the previous one", one_line(error))
             continue
-        for key in [k for k in options if k.startswith("network_")]:
-            weights = models / f"net_{key.removeprefix('network_')}_{state['iter']}.pth"
-            path[f"pretrain_{key}"] = str(weights)
-            path[f"param_key_{key.removeprefix('network_')}"] = "params"
-            path[f"strict_load_{key.removeprefix('network_')}"] = True
+        for label in labels:
+            path[f"pretrain_network_{label}"] = str(models / f"net_{label}_{state['iter']}.pth")
+            path[f"param_key_{label}"] = "params"
+            path[f"strict_load_{label}"] = True
         logger.warning("resuming from %s", candidate)
         if changed := differences(state.get("options"), options["as_given"]):
             logger.warning("options changed since then: %s", "; ".join(changed))

@@ -101,6 +101,8 @@ def check_names(options: Options, source: object) -> None:
     for key, network in options.items():
         if key.startswith("network_") and isinstance(network, dict):
             _known("ARCH_REGISTRY", network, "type", f"{source}: {key}.type")
+            if not mine and options["is_train"] and not _reads(cls, key):
+                options["notes"].append(f"{key} has no effect: {options['model_type']} has no such network")
     for label, dataset in options["datasets"].items():
         _known("DATASET_REGISTRY", dataset, "type", f"{source}: datasets.{label}.type")
         if dataset["type"] == datasets.Dataset_CleanImages.__name__:

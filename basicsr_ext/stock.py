@@ -59,6 +59,8 @@ class StockModel(BaseModelFixes):
     def feed_data(self, data: dict[str, Any]) -> None:
         # Copies to a GPU are new tensors; without them, the video models change the shape of these too.
         own = {k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in data.items()}
+        if "gt" not in data:
+            vars(self).pop("gt", None)  # of the last batch: validation would show it beside this image
         with self._in_place():
             super().feed_data(own)  # type: ignore[misc]
 

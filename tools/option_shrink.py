@@ -43,11 +43,12 @@ def shrink(options: Section, folder: Path) -> Section:
         _shrink_network(network, crop, scale)
     if any(network.get("type") == "TOFlow" for network in networks):
         scale = 1  # it takes enlarged frames
+    frames = 5 if any(network.get("type") == "IconVSR" for network in networks) else 3  # the fewest that work
     if "gt_size" in small:  # Real-ESRGAN's, at the top
         small["gt_size"] = crop
         small["queue_size"] = 2 * BATCH
     small["datasets"] = {
-        label: _shrink_dataset(label, section, folder / label, scale, crop, shown)
+        label: _shrink_dataset(label, section, folder / label, scale, crop, shown, frames)
         for label, section in small["datasets"].items()
         if section is not None
     }
@@ -93,7 +94,9 @@ def _shrink_network(network: Section, crop: int, scale: int) -> None:
             network[key] = crop // scale
 
 
-def _shrink_dataset(label: str, section: Section, folder: Path, scale: int, crop: int, shown: int) -> Section:
+def _shrink_dataset(
+    label: str, section: Section, folder: Path, scale: int, crop: int, shown: int, frames: int
+) -> Section:
     training = label.startswith("train")
     made = make_data(section, folder, scale, -(-crop // 48) * 48 if training and crop > 16 else shown)
     if not training:
@@ -107,7 +110,7 @@ def _shrink_dataset(label: str, section: Section, folder: Path, scale: int, crop
         made["mini_batch_sizes"] = [BATCH] * (stages - 1) + [1]
         made["iters"] = _split(TOTAL, stages)
     if made.get("type") == "REDSRecurrentDataset":
-        made["num_frame"] = 5  # as many as IconVSR needs
+        made["num_frame"] = frames
     if "Recurrent" in str(made.get("type")):
         made["batch_size_per_gpu"] = 1
     if made.get("dataset_enlarge_ratio") not in (None, "auto"):

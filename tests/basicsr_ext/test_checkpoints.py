@@ -36,6 +36,22 @@ def test_checkpoints_of_basicsr_are_never_deleted(pairs):
     assert {f"net_g_{i}.pth" for i in kept} < {p.name for p in Path("experiments/stock/models").iterdir()}
 
 
+def test_weights_of_networks_that_the_model_does_not_save_are_not_asked_for(tmp_path):
+    options = {
+        "network_g": {}, "network_d": {}, "as_given": {},
+        "path": {"models": str(tmp_path), "training_states": str(tmp_path)},
+    }  # fmt: skip
+    torch.save({"params": {"weight": torch.ones(1)}}, tmp_path / "net_g_4.pth")
+    state = {"iter": 4, "optimizers": [], "schedulers": []}
+    torch.save(state | {"networks": ["g", "d"]}, tmp_path / "4.state")
+    with pytest.raises(BadInput, match="no training state"):
+        experiment.resume_state(options, auto_resume=True)
+    torch.save(state | {"networks": ["g", "g_ema"]}, tmp_path / "4.state")
+    assert experiment.resume_state(options, auto_resume=True)["iter"] == 4
+    assert options["path"]["pretrain_network_g"] == str(tmp_path / "net_g_4.pth")
+    assert "pretrain_network_d" not in options["path"]
+
+
 def test_only_our_option_files_keep_few_without_being_asked():
     asked = {"as_given": {"logger": {"keep_checkpoints": 3}}, "logger": {"keep_checkpoints": 3}}
     default = {"as_given": {}, "logger": {"keep_checkpoints": 5}}

@@ -103,6 +103,13 @@ def test_changing_the_shape_of_a_batch_leaves_the_model_alone(model):
     assert model.lq.shape == (1, 2, 3, 4, 4)
 
 
+def test_the_target_of_the_last_batch_is_not_that_of_an_image_without_one(model):
+    model.feed_data({"lq": torch.zeros(2, 3, 4, 4), "gt": torch.zeros(2, 3, 4, 4)})
+    model.feed_data({"lq": torch.zeros(1, 3, 4, 4)})
+    model.output = model.lq
+    assert "gt" not in model.get_current_visuals()
+
+
 @pytest.mark.parametrize(("step", "frozen"), [(2, {"spynet"}), (5, set())])
 def test_a_resumed_video_model_freezes_its_flow_again(model, step, frozen):
     model.net_g = torch.nn.ModuleDict({"spynet": torch.nn.Linear(1, 1), "other": torch.nn.Linear(1, 1)})
@@ -202,3 +209,11 @@ def test_hats_models_restore_whole_windows(tile):
 def test_a_loss_that_a_model_would_ignore_is_noted():
     assert _reads(SRModel, "perceptual_opt")
     assert not _reads(SRModel, "fft_opt")  # SAFMN's copy of SRModel has it
+
+
+@pytest.mark.parametrize(("name", "noted"), [("EDVRModel", 1), ("SRGANModel", 0)])
+def test_a_network_that_a_model_would_ignore_is_noted(name, noted):
+    options = {"model_type": name, "is_train": True, "as_given": {}, "datasets": {}, "train": {}, "notes": []}
+    options |= {"network_g": {"type": "EDVR"}, "network_d": {"type": "VGGStyleDiscriminator"}}
+    check_names(options, "gan.yml")
+    assert options["notes"] == [f"network_d has no effect: {name} has no such network"] * noted
