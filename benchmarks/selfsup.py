@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from kbnet_plugin.selfsup.masking import MASKED_PIXEL_PERCENTAGE, NORMS, STRATEG
 
 SIGMA = 25
 BLURS = 0.7, 1, 1.3, 1.6, 2, 2.5, 3
-PROBE = 150
-"""Iterations that are timed to find out how many fit into --minutes."""
 
 PUBLISHED = {
     "bsd68": {
@@ -106,7 +103,8 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         name=args.name or f"{task}-{Path(args.init).stem}",
         method=args.method,
         init=args.init,
-        iterations=PROBE if args.minutes and not args.iterations else args.iterations,
+        iterations=args.iterations,
+        minutes=args.minutes,
         axes="YX",
         range=(0, 255),
         patch=args.patch,
@@ -121,17 +119,12 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
         compile=args.compile,
         workers=args.workers,
     )
-    if args.minutes and not args.iterations:  # the learning rate schedule requires their number in advance
-        rate, ahead = train(Fit(replace(config, name=f"{config.name}-probe"), overwrite=True))
-        left = 60 * args.minutes - (time.monotonic() - began) - ahead
-        config = replace(config, iterations=max(int(0.95 * left * rate), 1))
     fit = Fit(config, overwrite=not args.iterations)
     print(f"{task}: {fit.summary}", flush=True)
-    rate, _ = train(fit, began + 60 * args.minutes if args.minutes else None)
+    rate = train(fit)
     options = fit.options
     return fit, {
         "iterations": fit.iteration,
-        "of": fit.options["train"]["total_iter"],
         "iterations_per_second": rate,
         "seconds": time.monotonic() - began,
         "crops_of_a_step": options["datasets"]["train"]["batch_size_per_gpu"],
@@ -142,27 +135,22 @@ def learn(args: argparse.Namespace, task: str, pictures: Pictures) -> tuple[Fit,
     }
 
 
-def train(fit: Fit, until: float | None = None) -> tuple[float, float]:
-    """Train to the end or until a time; return iterations per second, and seconds before the first one."""
-    began = reported = time.monotonic()
+def train(fit: Fit) -> float:
+    """Train to the end, and return the iterations per second of the second half, without warm-up."""
+    reported = time.monotonic()
     seen: list[tuple[int, float]] = []
     for step in fit.run():
         now = time.monotonic()
         seen.append((step.iteration, now))
         if now - reported > 10:
             print(
-                f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}, {_rate(seen):.3g} it/s"
+                f"  {step.iteration:,}/{step.total:,}, loss {step.loss:.3e}"
                 + ("" if step.gain is None else f", measured {step.gain:+.2f} dB"),
                 flush=True,
             )
             reported = now
-        if until and now > until:
-            fit.stop()
-    return _rate(seen), (seen[0][1] if seen else time.monotonic()) - began
-
-
-def _rate(seen: list[tuple[int, float]]) -> float:
-    """Return the iterations per second of the second half, without warm-up."""
+    if not seen:
+        return 0.0
     (i, first), (j, last) = seen[len(seen) // 2], seen[-1]
     return (j - i) / max(last - first, 1e-9)
 
@@ -193,16 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--channel", type=int, choices=(0, 1, 2), default=0, help="channel of W2S (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument(
-        "--iterations",
-        type=int,
-        help="of each training (default: as the number of pixels requires, or what fits into --minutes)",
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--iterations", type=int, help="of each training (default: as the number of pixels requires)"
     )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="time for each training, found by timing a few iterations; with --iterations: the limit",
-    )
+    length.add_argument("--minutes", type=float, help="time for each training, instead of iterations")
     parser.add_argument(
         "--init", default=SCRATCH, help="model to start from (default: scratch, the noisy pictures alone)"
     )

@@ -68,14 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a model to start from, or {SCRATCH} for random weights; default: the shipped model for the "
         "number of channels",
     )
-    parser.add_argument("--iterations", type=int, help="default: as the number of pixels requires")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--iterations", type=int, help="default: as the number of pixels requires")
+    length.add_argument("--minutes", type=float, help="train that long, instead of a number of iterations")
     add_axes(parser)
     add_range(parser, ", in all planes", "dtype, percentile", "dtype for 8-bit data, else percentile")
     parser.add_argument(
         "--patch", type=int, default=FitConfig.patch, help="side of a crop in pixels, default: %(default)s"
     )
     parser.add_argument("--batch", type=int, help="crops per iteration, default: 8, or 64 on a GPU")
-    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 from scratch, 3e-4 from a model")
+    parser.add_argument(
+        "--learning-rate", type=float, help="default: 3e-3 from scratch; from a model 1e-3 for r2r, else 3e-4"
+    )
     add_device(parser, "cpu or cuda")
     add_overwrite(parser, "start again, and replace a model of the same name")
 
@@ -101,17 +105,14 @@ def run(options: argparse.Namespace) -> int:
         fit.stop()
 
     reported = time.monotonic()
-    last = None
     with process.stopping(stop), tqdm(unit="it", disable=None, dynamic_ncols=True) as bar:
-        for last in fit.run():
-            bar.total = last.total
-            bar.update(last.iteration - bar.n)
-            bar.set_postfix_str(_measured(last), refresh=False)
+        for step in fit.run():
+            bar.total = step.total
+            bar.update(step.iteration - bar.n)
+            bar.set_postfix_str(_measured(step), refresh=False)
             if bar.disable and time.monotonic() - reported >= _PERIOD:
                 reported = time.monotonic()
-                print(f"step {last.iteration:,} of {last.total:,}, {_measured(last)}", flush=True)
-    if last is not None and last.iteration < last.total and not stopped:
-        print(f"ended after {last.iteration:,} of {last.total:,} steps: the estimated error no longer falls")
+                print(f"step {step.iteration:,} of {step.total:,}, {_measured(step)}", flush=True)
     if stopped and not fit.iteration:
         return fail("interrupted before the first step; the same command starts again", INTERRUPTED)
     if stopped:

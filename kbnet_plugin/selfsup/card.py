@@ -27,6 +27,9 @@ def card(fit: Fit, iteration: int, choice: Choice) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in network.items() if key != "type")
     low, high = fit.range
     batch = fit.options["datasets"]["train"]["batch_size_per_gpu"]
+    length = f"of {plural(train['total_iter'], 'step')}"
+    if config.minutes is not None:
+        length = f"steps in {config.minutes:g} minutes"
     method = METHODS[config.method]
     if config.method == "n2v":
         method += f", {config.masked_pixel_percentage:g} % masked pixels, strategy {config.strategy}"
@@ -34,7 +37,7 @@ def card(fit: Fit, iteration: int, choice: Choice) -> str:
         f"data: {fit.source}, {plural(len(fit.planes), 'plane')}, {fit.planes.dtype}",
         f"method: {method}",
         f"range: {low:g} to {high:g} become 0 to 1; use it on images of the same exposure",
-        f"training: {iteration:,} of {plural(train['total_iter'], 'step')}, each with {batch} crops of "
+        f"training: {iteration:,} {length}, each with {batch} crops of "
         f"{fit.patch} x {fit.patch} pixels, {train['pixel_opt']['norm']} loss, seed {config.seed}",
         f"network: {network['type']}, {settings}; {started(fit.options['path']['pretrain_network_g'])}",
         choice.said,
@@ -85,6 +88,10 @@ def _command(fit: Fit) -> str:
     }
     words = ["kbnet", "fit", fit.source, "--name", config.name, "--method", config.method]
     # = as it may be negative
-    words += [f"--range={low!r},{high!r}", "--iterations", fit.options["train"]["total_iter"]]
+    words += [f"--range={low!r},{high!r}"]
+    if config.minutes is None:
+        words += ["--iterations", fit.options["train"]["total_iter"]]
+    else:
+        words += ["--minutes", config.minutes]
     words += [word for pair in optional.items() if pair[1] is not None for word in pair]
     return shlex.join(map(str, words))

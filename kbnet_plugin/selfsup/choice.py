@@ -17,7 +17,7 @@ from ..arrays.intensity import Range
 from ..nn import KBNet_l, KBNet_s
 from .noise import DOUBTFUL, NoiseCurve, independence, measure_curve
 from .planes import Planes
-from .sure import PairRisk, Risk, SingleRisk, scale_correction
+from .sure import PairRisk, Risk, SingleRisk, applied, scale_correction
 
 _WINDOWS = 64  # for the choice
 _WATCHED = 12  # while training
@@ -25,6 +25,7 @@ _MEASURED = 160  # for the noise, all kinds together
 _FEWEST = 4
 _EACH = _FEWEST, 24  # for the noise of one kind
 _KINDS = 64  # that are measured one by one
+_DOUBT = 0.002  # of the noise's variance; systematic error of SURE, by which differences may be wrong
 _WORTH = 0.01  # least relative change of the error that counts
 
 Network = KBNet_s | KBNet_l
@@ -95,6 +96,7 @@ class Judge:
         self._denoiser = denoiser.cpu()
         self._start = None if start is None else start.to(device)
         self._name, self._pairs, self._device = name, pairs, device
+        self._before: dict[int, Tensor] = {}  # output of the start, by the number of crops
 
     @cached_property
     def doubt(self) -> bool:
@@ -121,11 +123,14 @@ class Judge:
     def gain(self, network: Network) -> float | None:
         """Estimate how much better a network is than the start, in dB; than the input from scratch."""
         network = network.to(self._device)
-        measure = self._measure(_WATCHED, network)
-        if measure is None:
+        found = self._measure(_WATCHED, network)
+        if found is None:
             return None
-        after = measure(network)
-        error = float(after.variance.mean()) if self._start is None else measure(self._start).error()
+        measure, before, output = found
+        after = measure(network, output)
+        error = float(after.variance.mean())
+        if self._start is not None:
+            error = measure(self._start, before).error()
         return 10 * math.log10(error / after.error())
 
     def choose(self, trained: Mapping[str, Network]) -> Choice:
@@ -137,45 +142,58 @@ class Judge:
             Networks from training, by a name.
         """
         networks = [network.to(self._device) for network in trained.values()]
-        measure = self._measure(_WINDOWS, networks[-1])
-        if measure is None:
+        found = self._measure(_WINDOWS, networks[-1])
+        if found is None:
             return Choice(networks[-1].cpu(), None, 1.0, 1.0, "not measured: values are missing everywhere")
+        measure, before, output = found
+        last = measure(networks[-1], output)
         if self._start is None:
-            risks = [measure(network) for network in networks]
+            risks = [*map(measure, networks[:-1]), last]
             network, risk = min(zip(networks, risks, strict=True), key=lambda pair: _scaled(pair[1]))
             below = 10 * math.log10(float(risk.variance.mean()) / risk.error(risk.shrinkage))
             scale_correction(network, risk.shrinkage)
             said = f"measured without truth: the error is about {below:.1f} dB below the noise"
             return Choice(network.cpu(), None, 1.0, risk.shrinkage, said)
-        before = measure(self._start)
-        candidates = [(1.0, network) for network in networks]
-        candidates += [(0.5, between(self._start, networks[-1]))]
-        risks = [measure(network) for _, network in candidates]
+        start = measure(self._start, before)
+        middle = between(self._start, networks[-1])
+        candidates = [*((1.0, network) for network in networks), (0.5, middle)]
+        risks = [*map(measure, networks[:-1]), last, measure(middle)]
         best = min(range(len(candidates)), key=lambda n: _scaled(risks[n]))
         (share, network), risk = candidates[best], risks[best]
         shrinkage = risk.shrinkage if _scaled(risk) < (1 - _WORTH) * risk.error() else 1.0
-        gain = 10 * math.log10(before.error() / risk.error(shrinkage))
+        gain = 10 * math.log10(start.error() / risk.error(shrinkage))
         # By chance, the noise of these crops may favour either: the difference must exceed its own error.
-        apart = risk.errors(shrinkage) - before.errors()
-        if not apart.mean() < -apart.std() / len(apart) ** 0.5:
-            said = f"measured without truth: not better than {self._name} ({gain:+.2f} dB), which is kept"
+        apart = risk.errors(shrinkage) - start.errors()
+        least = apart.std() / len(apart) ** 0.5
+        if self._pairs is None:
+            least = max(least, _DOUBT * start.variance.mean())
+        if not apart.mean() < -least:
+            doubt = f"not clearly better than {self._name} ({gain:+.2f} dB), which is kept"
+            said = f"measured without truth: {doubt}"
             return Choice(deepcopy(self._start).cpu(), 0.0, 0.0, 1.0, said)
         scale_correction(network, shrinkage)
         what = "the trained model" if share == 1 else f"the mean of {self._name} and the trained model"
         said = f"measured without truth: {what} is {gain:.2f} dB better than {self._name}, and is kept"
         return Choice(network.cpu(), gain, share, shrinkage, said)
 
-    def _measure(self, count: int, trained: Network) -> SingleRisk | PairRisk | None:
+    def _measure(
+        self, count: int, trained: Network
+    ) -> tuple[SingleRisk | PairRisk, Tensor | None, Tensor] | None:
+        """Return what measures a number of crops, and the output of the start and of a network for them."""
         first, second, numbers = self._windows
         if not first:
             return None
         noisy = self._tensor(first[:count])
+        after = applied(trained, noisy)
+        if self._start is not None and count not in self._before:
+            self._before[count] = applied(self._start, noisy)
+        before = self._before.get(count)
         if self._pairs is not None:
-            return PairRisk(noisy, self._tensor(second[:count]))
+            return PairRisk(noisy, self._tensor(second[:count])), before, after
         curves = self.noise
-        shown = [] if self._start is None else [self._start, trained]
+        shown = [] if before is None else [before, after]
         kinds = (self._planes.kind(n) if len(curves) > 1 else 0 for n in numbers[:count])
-        return SingleRisk(noisy, [curves[kind] for kind in kinds], shown)
+        return SingleRisk(noisy, [curves[kind] for kind in kinds], shown), before, after
 
     def _tensor(self, pictures: list[NDArray[np.float32]]) -> Tensor:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self._device)

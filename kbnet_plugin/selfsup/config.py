@@ -63,7 +63,8 @@ class FitConfig:
         Name of the model.
     method : {"r2r", "n2v", "n2n"}
         Recorrupted2Recorrupted: noise as measured is added to the input and taken off the target, which makes
-        the two independent. Noise2Void: some pixels are masked and predicted from their surroundings.
+        the two independent. From a model, it first learns to remove noise as measured from what that model
+        makes of the planes. Noise2Void: some pixels are masked and predicted from their surroundings.
         Noise2Noise: each plane is predicted from another that shows the same scene with different noise.
     second : path or array, optional
         For n2n: another recording of the same scene, plane for plane; by default successive planes are pairs.
@@ -72,8 +73,9 @@ class FitConfig:
     init : str or path, optional
         Model to start from, or ``"scratch"``; by default the shipped model for the number of channels.
     iterations : int, optional
-        Number of training steps, from 1; by default as the number of pixels requires. Training ends earlier
-        if the estimated error no longer falls.
+        Number of training steps, from 1; by default as the number of pixels requires.
+    minutes : float, optional
+        Time for training, instead of a number of steps; above 0. The learning rate then goes by the clock.
     axes : str, optional
         Axes of the source: one letter of `kbnet_plugin.arrays.axes.AXES` per axis.
     range : "dtype", "percentile" or (float, float), optional
@@ -83,7 +85,7 @@ class FitConfig:
     batch : int, optional
         Number of crops per step; by default 8 on a CPU, 64 on a GPU.
     learning_rate : float, optional
-        By default 3e-3 from scratch, 3e-4 from a model.
+        By default 3e-3 from scratch; from a model 1e-3 for r2r, else 3e-4.
     masked_pixel_percentage : float
         For n2v: how many pixels are masked, in percent; above 0, at most 100.
     strategy : {"median", "uniform"}
@@ -111,6 +113,7 @@ class FitConfig:
     pair_axis: str | None = None
     init: str | PathLike[str] | None = None
     iterations: int | None = None
+    minutes: float | None = None
     axes: str | None = None
     range: RangeRule | None = None
     patch: int = 64

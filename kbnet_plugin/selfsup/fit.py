@@ -6,14 +6,10 @@ here imports BasicSR.
 
 from __future__ import annotations
 
-import csv
+import filecmp
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Generator
 from dataclasses import asdict
@@ -37,9 +33,8 @@ from .choice import Choice, Judge
 from .config import DOUBT, METHODS, FitConfig, can_train
 from .options import changed, experiment, shipped
 from .planes import Planes
-
-_PATIENCE = 3  # checks without a smaller error, after which training ends
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+from .training import RunFiles, Training
+from .watch import Watch
 
 
 class Step(NamedTuple):
@@ -50,7 +45,7 @@ class Step(NamedTuple):
     iteration : int
         Step that was finished, from 1.
     total : int
-        Number of steps of the run.
+        Number of steps of the run; with a time limit an estimate.
     loss : float
         Loss of this step's batch.
     gain : float or None
@@ -86,6 +81,8 @@ class Fit:
     device : torch.device
     options : dict
         Options of the experiment, as for ``basicsr train``.
+    files : RunFiles
+        Where the run is stored.
     resumes : bool
         Whether the run continues an earlier one.
 
@@ -114,17 +111,17 @@ class Fit:
             raise BadInput(f"method r2r needs norm l2, not {config.norm}: use n2v or n2n")
         if config.iterations is not None and config.iterations < 1:
             raise ValueError(f"iterations must be at least 1, not {config.iterations}")
+        if config.minutes is not None:
+            if config.iterations is not None:
+                raise BadInput("iterations and minutes both say how long to train; give one of them")
+            if not 0 < config.minutes < float("inf"):
+                raise BadInput(f"minutes must be above 0, not {config.minutes:g}")
         self.config, self.overwrite = config, overwrite
         root = zoo.folder() / "fits"
-        self.folder = root / config.name
-        self.option_file = root / f"{config.name}.yml"
-        self.console = root / f"{config.name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = self._terminated = False
+        self.files = RunFiles(root, config.name)
+        self._training: Training | None = None
+        self._stopped = False
         self._choice: Choice | None = None
-        self._gain: float | None = None  # of the last checkpoint
-        self._best_gain: float | None = None
-        self._checks = 0, 0  # step of the last checkpoint that was measured; checks without a better one
         device = find_device(config.device)
         if device.type not in ("cpu", "cuda"):
             device = torch.device("cpu")  # BasicSR supports no other
@@ -149,7 +146,7 @@ class Fit:
             planes,
             source=self.source,
             second=self._second,
-            folder=self.folder,
+            folder=self.files.folder,
             device=device,
             scale=self.range,
             patch=self.patch,
@@ -173,55 +170,35 @@ class Fit:
         ValueError
             If training fails; one line with the error of the process.
         """
-        self._write()
-        environment = dict(os.environ)
-        root = str(Path(__file__).resolve().parents[2])
-        if root != sysconfig.get_path("purelib"):  # a source tree, which is not found from another folder
-            before = environment.get("PYTHONPATH")
-            environment["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
-        if self.device.index is not None:
-            environment[_VISIBLE] = visible(self.device.index, environment.get(_VISIBLE))
-        command = [sys.executable, "-m", "basicsr_ext", "train", "-opt", str(self.option_file)]
-        with self.console.open("wb") as console:
-            # In a new session, so that Ctrl-C reaches only this process, which terminates the other once.
-            self._process = process = subprocess.Popen(
-                [*command, "--auto_resume", "--parent", str(os.getpid())],
-                cwd=self.option_file.parent,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._terminated = False
         if self._stopped:
-            self._terminate()
-        seen = 0
+            return
+        self._write()
+        self._training = training = Training(self.files, self.device, self.config.minutes)
+        watch = Watch(self.files, self._judge)
+        if self._stopped:  # meanwhile
+            training.terminate()
+        seen, total = 0, self.options["train"]["total_iter"]
         try:
             while True:
-                running = process.poll() is None  # before reading, so that the last steps are read, too
-                self._check()
-                for step in self._steps(seen):
-                    seen = step.iteration
-                    yield step._replace(gain=self._gain)
+                running = training.running  # before reading, so that the last steps are read, too
+                watch.check()
+                for iteration, loss in self.files.losses(seen):
+                    seen = iteration
+                    yield Step(seen, training.steps(seen, total), loss, watch.gain)
                 if not running:
                     break
                 time.sleep(0.1)
         finally:
-            self._terminate()
-            process.wait()
-        if process.returncode != 0 and not self._stopped:
-            raise ValueError(self._failure(process.returncode))
+            training.terminate()
+            status = training.wait()
+        if status != 0 and not self._stopped:
+            raise ValueError(self.files.failure(status))
 
     def stop(self) -> None:
         """Stop training after the current step and save a checkpoint; may be called from any thread."""
         self._stopped = True
-        self._terminate()
-
-    def _terminate(self) -> None:
-        if self._process is not None and self._process.poll() is None and not self._terminated:
-            self._terminated = True  # a second signal would end it without saving
-            self._process.terminate()
+        if self._training is not None:
+            self._training.terminate()
 
     @property
     def summary(self) -> str:
@@ -229,8 +206,7 @@ class Fit:
         (height, width), (low, high) = self.planes.size(0), self.range
         colour = "colour" if self.planes.channels == 3 else "gray"
         parts = [
-            f"{TITLES[self.config.method]}, {started(self._start)}, "
-            f"{plural(self.options['train']['total_iter'], 'step')} on {self.device}",
+            f"{TITLES[self.config.method]}, {started(self._start)}, {self._length} on {self.device}",
             f"{plural(len(self.planes), f'{colour} plane')} of {height} x {width} pixels",
             f"intensities {low:g} to {high:g} become 0 to 1",
         ]
@@ -246,13 +222,12 @@ class Fit:
     @property
     def iteration(self) -> int:
         """Step of the last checkpoint; 0 if there is none."""
-        states = (p for p in (self.folder / "training_states").glob("*") if p.stem.isdigit())
-        return max((int(p.stem) for p in states), default=0)
+        return self.files.iteration
 
     @property
     def checkpoint(self) -> Path:
         """File of the last checkpoint."""
-        return self._weights(self.iteration)
+        return self.files.weights(self.iteration)
 
     def save(self) -> zoo.Model:
         """Add a model to the user's list: the trained one or the start, as is better by the measure.
@@ -268,8 +243,10 @@ class Fit:
         """
         if not (iteration := self.iteration):
             raise ValueError(f"{self.config.name}: training stopped before its first step; nothing to save")
-        files = {"best": self._best, "last": self.checkpoint}
-        trained = {name: load_network(file) for name, file in files.items() if file.exists()}
+        trained = {"last": load_network(self.checkpoint)}
+        best = self.files.best
+        if best.exists() and not filecmp.cmp(best, self.checkpoint, shallow=False):
+            trained = {"best": load_network(best), **trained}
         self._choice = choice = self._judge.choose(trained)
         return zoo.register_model(
             choice.network,
@@ -289,11 +266,10 @@ class Fit:
         return weights
 
     @property
-    def _best(self) -> Path:
-        return self.folder / "best.pth"
-
-    def _weights(self, iteration: int) -> Path:
-        return self.folder / "models" / f"net_g_{iteration}.pth"
+    def _length(self) -> str:
+        if self.config.minutes is None:
+            return plural(self.options["train"]["total_iter"], "step")
+        return f"{self.config.minutes:g} minutes"
 
     @cached_property
     def _judge(self) -> Judge:
@@ -313,37 +289,13 @@ class Fit:
             device=self.device,
         )
 
-    def _check(self) -> None:
-        """Measure a new checkpoint; keep the best, and stop when they no longer get better."""
-        (last, worse), iteration = self._checks, self.iteration
-        if iteration <= last:
-            return
-        copy = self.folder / "checked.pth"
-        try:
-            shutil.copyfile(self._weights(iteration), copy)
-        except FileNotFoundError:  # a newer one has replaced it
-            return
-        self._gain = self._judge.gain(load_network(copy))
-        better = True
-        if self._best.exists() and self._gain is not None:
-            self._best_gain = self._judge.gain(load_network(self._best)) if last == 0 else self._best_gain
-            better = self._gain > (self._best_gain or 0.0)
-        if better:
-            copy.replace(self._best)
-            self._best_gain = self._gain
-        # Not before the learning rate falls, as the error often rises before.
-        late = iteration > self.options["train"]["total_iter"] // 2
-        self._checks = iteration, worse + 1 if late and not better else 0
-        if self._checks[1] >= _PATIENCE:
-            self.stop()
-
     def _check_earlier_run(self) -> bool:
         """Tell whether there is a run to resume; raise if it has different settings."""
         name = self.config.name
         if self.overwrite:
             return False
         try:
-            earlier = json.loads(self.option_file.read_text(encoding="utf-8"))
+            earlier = json.loads(self.files.options.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if any(model.name == name for model in zoo.list_models()):
                 raise FileExistsError(
@@ -360,33 +312,15 @@ class Fit:
         return self.iteration > 0
 
     def _write(self) -> None:
-        self.option_file.parent.mkdir(parents=True, exist_ok=True)
+        self.files.options.parent.mkdir(parents=True, exist_ok=True)
         if not self.iteration or self.overwrite:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.files.folder, ignore_errors=True)
         self.overwrite = False  # only once: another run() resumes this one
         if self.config.method == "r2r":
             curves = [list(asdict(curve).values()) for curve in self._judge.noise]
             self.options["datasets"]["train"]["noise"] = curves
-        with atomic_path(self.option_file) as temporary:  # JSON is YAML
+        with atomic_path(self.files.options) as temporary:  # JSON is YAML
             temporary.write_text(json.dumps(self.options, indent=1) + "\n", encoding="utf-8")
-
-    def _steps(self, after: int) -> list[Step]:
-        try:
-            text = (self.folder / "history.csv").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        complete = text[: text.rfind("\n") + 1]
-        rows = (row for row in csv.reader(complete.splitlines()) if len(row) == 3 and row[1] == "l_pix")
-        total = self.options["train"]["total_iter"]
-        return [Step(int(i), total, float(loss)) for i, _, loss in rows if int(i) > after]
-
-    def _failure(self, status: int) -> str:
-        lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [line.removeprefix("basicsr: ") for line in lines if line.startswith("basicsr: ")]
-        if errors:
-            return errors[-1]
-        last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
-        return f"training failed ({last}); see {self.console}"
 
 
 def _file(source: Any, folder: Path, name: str) -> Path:
@@ -405,18 +339,3 @@ def _file(source: Any, folder: Path, name: str) -> Path:
     path = folder / f"{name}-{digest.hexdigest()[:12]}.npy"
     (folder / f"{name}.npy").replace(path)
     return path
-
-
-def visible(index: int, listed: str | None) -> str:
-    """Return ``CUDA_VISIBLE_DEVICES`` for a process that should see only one GPU.
-
-    Parameters
-    ----------
-    index : int
-        Index of the GPU among those that this process sees.
-    listed : str or None
-        Value of the variable in this process: numbers or UUIDs; None if it is not set.
-    """
-    if listed is None:
-        return str(index)
-    return listed.split(",")[index].strip()

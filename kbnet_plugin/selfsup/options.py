@@ -18,6 +18,7 @@ from .planes import KEPT, Planes
 _PASSES = 20  # over all pixels, from a model
 _STEPS = 300, 2000  # from a model, for the smallest and the largest sources
 _LONGER = 3  # times, from scratch
+_RATES = {"r2r": 1e-3, "n2v": 3e-4, "n2n": 3e-4}  # from a model; r2r begins with targets without noise
 _CHECKS = 10  # of the estimated error in a run
 
 RESUMABLE = (
@@ -94,6 +95,8 @@ def experiment(
     }
     if config.axes:
         train["axes"] = config.axes
+    if config.method == "r2r" and weights is not None:
+        train["denoiser"] = weights
     if config.method == "n2v":
         train |= {
             "masked_pixel_percentage": config.masked_pixel_percentage,
@@ -105,7 +108,7 @@ def experiment(
         if config.pair_axis:
             train["pair_axis"] = config.pair_axis
     bf16 = cuda and torch.cuda.is_bf16_supported()
-    rate = config.learning_rate or (3e-3 if weights is None else 3e-4)
+    rate = config.learning_rate or (3e-3 if weights is None else _RATES[config.method])
     return {
         "name": config.name,
         "model_type": model_type,

@@ -74,9 +74,10 @@ class SingleRisk:
         (B, C, H, W), noisy, in 0..1.
     noise : sequence of NoiseCurve
         Of every picture.
-    networks : sequence of callable
-        Denoisers whose mean output shows the brightness; by default the one that is measured. To compare
-        denoisers, give the same ones: where the output follows the noise, so does the variance there.
+    outputs : sequence of Tensor
+        Of denoisers, for the pictures; their mean shows the brightness. By default that of the one that is
+        measured. To compare denoisers, give the same: where the output follows the noise, so does the
+        variance there.
 
     Notes
     -----
@@ -88,22 +89,21 @@ class SingleRisk:
         self,
         pictures: Tensor,
         noise: Sequence[NoiseCurve],
-        networks: Sequence[Callable[[Tensor], Tensor]] = (),
+        outputs: Sequence[Tensor] = (),
     ) -> None:
         self._pictures, self._noise = pictures, noise
-        outputs = [_applied(network, pictures) for network in networks]
-        self._levels = torch.stack(outputs).mean(0) if outputs else None
+        self._levels = torch.stack(list(outputs)).mean(0) if outputs else None
 
     @torch.inference_mode()
-    def __call__(self, network: Callable[[Tensor], Tensor]) -> Risk:
-        """Measure a denoiser; the noise drawn is the same for each."""
+    def __call__(self, network: Callable[[Tensor], Tensor], output: Tensor | None = None) -> Risk:
+        """Measure a denoiser, whose output may be known; the noise drawn is the same for each."""
         x = self._pictures
-        restored = _applied(network, x)
+        restored = applied(network, x) if output is None else output
         levels = restored if self._levels is None else self._levels
         generator = torch.Generator().manual_seed(0)
         each = list(zip(self._noise, levels.cpu(), strict=True))
         probe = torch.stack([noise.draw(level, _SHARE, generator) for noise, level in each]).to(x)
-        response = _applied(network, x + probe) - restored - probe
+        response = applied(network, x + probe) - restored - probe
         return Risk(
             _means((restored - x).square()),
             _means(probe * response / _SHARE),
@@ -124,15 +124,16 @@ class PairRisk:
         self._first, self._second = first, second
 
     @torch.inference_mode()
-    def __call__(self, network: Callable[[Tensor], Tensor]) -> Risk:
-        """Measure a denoiser."""
-        correction = _applied(network, self._first) - self._first
+    def __call__(self, network: Callable[[Tensor], Tensor], output: Tensor | None = None) -> Risk:
+        """Measure a denoiser, whose output for the first may be known."""
+        correction = (applied(network, self._first) if output is None else output) - self._first
         apart = self._first - self._second
         return Risk(_means(correction.square()), _means(correction * apart), _means(apart.square() / 2))
 
 
 @torch.inference_mode()
-def _applied(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def applied(network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """Return a network's output for pictures, some at a time."""
     return torch.cat([network(part) for part in pictures.split(_BATCH)])
 
 

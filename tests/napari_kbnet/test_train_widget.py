@@ -47,8 +47,15 @@ def finish(qtbot, widget):
 
 
 @needs_training
-def test_a_trained_model_is_listed_in_the_restore_widget(viewer, widget, finish, qtbot):
-    assert widget.name.text() == "My-cells-1"
+def test_a_layer_is_trained_on_from_its_file_and_the_model_listed_in_the_restore_widget(
+    viewer, widget, finish, tmp_path
+):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "cells.tif"
+    tifffile.imwrite(path, viewer.layers[0].data, photometric="minisblack")
+    viewer.layers.clear()
+    viewer.open(path, plugin="napari")
+    assert widget.name.text() == "cells"
     assert widget.axes_note.text() == "2 gray planes of 70 x 80"
     assert "independent from pixel to pixel" in widget.warning.text()
     drawn = []
@@ -56,37 +63,28 @@ def test_a_trained_model_is_listed_in_the_restore_widget(viewer, widget, finish,
     finish()
     assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
     saved, verdict = widget.status.text().splitlines()
-    assert saved == "Saved as My-cells-1, which is now in the list of models."
+    assert saved == "Saved as cells, which is now in the list of models."
     assert verdict.startswith("measured without truth: ")
-    assert zoo.get_model("My-cells-1").range == pytest.approx(
-        np.percentile(viewer.layers[0].data, (0.1, 99.9))
-    )
+    model = zoo.get_model("cells")
+    assert model.range == pytest.approx(np.percentile(viewer.layers[0].data, (0.1, 99.9)))
+    assert str(path) in model.card.read_text()
+    assert not list((tmp_path / "models/fits").glob("*.npy"))
     widget.restore.click()
     (restore,) = (
         w.widget() if hasattr(w, "widget") else w
         for name, w in viewer.window.dock_widgets.items()
         if name.startswith("Restore")
     )
-    assert restore.form.model.value() == "My-cells-1"
+    assert restore.form.model.value() == "cells"
     assert restore.layers() == [viewer.layers[0]]
 
 
 @needs_training
-def test_a_layer_from_a_file_is_trained_on_from_that_file(viewer, widget, finish, tmp_path):
-    tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "cells.tif"
-    tifffile.imwrite(path, viewer.layers[0].data, photometric="minisblack")
-    viewer.layers.clear()
-    viewer.open(path, plugin="napari")
-    assert widget.name.text() == "cells"
-    widget.steps.setValue(1)
-    finish()
-    assert str(path) in zoo.get_model("cells").card.read_text()
-    assert not list((tmp_path / "models/fits").glob("*.npy"))
-
-
-@needs_training
-def test_stop_keeps_the_model_and_more_steps_resume(widget, finish, qtbot):
+def test_stop_keeps_the_model_and_closing_the_viewer_ends_a_new_training(
+    viewer, widget, finish, qtbot, tmp_path
+):
+    assert widget.name.text() == "My-cells-1"
+    widget.init.setCurrentText("from scratch")
     widget.steps.setValue(100_000)
     widget.start.click()
     assert not widget.start.isEnabled()
@@ -101,14 +99,6 @@ def test_stop_keeps_the_model_and_more_steps_resume(widget, finish, qtbot):
     assert "started with different settings" in widget.status.text()
     assert zoo.get_model("My-cells-1").title == kept
     widget.overwrite.setChecked(True)
-    widget.steps.setValue(1)
-    finish()
-    assert "(n2n, 1 step)" in zoo.get_model("My-cells-1").title
-
-
-@needs_training
-def test_closing_the_viewer_ends_the_training(viewer, widget, qtbot, tmp_path):
-    widget.steps.setValue(100_000)
     widget.start.click()
     worker, done = widget.worker, []
     worker.finished.connect(lambda: done.append(True))
@@ -116,6 +106,7 @@ def test_closing_the_viewer_ends_the_training(viewer, widget, qtbot, tmp_path):
     viewer.close()
     qtbot.waitUntil(lambda: bool(done), timeout=90_000)
     options = json.loads((tmp_path / "models/fits/My-cells-1.yml").read_text())
+    assert options["datasets"]["train"]["type"] == "Dataset_PlanePairs"  # n2n
     assert options["train"]["total_iter"] == 100_000
     states = list((tmp_path / "models/fits/My-cells-1/training_states").iterdir())
     assert 0 < min(int(p.stem) for p in states) < 100_000

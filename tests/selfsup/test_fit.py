@@ -1,19 +1,23 @@
 """Training on noisy pictures alone, with `basicsr train` in a separate process."""
 
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from kbnet_plugin import Restorer, cli, load_network, zoo
-from kbnet_plugin.selfsup import fit
+from kbnet_plugin.selfsup import fit, training, watch
 from kbnet_plugin.selfsup.choice import Judge
 from kbnet_plugin.selfsup.config import FitConfig
 from kbnet_plugin.selfsup.fit import Fit
@@ -31,12 +35,15 @@ def _own_models(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture
-def stack(tmp_path):
+def noisy_ramp(path):
     noise = np.random.default_rng(0).normal(0, 60, (3, 40, 44))
-    path = tmp_path / "noisy.npy"
     np.save(path, (noise + np.linspace(400, 3000, 44)).clip(0).astype(np.uint16))
     return path
+
+
+@pytest.fixture
+def stack(tmp_path):
+    return noisy_ramp(tmp_path / "noisy.npy")
 
 
 def config(source, **settings):
@@ -44,9 +51,21 @@ def config(source, **settings):
     return FitConfig(**{"source": source, "iterations": 4, "device": "cpu", **own, **settings})
 
 
-def test_a_model_is_trained_and_listed_with_its_range_and_card(stack):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of four steps, its stack, and its steps."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KBNET_MODELS", str(root / "models"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        source = noisy_ramp(root / "noisy.npy")
+        return root / "models", source, list(Fit(config(source)).run())
+
+
+def test_a_model_is_trained_and_listed_with_its_range_and_card(trained, monkeypatch):
+    models, stack, steps = trained
+    monkeypatch.setenv("KBNET_MODELS", str(models))
     run = Fit(config(stack))
-    steps = list(run.run())
     assert [s.iteration for s in steps] == [1, 2, 3, 4]
     assert all(s.total == 4 and np.isfinite(s.loss) for s in steps)
     assert np.isfinite(steps[-1].gain)
@@ -59,13 +78,32 @@ def test_a_model_is_trained_and_listed_with_its_range_and_card(stack):
     card = model.card.read_text()
     assert "independent from pixel to pixel" in card
     assert f"`kbnet fit {stack} --name mine --method r2r --range=" in card
-    assert "--init scratch --axes ZYX --patch 16 --batch 2`" in card
+    assert "--iterations 4 --init scratch --axes ZYX --patch 16 --batch 2`" in card
     assert "below the noise" in run.verdict
     assert run.verdict in card
     shrinkage = float(card.split("- SURE shrinkage: ")[1].split()[0])
-    weights = [load_network(p).ending.weight.detach() for p in (run.folder / "best.pth", run.checkpoint)]
+    weights = [load_network(p).ending.weight.detach() for p in (run.files.best, run.checkpoint)]
     kept = model.load().ending.weight.detach()
     assert any(torch.allclose(kept, shrinkage * w, rtol=0.01) for w in weights)
+
+
+def test_a_run_resumes_until_another_thread_stops_it_and_refuses_other_settings(trained, monkeypatch):
+    models, stack, _ = trained
+    monkeypatch.setenv("KBNET_MODELS", str(models))
+    longer = Fit(config(stack, iterations=100_000))
+    assert longer.resumes
+    seen = []
+    for step in longer.run():
+        seen.append(step.iteration)
+        if len(seen) == 5:
+            threading.Thread(target=longer.stop).start()
+    assert seen[:5] == [1, 2, 3, 4, 5]
+    assert 4 < longer.iteration < 100_000
+    title = longer.save().title
+    assert title == f"removes noise from images like noisy.npy (r2r, {fit.plural(longer.iteration, 'step')})"
+    with pytest.raises(FileExistsError, match=r"different settings \(datasets.train.gt_size\)"):
+        Fit(config(stack, patch=20))
+    assert not Fit(config(stack, patch=20), overwrite=True).resumes
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +144,20 @@ def test_a_model_that_training_made_worse_is_not_kept(planes, tmp_path, pairs, m
     start = Smoother(0.9)
     kept = judge(planes, tmp_path, start, pairs).choose({"last": Smoother(0.9, spoilt=0.1)})
     assert (kept.share, kept.gain) == (0, 0)
-    assert "not better than the start (-" in kept.said
+    assert "not clearly better than the start (-" in kept.said
     assert torch.equal(kept.network.ending.weight, start.ending.weight)
     chosen = judge(planes, tmp_path, Smoother(0.7), pairs).choose({"last": Smoother(0.95)})
     assert chosen.share > 0
     assert chosen.gain > 2
     assert f"is {chosen.gain:.2f} dB better than the start" in chosen.said
+
+
+def test_a_gain_within_the_error_of_the_measure_is_not_believed(planes, tmp_path, monkeypatch):
+    monkeypatch.setattr("kbnet_plugin.selfsup.choice.scale_correction", lambda network, factor: None)
+    measured = judge(planes, tmp_path, Smoother(0.96))
+    kept = measured.choose({"last": Smoother(0.975)})
+    assert kept.share == 0
+    assert "not clearly better than the start (+" in kept.said
 
 
 def test_the_measured_gain_is_the_true_one(planes, tmp_path):
@@ -132,53 +178,52 @@ def test_channels_of_a_stack_have_their_own_noise(tmp_path):
     assert (one, other) == (pytest.approx(10, rel=0.1), pytest.approx(40, rel=0.1))
 
 
-def test_the_best_checkpoint_is_kept_and_training_ends_when_none_is_better(stack, monkeypatch):
+def test_the_best_checkpoint_is_kept(stack, monkeypatch):
     run = Fit(config(stack, iterations=10))
     gains = dict(enumerate([0.3, 0.2, 0.1, 0.2, 0.9, 0.5, 0.5, 0.8, 0.7], 1))
-    (run.folder / "models").mkdir(parents=True)
-    stopped = []
-    monkeypatch.setattr(fit, "load_network", lambda file: int(file.read_text()))
-    monkeypatch.setattr(Judge, "gain", lambda self, network: gains[network])
-    monkeypatch.setattr(run, "stop", lambda: stopped.append(run.iteration))
+    (run.files.folder / "models").mkdir(parents=True)
+    monkeypatch.setattr(watch, "load_network", lambda file: int(file.read_text()))
+    monkeypatch.setattr(watch, "_SHARE", 1e9)
+    watched = watch.Watch(run.files, SimpleNamespace(gain=lambda network: gains[network]))
     for iteration in gains:
-        monkeypatch.setattr(Fit, "iteration", iteration)
+        monkeypatch.setattr(training.RunFiles, "iteration", iteration)
         run.checkpoint.write_text(str(iteration))
-        run._check()
-    assert stopped == [8, 9]
-    assert (run.folder / "best.pth").read_text() == "5"
+        watched.check()
+        assert watched.gain == gains[iteration]
+    assert run.files.best.read_text() == "5"
 
 
-def test_a_run_resumes_and_other_settings_under_its_name_are_refused(stack):
-    list(Fit(config(stack)).run())
-    longer = Fit(config(stack, iterations=6))
-    assert longer.resumes
-    assert [s.iteration for s in longer.run()] == [1, 2, 3, 4, 5, 6]
-    assert longer.save().title == "removes noise from images like noisy.npy (r2r, 6 steps)"
-    with pytest.raises(FileExistsError, match=r"different settings \(datasets.train.gt_size\)"):
-        Fit(config(stack, patch=20))
-    assert not Fit(config(stack, patch=20), overwrite=True).resumes
+def test_measuring_takes_a_small_share_of_the_time(stack, monkeypatch):
+    run = Fit(config(stack, iterations=1000))
+    (run.files.folder / "models").mkdir(parents=True)
+    monkeypatch.setattr(watch, "load_network", lambda file: None)
+    clock = [0.0]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    measured = []
+
+    def gain(network):
+        clock[0] += 5
+        measured.append(network)
+        return 0.0
+
+    watched = watch.Watch(run.files, SimpleNamespace(gain=gain))
+    for iteration in range(1, 201):
+        clock[0] += 1
+        monkeypatch.setattr(training.RunFiles, "iteration", iteration)
+        run.checkpoint.write_text("")
+        watched.check()
+    assert 3 < len(measured) < 6  # of 200 checkpoints; each took 5 s
 
 
-def test_stopping_from_another_thread_keeps_the_model(stack):
-    run = Fit(config(stack, iterations=100_000))
-    seen = []
-    for step in run.run():
-        if not seen:
-            threading.Thread(target=run.stop).start()
-        seen.append(step)
-    assert 0 < run.iteration < 100_000
-    assert run.save().name == "mine"
-
-
-def test_training_ends_with_the_process_that_started_it(stack, tmp_path):
+def test_training_ends_with_the_process_that_started_it(stack):
     code = f"""
 from kbnet_plugin.selfsup.fit import Fit
 from kbnet_plugin.selfsup.config import FitConfig
 import os, signal
-source, many = {str(stack)!r}, 10**6
-run = Fit(FitConfig(source=source, name="mine", axes="ZYX", patch=16, batch=2, iterations=many, device="cpu"))
+many = {{"iterations": 10**6, "init": "scratch", "network": {TINY}}}
+run = Fit(FitConfig(source={str(stack)!r}, name="mine", axes="ZYX", patch=16, batch=2, device="cpu", **many))
 for step in run.run():
-    print(run._process.pid, flush=True)
+    print(run._training.process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -202,8 +247,22 @@ def test_a_run_stopped_before_its_first_step_leaves_no_model(stack):
 def test_an_error_in_training_is_reported_in_its_own_words(stack, monkeypatch):
     run = Fit(config(stack))
     run.options["network_g"]["width"] = 6
+
+    def inside(command, stdout, **options):
+        """Train in this process, which is faster."""
+        from basicsr_ext.__main__ import main
+
+        words = io.StringIO()
+        with redirect_stderr(words):
+            status = main(command[command.index("train") :])
+        stdout.write(words.getvalue().encode())
+        return SimpleNamespace(poll=lambda: status, wait=lambda: status)
+
+    monkeypatch.setattr(training.subprocess, "Popen", inside)
     with pytest.raises(ValueError, match="width must be a multiple of 4"):
         list(run.run())
+    run.files.console.write_text("Traceback\nSegmentation fault\n")
+    assert run.files.failure(-11) == f"training failed (Segmentation fault); see {run.files.console}"
 
 
 @pytest.mark.parametrize(
@@ -224,26 +283,43 @@ def test_the_training_sees_the_gpu_that_was_chosen_among_the_visible_ones(
         assert env["CUDA_VISIBLE_DEVICES"] == expected
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit.subprocess, "Popen", start)
+    monkeypatch.setattr(training.subprocess, "Popen", start)
     with pytest.raises(KeyboardInterrupt):
         next(run.run())
 
 
-def test_n2n_pairs_successive_planes_or_a_second_recording(stack, tmp_path):
-    run = Fit(config(stack, method="n2n"))
-    assert len(list(run.run())) == 4
-    assert "moves" in run.save().card.read_text()
+def test_a_second_recording_and_an_array_are_files_of_the_experiment(stack, tmp_path):
     np.save(tmp_path / "again.npy", np.load(stack)[::-1])
     second = Fit(config(stack, method="n2n", second=tmp_path / "again.npy", name="two"))
     assert second.options["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "again.npy")
-
-
-def test_an_array_is_trained_on_and_starts_from_a_shipped_model(tmp_path):
     picture = np.random.default_rng(0).random((40, 44), np.float32)
-    run = Fit(config(picture, axes=None, init=None, network=None, iterations=1))
-    assert json.loads(json.dumps(run.options))["path"]["pretrain_network_g"].endswith("micro.safetensors")
-    list(run.run())
-    assert run.save().in_channels == 1
+    run = Fit(config(picture, axes=None, init=None, network=None))
+    written = json.loads(json.dumps(run.options))
+    assert np.array_equal(np.load(written["datasets"]["train"]["dataroot_lq"]), picture)
+    assert written["path"]["pretrain_network_g"].endswith("micro.safetensors")
+    assert written["datasets"]["train"]["denoiser"] == written["path"]["pretrain_network_g"]
+    assert "denoiser" not in Fit(config(picture, axes=None, name="other")).options["datasets"]["train"]
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.25, 400), (1.5, 100)])
+def test_with_a_time_limit_the_number_of_steps_is_estimated_by_the_speed(stack, monkeypatch, share, total):
+    run = Fit(config(stack, iterations=None, minutes=2))
+    assert "from scratch, 2 minutes on cpu" in run.summary
+    run.files.console.parent.mkdir(parents=True)
+    commands = []
+
+    def start(command, **options):
+        commands.append(command)
+        return SimpleNamespace(poll=lambda: None)
+
+    clock = [1000.0]
+    monkeypatch.setattr(training.subprocess, "Popen", start)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(training.RunFiles, "seconds", lambda self: 10.0)
+    process = training.Training(run.files, torch.device("cpu"), 2)
+    assert commands[0][-2:] == ["--minutes", "2"]
+    clock[0] += 120 * share - 10
+    assert process.steps(100, 7) == total
 
 
 @pytest.mark.parametrize(
@@ -257,6 +333,8 @@ def test_an_array_is_trained_on_and_starts_from_a_shipped_model(tmp_path):
         ({"method": "n3v"}, "r2r or n2v or n2n"),
         ({"norm": "l1"}, "r2r needs norm l2"),
         ({"iterations": 0}, "at least 1"),
+        ({"minutes": 2}, "give one of them"),
+        ({"iterations": None, "minutes": -1}, "minutes must be above 0"),
         ({"axes": "YX"}, "the array has 3"),
         ({"range": (3.0, 1.0)}, "lower to a higher"),
         ({"device": "cuda:99"}, "not available"),
@@ -284,20 +362,8 @@ def test_without_the_extra_it_says_what_to_install(stack, monkeypatch):
         Fit(config(stack))
 
 
-def test_the_command_trains_a_model_and_says_how_to_use_it(stack, capsys, monkeypatch):
+def test_an_interrupt_stops_the_command_keeps_the_model_and_says_how_to_use_it(stack, capsys, monkeypatch):
     monkeypatch.setattr("kbnet_plugin.cli.fit._PERIOD", 0)
-    arguments = ["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--patch", "16", "--iterations", "2"]
-    assert cli.main([*arguments, "--batch", "1", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert "independent from pixel to pixel" in out
-    assert "measured without truth: " in out
-    assert "step 2 of 2, loss " in out  # one line a period, as there is no terminal
-    assert "--model mine" in out
-    assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 2
-    assert "started with different settings" in capsys.readouterr().err
-
-
-def test_an_interrupt_stops_the_command_and_keeps_the_model(stack, capsys, monkeypatch):
     steps = Fit.run
 
     def interrupted(self):
@@ -307,6 +373,19 @@ def test_an_interrupt_stops_the_command_and_keeps_the_model(stack, capsys, monke
         yield from run
 
     monkeypatch.setattr(Fit, "run", interrupted)
-    assert cli.main(["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu"]) == 0
-    assert "stopped" in capsys.readouterr().out
-    assert zoo.get_model("mine").title
+    command = ["fit", str(stack), "--name", "mine", "--axes", "ZYX", "--device", "cpu", "--method", "n2n"]
+    assert cli.main([*command, "--patch", "16", "--batch", "1", "--minutes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "starting from denoise-micro, 3 minutes on cpu" in out
+    assert "moves" in out
+    assert "measured without truth: " in out
+    assert re.search(r"^step 1 of [1-9][\d,]*, loss ", out, re.M)  # a line a period, as there is no terminal
+    assert "\nstopped\n" in out
+    assert "--model mine" in out
+    model = zoo.get_model("mine")
+    assert model.in_channels == 1
+    card = model.card.read_text()
+    assert "moves" in card
+    assert "--minutes 3.0" in card
+    assert cli.main([*command, "--patch", "24"]) == 2
+    assert "started with different settings" in capsys.readouterr().err

@@ -54,8 +54,9 @@ def test_a_model_that_exploits_the_skewness_of_few_photons_is_found_out():
         return torch.ones_like(x)
 
     truth = {f: float((f(counts) - 1).square().mean()) for f in (darkens, flat)}
-    poisson = SingleRisk(counts, [constant(1.0, 1.0)] * 8, [flat])
-    gaussian = SingleRisk(counts, [constant(1.0)] * 8, [flat])
+    level = [flat(counts)]
+    poisson = SingleRisk(counts, [constant(1.0, 1.0)] * 8, level)
+    gaussian = SingleRisk(counts, [constant(1.0)] * 8, level)
     assert truth[darkens] > truth[flat]
     assert poisson(darkens).error() > poisson(flat).error()
     assert gaussian(darkens).errors().mean() < gaussian(flat).errors().mean()  # why skewness is measured
