@@ -10,7 +10,7 @@
 #include "threads.h"
 
 enum { OK, NO_MEMORY };
-enum { COLUMNS = 64, TILE_FLOATS = 16384, MIN_ROWS = 8 }; /* of a tile, without its margin */
+enum { COLUMNS = 64, TILE_FLOATS = 16384, GOOD_ROWS = 16, LEAST_ROWS = 4 }; /* of a tile, without its margin */
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -27,13 +27,15 @@ typedef struct {
     atomic_int failed;
 } crew;
 
-/* Only the shape decides, though here no sum crosses tiles. */
+/* Tiles as the cache allows, but enough for all threads; no sum crosses them, so that they change no bit. */
 static void plan(crew *a, const block_call *q)
 {
     kba_job *k = &a->kba;
-    k->cols = divide(q->width, divide(q->width, COLUMNS));
-    k->rows = max(MIN_ROWS, TILE_FLOATS / q->channels / k->cols);
-    k->rows = divide(q->height, divide(q->height, min(q->height, k->rows)));
+    const int64_t across = divide(q->width, COLUMNS), wanted = q->threads > 1 ? 2 * q->threads : 1;
+    k->cols = divide(q->width, across);
+    const int64_t rows = max(GOOD_ROWS, TILE_FLOATS / q->channels / k->cols);
+    const int64_t down = max(divide(q->height, rows), min(divide(wanted, q->batch * across), divide(q->height, LEAST_ROWS)));
+    k->rows = divide(q->height, down);
     kba_lay_out(k);
     a->pitch = k->cols + 2 * k->half;
     a->map = (k->rows + 2 * k->half) * a->pitch;
