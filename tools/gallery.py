@@ -95,6 +95,8 @@ def degraded(*steps: dict[str, Any]) -> Degrade:
 
 
 CAMERA = {"type": "Camera"}
+RAIN = {"type": "Rain", "blend": "add", "density": 0.25, "length": 40, "thickness": 2, "brightness": 0.5}
+NOISE = {"type": "Gaussian", "sigma": 25}
 PHOTOGRAPHS = (
     ("a face", "astronaut", (0, 130)),
     ("fur", "chelsea", (60, 100)),
@@ -122,6 +124,11 @@ SCENES = {
         Scene("white noise", "coffee", (150, 190), "sigma 25", gaussian(25)),
         Scene("JPEG, colour at half resolution", "chelsea", (60, 100), "sigma 15, JPEG", compressed(15, 90)),
         Scene("strong compression", "chelsea", (60, 100), "sigma 25, JPEG", compressed(25, 40), True),
+    ],
+    "derain": [
+        *(Scene(t, n, c, "rain", degraded(RAIN)) for t, n, c in COLOURED if n != "hubble_deep_field"),
+        Scene("dense rain with a veil", "coffee", (150, 190), "rain", degraded({"type": "Rain"}), True),
+        Scene("rain and noise", "chelsea", (60, 100), "rain, sigma 25", degraded(RAIN, NOISE), True),
     ],
     "denoise-micro": [
         Scene("a cell", "cell", (180, 180), "10 photons at white", sensor(0.1, 0.02)),
