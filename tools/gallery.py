@@ -126,8 +126,9 @@ SCENES = {
         Scene("strong compression", "chelsea", (60, 100), "sigma 25, JPEG", compressed(25, 40), True),
     ],
     "derain": [
-        *(Scene(t, n, c, "rain", degraded(RAIN)) for t, n, c in COLOURED if n != "hubble_deep_field"),
-        Scene("dense rain with a veil", "coffee", (150, 190), "rain", degraded({"type": "Rain"}), True),
+        *(Scene(t, n, c, "rain", degraded(RAIN)) for t, n, c in COLOURED if n in ("astronaut", "chelsea")),
+        Scene("thin rain", "coffee", (150, 190), "rain", degraded({"type": "Rain"})),
+        Scene("bright saturated colours", "coffee", (150, 190), "rain", degraded(RAIN), True),
         Scene("rain and noise", "chelsea", (60, 100), "rain, sigma 25", degraded(RAIN, NOISE), True),
     ],
     "denoise-micro": [

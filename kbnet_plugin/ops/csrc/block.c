@@ -15,10 +15,6 @@ enum { OK, NO_ISA, NO_MEMORY };
 enum { ROW_FLOATS = 4096, ITEMS = 32 };
 enum { MIN_ROWS = 8, MIN_PIXELS = 128, MAX_PIXELS = 4096 }; /* of a tile; fewer rows would repeat too many of the margin */
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 typedef struct {
     block_job job;
     const block_isa *isa;
@@ -62,11 +58,11 @@ static void plan(block_job *j)
     j->pitch = (j->what == COMBINE || j->what == COMBINE_BACKWARD ? j->step : j->cols + 2 * MARGIN) + 8;
 }
 
-static block_tile tile_at(const block_job *j, int64_t i)
+static kba_tile tile_at(const block_job *j, int64_t i)
 {
     const block_call *q = j->call;
     const int whole = j->what == COMBINE || j->what == COMBINE_BACKWARD;
-    block_tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
+    kba_tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
     t.rows = min(j->rows, (whole ? 1 : q->height) - t.y);
     t.cols = min(j->cols, (whole ? q->height * q->width : q->width) - t.x);
     return t;
@@ -151,7 +147,7 @@ static void run_chunks(void *argument)
         float *sums = j->sums ? j->sums + i * j->at.size : NULL;
         if (sums) memset(sums, 0, (size_t)j->at.size * sizeof(float));
         for (int64_t k = j->tiles * i / j->chunks; k < j->tiles * (i + 1) / j->chunks; k++) {
-            const block_tile t = tile_at(j, k);
+            const kba_tile t = tile_at(j, k);
             a->isa->run[j->what](j, &t, &r, sums, j->tile_sums + k * j->c);
         }
     }

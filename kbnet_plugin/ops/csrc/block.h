@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kba.h"
+
 enum { BRANCHES, BRANCHES_BACKWARD, COMBINE, COMBINE_BACKWARD, MEAN, WHOLE };
 
 enum { /* parameters, in torch's shapes */
@@ -70,10 +72,6 @@ typedef struct { /* a thread's buffers */
 } block_room;
 
 typedef struct {
-    int64_t b, y, x, rows, cols;
-} block_tile;
-
-typedef struct {
     const block_call *call;
     int what;
     int64_t c, bases, wide, gate, half, inner; /* wide: 2c + bases; half: gate / 2; bases and inner (hidden / 2) in whole LANES */
@@ -86,7 +84,7 @@ typedef struct {
 } block_job;
 
 /* One tile; `sums` are its chunk's, `own` are its own. */
-typedef void block_run(const block_job *, const block_tile *, const block_room *, float *sums, float *own);
+typedef void block_run(const block_job *, const kba_tile *, const block_room *, float *sums, float *own);
 
 typedef struct {
     block_run *run[5]; /* all but WHOLE */

@@ -12,9 +12,6 @@ enum { OK, NO_ISA, NO_MEMORY };
 enum { TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
 enum { SHORT = 512 }; /* with fewer terms the errors of split floats do not average out */
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return divide(a, b) * b; }
 
 /* ---- instruction sets, fastest first ---- */
@@ -36,7 +33,7 @@ EXPORT const char *kba_choose(const char *name)
 
 /* ---- the job ---- */
 
-static kba_tile tile_at(const kba_job *j, int64_t i)
+kba_tile kba_tile_at(const kba_job *j, int64_t i)
 {
     kba_tile t = {i / (j->down * j->across), i / j->across % j->down * j->rows, i % j->across * j->cols, 0, 0};
     t.rows = min(j->rows, j->call->height - t.y);
@@ -298,7 +295,7 @@ static void run_items(void *argument)
         if (j->what == GRAD_WEIGHT)
             memset(partial_of(j, chunk, from, 0), 0, (size_t)(partial_of(j, chunk, to, 0) - partial_of(j, chunk, from, 0)) * 4);
         for (int64_t k = j->tiles * chunk / j->chunks; k < j->tiles * (chunk + 1) / j->chunks; k++) {
-            const kba_tile t = tile_at(j, k);
+            const kba_tile t = kba_tile_at(j, k);
             if (j->what == GRAD_WEIGHT)
                 run_weight(j, &r, &t, chunk, from, to);
             else if (j->what == GRAD_COEFFICIENTS)

@@ -16,6 +16,14 @@ enum { LANES = 16, BASES = 32, BLOCK = 32 }; /* channels per strip, bases per bl
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 enum { FORWARD, GRAD_INPUT, GRAD_COEFFICIENTS, GRAD_WEIGHT };
 
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; } /* rounded up */
+
+typedef struct {
+    int64_t b, y, x, rows, cols;
+} kba_tile;
+
 typedef struct { /* a (batch, channel, row, column) tensor; strides in elements */
     char *data;
     int64_t b, c, y, x;

@@ -22,10 +22,6 @@ typedef struct {
     atomic_int failed;
 } kba_job;
 
-typedef struct {
-    int64_t b, y, x, rows, cols;
-} kba_tile;
-
 typedef struct { /* a thread's buffers */
     float *a, *packed, *base, *members, *d, *sum, *ones, *scratch;
     int32_t *block;
@@ -46,6 +42,7 @@ void kba_pack_all(void *job);
 /* A thread's buffers from `memory`, or only their floats; then what does not change from tile to tile. */
 int64_t kba_furnish(const kba_job *j, kba_room *r, float *memory);
 void kba_settle(const kba_job *j, kba_room *r);
+kba_tile kba_tile_at(const kba_job *j, int64_t i);
 /* FORWARD or GRAD_INPUT of a tile of the maps of a call, for the strips from `from` to `to`. */
 void kba_convolve(const kba_job *j, const kba_call *c, const kba_room *r, const kba_tile *t, int64_t from, int64_t to);
 

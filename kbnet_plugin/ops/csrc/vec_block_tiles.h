@@ -9,32 +9,32 @@
     const float *const name[3] = {AT(ROW(buffer, (y) - 1, 3, ld), t->x - 1, ld), AT(ROW(buffer, y, 3, ld), t->x - 1, ld), \
                                   AT(ROW(buffer, (y) + 1, 3, ld), t->x - 1, ld)}
 
-INLINE int64_t from(const block_tile *t, int64_t margin) { return t->x < margin ? 0 : t->x - margin; }
+INLINE int64_t from(const kba_tile *t, int64_t margin) { return t->x < margin ? 0 : t->x - margin; }
 
-INLINE int64_t to(const block_tile *t, int64_t margin, int64_t width)
+INLINE int64_t to(const kba_tile *t, int64_t margin, int64_t width)
 {
     return t->x + t->cols + margin > width ? width : t->x + t->cols + margin;
 }
 
 /* Zero is what convolutions see beyond the border. */
-INLINE void clear(float *row, const block_tile *t, int64_t lo, int64_t hi, int64_t ld)
+INLINE void clear(float *row, const kba_tile *t, int64_t lo, int64_t hi, int64_t ld)
 {
     for (int64_t x = t->x - MARGIN; x < lo; x++) memset(AT(row, x, ld), 0, (size_t)ld * sizeof(float));
     for (int64_t x = hi; x < t->x + t->cols + MARGIN; x++) memset(AT(row, x, ld), 0, (size_t)ld * sizeof(float));
 }
 
-INLINE int64_t pixel_at(const block_job *j, const block_tile *t, int64_t y, int64_t x)
+INLINE int64_t pixel_at(const block_job *j, const kba_tile *t, int64_t y, int64_t x)
 {
     return (t->b * j->call->height + y) * j->call->width + x;
 }
 
-INLINE int64_t map_at(const block_tile *t, const block_room *r, int64_t y, int64_t x)
+INLINE int64_t map_at(const kba_tile *t, const block_room *r, int64_t y, int64_t x)
 {
     return t->b * r->maps.image + (y - r->maps.y) * r->maps.pitch + x - r->maps.x;
 }
 
 /* Rows of norm1's output. */
-INLINE void norm_row(const block_job *j, const block_tile *t, const block_room *r, int64_t y, int64_t lo, int64_t hi)
+INLINE void norm_row(const block_job *j, const kba_tile *t, const block_room *r, int64_t y, int64_t lo, int64_t hi)
 {
     const int64_t c = j->c, n = hi - lo;
     float *row = ROW(r->t, y, 3, c);
@@ -50,7 +50,7 @@ INLINE void norm_row(const block_job *j, const block_tile *t, const block_room *
 }
 
 /* conv2[0] and its gate at row y, from column `lo` on. */
-INLINE void gate_row(const block_job *j, const block_tile *t, const block_room *r, int64_t y, int64_t lo, int64_t n)
+INLINE void gate_row(const block_job *j, const kba_tile *t, const block_room *r, int64_t y, int64_t lo, int64_t n)
 {
     const int64_t c = j->c, gate = j->gate;
     for (int64_t m = 0; m < c; m += gate) {
@@ -61,7 +61,7 @@ INLINE void gate_row(const block_job *j, const block_tile *t, const block_room *
     FN(gate)(r->g, LANES, r->ab, j->half, n);
 }
 
-static void FN(branches)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+static void FN(branches)(const block_job *j, const kba_tile *t, const block_room *r, float *sums, float *own)
 {
     (void)sums;
     const block_call *q = j->call;
@@ -96,7 +96,7 @@ static void FN(branches)(const block_job *j, const block_tile *t, const block_ro
     }
 }
 
-static void FN(mean)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+static void FN(mean)(const block_job *j, const kba_tile *t, const block_room *r, float *sums, float *own)
 {
     (void)sums;
     memset(own, 0, (size_t)j->c * sizeof(float));
@@ -107,7 +107,7 @@ static void FN(mean)(const block_job *j, const block_tile *t, const block_room *
 }
 
 /* At row y the norm, one row later the gradient behind conv2's gate, two rows later the gradient of x. */
-static void FN(branches_back)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+static void FN(branches_back)(const block_job *j, const kba_tile *t, const block_room *r, float *sums, float *own)
 {
     (void)own;
     const block_call *q = j->call;
@@ -185,7 +185,7 @@ INLINE float between(int64_t i, int64_t size, int64_t grid, int64_t *first, int6
 }
 
 /* The scale of each of n pixels, from the grid of the call. */
-INLINE void interpolate(const block_job *j, const block_tile *t, const block_room *r, int64_t x, int64_t n)
+INLINE void interpolate(const block_job *j, const kba_tile *t, const block_room *r, int64_t x, int64_t n)
 {
     const block_call *q = j->call;
     const int64_t c = j->c, width = q->grid_width;
@@ -204,7 +204,7 @@ INLINE void interpolate(const block_job *j, const block_tile *t, const block_roo
 }
 
 /* Everything up to the gate of the feed-forward layer, for n pixels of row t->y from column x on. */
-INLINE FN(inputs) forward_to_gate(const block_job *j, const block_tile *t, const block_room *r, int64_t x, int64_t n)
+INLINE FN(inputs) forward_to_gate(const block_job *j, const kba_tile *t, const block_room *r, int64_t x, int64_t n)
 {
     const block_call *q = j->call;
     const block_weights *w = &j->w;
@@ -228,7 +228,7 @@ INLINE FN(inputs) forward_to_gate(const block_job *j, const block_tile *t, const
     return in;
 }
 
-static void FN(combine)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+static void FN(combine)(const block_job *j, const kba_tile *t, const block_room *r, float *sums, float *own)
 {
     (void)sums, (void)own;
     const int64_t c = j->c;
@@ -240,7 +240,7 @@ static void FN(combine)(const block_job *j, const block_tile *t, const block_roo
     }
 }
 
-static void FN(combine_back)(const block_job *j, const block_tile *t, const block_room *r, float *sums, float *own)
+static void FN(combine_back)(const block_job *j, const kba_tile *t, const block_room *r, float *sums, float *own)
 {
     const block_call *q = j->call;
     const block_weights *w = &j->w;

@@ -12,10 +12,6 @@
 enum { OK, NO_MEMORY };
 enum { COLUMNS = 64, TILE_FLOATS = 16384, GOOD_ROWS = 16, LEAST_ROWS = 4 }; /* of a tile, without its margin */
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 typedef struct {
     const block_isa *isa;
     kba_call maps; /* without data */
@@ -72,11 +68,11 @@ static kba_map by_image(const block_maps *m, char *map, int64_t lanes)
     return (kba_map){(char *)((uintptr_t)map - (uintptr_t)first * sizeof(float)), 0, 1, m->pitch * lanes, lanes};
 }
 
-static void run_tile(const crew *a, const block_tile *t, block_room *branches, block_room *combine, const kba_room *kba)
+static void run_tile(const crew *a, const kba_tile *t, block_room *branches, block_room *combine, const kba_room *kba)
 {
     const block_call *q = a->branches.call;
     const int64_t half = a->kba.half, y = max(0, t->y - half), x = max(0, t->x - half);
-    const block_tile wider = {t->b, y, x, min(q->height, t->y + t->rows + half) - y, min(q->width, t->x + t->cols + half) - x};
+    const kba_tile wider = {t->b, y, x, min(q->height, t->y + t->rows + half) - y, min(q->width, t->x + t->cols + half) - x};
     branches->maps.y = combine->maps.y = y;
     branches->maps.x = combine->maps.x = x;
     a->isa->run[BRANCHES](&a->branches, &wider, branches, NULL, NULL);
@@ -86,11 +82,11 @@ static void run_tile(const crew *a, const block_tile *t, block_room *branches, b
     call.x = by_image(m, m->features, q->channels);
     call.a = by_image(m, m->coefficients, q->bases);
     call.out = by_image(m, m->mixed, q->channels);
-    const kba_tile tile = {0, t->y, t->x, t->rows, t->cols};
+    const kba_tile tile = {0, t->y, t->x, t->rows, t->cols}; /* its maps are of one image */
     kba_convolve(&a->kba, &call, kba, &tile, 0, a->kba.strips);
 
     for (int64_t row = t->y; row < t->y + t->rows; row++) {
-        const block_tile line = {t->b, row, t->x, 1, t->cols};
+        const kba_tile line = {t->b, row, t->x, 1, t->cols};
         a->isa->run[COMBINE](&a->combine, &line, combine, NULL, NULL);
     }
 }
@@ -99,7 +95,6 @@ static void run_tiles(void *argument)
 {
     crew *a = argument;
     const kba_job *k = &a->kba;
-    const block_call *q = a->branches.call;
     float *memory = kba_scratch(OF_THREAD, a->room + a->kba_room);
     if (!memory) {
         atomic_store(&a->failed, 1);
@@ -112,9 +107,7 @@ static void run_tiles(void *argument)
     kba_settle(k, &kba);
     if (k->isa->enter) k->isa->enter();
     for (int64_t i; (i = atomic_fetch_add(&a->next, 1)) < k->tiles;) {
-        block_tile t = {i / (k->down * k->across), i / k->across % k->down * k->rows, i % k->across * k->cols, 0, 0};
-        t.rows = min(k->rows, q->height - t.y);
-        t.cols = min(k->cols, q->width - t.x);
+        const kba_tile t = kba_tile_at(k, i);
         run_tile(a, &t, &branches, &combine, &kba);
     }
     if (k->isa->leave) k->isa->leave();
