@@ -9,7 +9,7 @@ import math
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ from kbnet_plugin.zoo.weights import build_network, read_state_dict
 
 Call = Callable[[Tensor, float | None], Tensor]
 """From (1, C, H, W) in 0..1 and the noise level (of 255) or None to the restored image."""
+
+ADNET_DILATIONS = 1, 2, 1, 1, 2, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1
 
 PEERS = {  # what papers call by this name, where spandrel's defaults differ
     "Restormer": {
@@ -86,6 +88,32 @@ class ConvStack(nn.Module):
         return self.layers[-1](x)
 
 
+class ADNet(nn.Module):
+    """The attention-guided denoising network of Tian et al. (2020), with batch normalization folded in.
+
+    A stack of 3x3 convolutions, some of them dilated, with ReLU between; what it finds, seen with the
+    image, weights the noise that is subtracted.
+    """
+
+    def __init__(
+        self, channels: int = 3, features: int = 64, dilations: Sequence[int] = ADNET_DILATIONS
+    ) -> None:
+        super().__init__()
+        widths = [channels, *[features] * (len(dilations) - 1), channels]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=d, dilation=d)
+            for (a, b), d in zip(itertools.pairwise(widths), dilations, strict=True)
+        )
+        self.attention = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = image
+        for layer in self.layers[:-1]:
+            found = F.relu(layer(found))
+        found = self.layers[-1](found)
+        return image - self.attention(torch.tanh(torch.cat([image, found], 1))) * found
+
+
 @dataclass(frozen=True)
 class Network:
     """A network with weights, ready to restore; `channels` is -1 for any number and 0 for `untouched`."""
@@ -137,6 +165,9 @@ def build(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, int]:
         if name in ("DnCNN", "FFDNet"):
             module: nn.Module = ConvStack(name, **arguments)  # type: ignore[arg-type]
             return module.eval(), arguments["channels"]
+        if name == "ADNet":
+            module = ADNet(**arguments)
+            return module.eval(), arguments.get("channels", 3)
         if name in ("KBNet_s", "KBNet_l"):
             with torch.device("meta"):
                 module = {"KBNet_s": KBNet_s, "KBNet_l": KBNet_l}[name](**arguments)
@@ -161,7 +192,7 @@ def architecture(name: str) -> Callable[..., nn.Module]:
                 return getattr(importlib.import_module(f"{package}.architectures.{name}"), name)
     if missing:
         raise ModuleNotFoundError(missing)
-    raise BadInput(f"no network {name!r}: not KBNet_s, KBNet_l, DnCNN, FFDNet or one of spandrel's")
+    raise BadInput(f"no network {name!r}: not KBNet_s, KBNet_l, DnCNN, FFDNet, ADNet or one of spandrel's")
 
 
 def automatic(device: str = "cpu") -> Network:
@@ -182,7 +213,7 @@ def untouched() -> Network:
 
 
 def load(path: Path, device: str = "cpu") -> Network:
-    """Load the network in a file: a KBNet, a convolution stack (.npz), or one that spandrel recognizes.
+    """Load the network in a file: a KBNet, a peer's plain arrays (.npz), or one that spandrel recognizes.
 
     Raises
     ------
@@ -211,16 +242,24 @@ def _stack(path: Path, device: str) -> Network:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, pickle.UnpicklingError) as error:
         raise BadInput(f"{path}: truncated or not an .npz file; download it again") from error
+    dilations = arrays.pop("dilation", None)
     count = len(arrays) // 2
     names = [f"{kind}{i}" for i in range(count) for kind in "wb"]
     if not count or sorted(names) != sorted(arrays) or arrays["w0"].ndim != 4:
         raise BadInput(f"{path}: not a convolution stack, whose arrays are w0, b0, w1, b1, ...")
-    first, last = arrays["w0"].shape[1], arrays[f"w{count - 1}"].shape[0]
-    kind: Literal["DnCNN", "FFDNet"] = "DnCNN" if first == last else "FFDNet"
-    channels = last if kind == "DnCNN" else last // 4
-    module = ConvStack(kind, channels, arrays["w0"].shape[0], count)
+    features, first = arrays["w0"].shape[:2]
+    last = arrays[f"w{count - 1}"].shape[0]
+    layers = [f"layers.{i}" for i in range(count)]
+    if dilations is not None:
+        kind, channels = "ADNet", first
+        layers[-1] = "attention"
+        module: nn.Module = ADNet(channels, features, [int(d) for d in dilations.ravel()])
+    else:
+        kind = "DnCNN" if first == last else "FFDNet"
+        channels = last if kind == "DnCNN" else last // 4
+        module = ConvStack(kind, channels, features, count)
     state = {
-        f"layers.{i}.{long}": torch.from_numpy(arrays[f"{short}{i}"])
+        f"{layers[i]}.{long}": torch.from_numpy(arrays[f"{short}{i}"])
         for i in range(count)
         for short, long in (("w", "weight"), ("b", "bias"))
     }
@@ -231,9 +270,9 @@ def _stack(path: Path, device: str) -> Network:
     module = module.eval().to(device)
 
     def call(image: Tensor, sigma: float | None) -> Tensor:
-        if kind == "DnCNN":
-            return module(image)
-        return module(image, _known(sigma, kind))
+        if kind == "FFDNet":
+            return module(image, _known(sigma, kind))
+        return module(image)
 
     return Network(kind, module, channels, call, device)
 

@@ -234,7 +234,7 @@ class Planner:
             "size": size,
             "memory": memory,
         }
-        if how.network not in (None, "KBNet_s", "KBNet_l", "DnCNN", "FFDNet"):
+        if how.network not in (None, "KBNet_s", "KBNet_l", "DnCNN", "FFDNet", "ADNet"):
             try:
                 networks.architecture(how.network)
             except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.harness import candidates, networks
 from benchmarks.harness.tables import Suite
@@ -62,3 +63,27 @@ def test_optimizing_a_peer_does_not_change_what_it_computes():
 
 def test_peak_memory_is_measured_in_a_fresh_process():
     assert candidates.peak_memory("inference", "KBNet_s", (32, 32), "cpu") >= 0
+
+
+def test_adnet_is_read_from_plain_arrays_and_computes_its_formula(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    dilations = [1, 2, 1]
+    weights = [
+        torch.randn(*s, generator=generator) / 5
+        for s in ((8, 3, 3, 3), (8, 8, 3, 3), (3, 8, 3, 3), (3, 6, 1, 1))
+    ]
+    biases = [torch.randn(len(w), generator=generator) / 5 for w in weights]
+    arrays = {
+        f"{kind}{i}": t.numpy() for kind, all_ in (("w", weights), ("b", biases)) for i, t in enumerate(all_)
+    }
+    np.savez(tmp_path / "adnet.npz", dilation=np.array(dilations), **arrays)
+    network = networks.load(tmp_path / "adnet.npz")
+    image = torch.rand(1, 3, 20, 24, generator=generator)
+    found = image
+    for i, (w, b, d) in enumerate(zip(weights[:3], biases[:3], dilations, strict=True)):
+        found = F.conv2d(found, w, b, padding=d, dilation=d)
+        found = found.relu() if i < 2 else found
+    expected = image - F.conv2d(torch.cat([image, found], 1).tanh(), weights[3], biases[3]) * found
+    result = network.restore(image[0].permute(1, 2, 0).numpy())
+    assert (network.name, network.channels) == ("ADNet", 3)
+    np.testing.assert_allclose(result, expected[0].permute(1, 2, 0), atol=1e-6)
