@@ -1,4 +1,4 @@
-"""The native library on ARM (aarch64, NEON), compiled for it and run under qemu, against the equation and the layers.
+"""The native library on ARM (aarch64, NEON), run under qemu, against the equation and the layers.
 
 Left to real processors: speed.
 """
