@@ -24,11 +24,11 @@ from .backend import Arguments
 _BRANCHES, _BRANCHES_BACKWARD, _COMBINE, _COMBINE_BACKWARD, _MEAN, _WHOLE = range(6)
 _CONV2, _CONV211, _CONV4 = 10, 15, 23  # indices of weights among the parameters
 _PARAMETERS = 28  # those that C knows; behind them w, b, and weight and bias of sca
-_MOST_IN_TILES = 128  # channels; with more, weights and the maps of a tile no longer share a core's cache
 _MAPS = ("x", "features", "coefficients", "spatial", "mixed", "out")
 _GRADIENTS = ("dout", "dx", "dfeatures", "more_dfeatures", "dcoefficients", "dspatial", "dmixed")
 _VECTORS = ("mean", "channel", "dmean", "dchannel")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_MANY = 256  # channels, whose weights do not stay in a core's cache beside a tile: torch's layers are faster
 
 
 class _Call(ctypes.Structure):
@@ -78,6 +78,7 @@ def serves(x: Tensor, parameters: Sequence[Tensor]) -> bool:
         x.dtype in _DTYPES
         and _dtype(x) in _DTYPES
         and x.shape[1] % 16 == 0
+        and x.shape[1] < _MANY
         and x.numel() > 0
         and all(p.dtype is torch.float32 and p.is_cpu for p in parameters)
         and not isinstance(native._library(), str)
@@ -134,21 +135,14 @@ def infer(
     dtype = _dtype(x)
     x = x.contiguous(memory_format=torch.channels_last)
     fused, (w, b, *_) = _split(parameters)
-    in_tiles = x.shape[1] <= _MOST_IN_TILES
-    call: dict[str, Tensor] = {}
     mean = torch.empty(x.shape[:2])
-    if not in_tiles:
-        call, mean = _branches(x, fused, eps, dtype, w.shape[1])
 
     def measure() -> Tensor:
-        if in_tiles:
-            _run(_MEAN, fused, eps, dtype, {"x": x, "mean": mean})
+        _run(_MEAN, fused, eps, dtype, {"x": x, "mean": mean})
         return mean[..., None, None]
 
     with torch.autocast("cpu", enabled=False):
         channel = scale(measure).float().contiguous(memory_format=torch.channels_last)
-    if not in_tiles:
-        return _combined(call, fused, eps, dtype, channel, w, b, groups)[1]
     out = _map(x, x.shape[1], torch.float32)
     maps = {"x": x, "out": out, "channel": channel, "kernels": w.contiguous(), "biases": b.contiguous()}
     _run(_WHOLE, fused, eps, dtype, maps, group=x.shape[1] // groups)
@@ -179,7 +173,7 @@ def _combined(
     args = Arguments(call["features"], call["coefficients"], w, b, groups, 3)
     mixed = native.forward(args.to(dtype))
     out = _map(x, x.shape[1], torch.float32)
-    _run(_COMBINE, fused, eps, dtype, call | {"mixed": mixed, "channel": channel, "out": out})
+    _run(_COMBINE, fused, eps, dtype, call | {"mixed": mixed, "channel": channel.contiguous(), "out": out})
     return mixed, out
 
 
@@ -198,7 +192,7 @@ class _Block(torch.autograd.Function):
         fused, (w, b, sca, sca_bias) = _split(parameters)
         call, mean = _branches(x, fused, eps, dtype, w.shape[1])
         with torch.autocast("cpu", enabled=False):
-            channel = torch.addmm(sca_bias, mean, sca.flatten(1).t()).contiguous()
+            channel = torch.addmm(sca_bias, mean, sca.flatten(1).t())
         mixed, out = _combined(call, fused, eps, dtype, channel, w, b, groups)
         maps = (call[name] for name in ("x", "features", "coefficients", "spatial"))
         ctx.save_for_backward(*maps, mixed, mean, channel, *parameters)
@@ -263,7 +257,7 @@ def _run(
     call.dtype, call.xtype, call.threads = _DTYPES[dtype], _DTYPES[x.dtype], torch.get_num_threads()
     call.eps1, call.eps2 = eps
     call.group = group
-    if "channel" in tensors and tensors["channel"].ndim == 4:
+    if what == _WHOLE:
         call.grid_height, call.grid_width = tensors["channel"].shape[2:]
     for name, tensor in tensors.items():
         setattr(call, name, tensor.data_ptr())

@@ -36,7 +36,7 @@ typedef struct {
     /* Gradients. That of the features has two parts; BRANCHES_BACKWARD adds to dx, COMBINE_BACKWARD sets it. */
     char *dout, *dx, *dfeatures, *more_dfeatures, *dcoefficients, *dspatial, *dmixed;
     float *mean, *channel, *dmean, *dchannel; /* (batch, channels) */
-    /* Without gradients, channel is (batch, grid_height, grid_width, channels) and interpolated to the size of x. */
+    /* For WHOLE, channel is (batch, grid_height, grid_width, channels) and interpolated to the size of x. */
     int64_t grid_height, grid_width, group;
     const float *kernels, *biases; /* w and b of kernel basis attention, for WHOLE */
     const float *parameter[PARAMETERS];

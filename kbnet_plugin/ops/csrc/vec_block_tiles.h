@@ -184,17 +184,16 @@ INLINE float between(int64_t i, int64_t size, int64_t grid, int64_t *first, int6
     return at > 0 ? at - (float)*first : 0;
 }
 
-/* The scale of each of n pixels, from the grid of the call; a tile may be a stretch of several rows. */
+/* The scale of each of n pixels, from the grid of the call. */
 INLINE void interpolate(const block_job *j, const kba_tile *t, const block_room *r, int64_t x, int64_t n)
 {
     const block_call *q = j->call;
     const int64_t c = j->c, width = q->grid_width;
     int64_t above, below, left, right;
+    const float down = between(t->y, q->height, q->grid_height, &above, &below);
     const float *image = q->channel + t->b * q->grid_height * width * c;
     for (int64_t p = 0; p < n; p++) {
-        const int64_t row = (x + p) / q->width;
-        const float down = between(t->y + row, q->height, q->grid_height, &above, &below);
-        const float across = between(x + p - row * q->width, q->width, width, &left, &right);
+        const float across = between(x + p, q->width, width, &left, &right);
         const float *a = image + above * width * c, *b = image + below * width * c;
         for (int64_t l = 0; l < c; l += WIDTH) {
             const vf upper = (1 - across) * load_v(a + left * c + l) + across * load_v(a + right * c + l);
