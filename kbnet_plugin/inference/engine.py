@@ -23,10 +23,11 @@ from ..arrays.intensity import Range, find_range, needs_values
 from ..arrays.noise import Noise
 from ..arrays.tiling import Tile, plan
 from ..nn import KBNet_l, KBNet_s
-from ..nn.pooling import Grid, record_means, replace_means, with_replaceable_means
+from ..nn.pooling import replace_means, with_replaceable_means
 from ..zoo.weights import build_network
 from .correction import Context, corrected, flat, keep_level, limited, prepare, weighted
 from .device import bytes_per_pixel, find_device, free_memory, is_out_of_memory
+from .local_means import LocalMeans
 from .reading import measure_channel
 from .settings import HALO, TILE, Settings
 
@@ -82,10 +83,12 @@ class Engine:
                 f"window must be at least {network.size_multiple} pixels for this network, "
                 f"not {settings.window}"
             )
-        self._grid = Grid(settings.window) if local else None
         self.network = with_replaceable_means(network) if local else network
-        # Lowered when the network runs out of memory: tiles per batch, side of a tile, patches per batch.
-        self._most_tiles, self._largest_side, self._most_patches = settings.batch, 1 << 62, 1 << 62
+        self._local = (
+            LocalMeans(settings.window, self._stride, network.size_multiple, self._run) if local else None
+        )
+        # Lowered when the network runs out of memory: tiles per batch, side of a tile.
+        self._most_tiles, self._largest_side = settings.batch, 1 << 62
         smallest = settings.tile or self._smallest
         plan((smallest + 1, smallest + 1), smallest, self.halo, self._multiple)  # raises before any work
 
@@ -248,8 +251,10 @@ class Engine:
         total = sum(
             (t.source[0].stop - t.source[0].start) * (t.source[1].stop - t.source[1].start) for t in tiles
         )
-        if self._grid is not None:
-            total += sum(self._pixels_of_patches(t, arranged.size) for t in tiles)
+        if self._local is not None:
+            places = [self._local.places(t, self.window_around(t, arranged.size)) for t in tiles]
+            patches = set().union(*places)  # tiles share them
+            total += sum((bottom - top) * (right - left) for (top, bottom), (left, right) in patches)
         return total
 
     def memory(self, height: int, width: int) -> int:
@@ -278,7 +283,7 @@ class Engine:
 
     @property
     def _margin(self) -> int:
-        return self._grid.margin * self._stride if self._grid is not None else 0
+        return self._local.margin if self._local is not None else 0
 
     @property
     def _bytes_per_pixel(self) -> int:
@@ -313,7 +318,7 @@ class Engine:
         parts : Tensor
             (N, C', h, w), of the tile's source.
         means : list of Tensor or None
-            As `_means` returns them.
+            As `LocalMeans.fields` returns them.
         """
         inputs, count, n = self.in_channels, x.shape[1], self._stride
         rows, columns = self.source_within(tile)
@@ -321,7 +326,7 @@ class Engine:
         y = self._with_noise(x, top, left)
         y = y.transpose(0, 1) if count > inputs else y.expand(-1, inputs, -1, -1) if count < inputs else y
         y = self._split(y)
-        means = self._means(y, tile, (top // n, left // n)) if self._grid is not None else None
+        means = self._local.fields(y, tile, (top // n, left // n)) if self._local is not None else None
         return y[..., rows.start // n : -(-rows.stop // n), columns.start // n : -(-columns.stop // n)], means
 
     def _answer(self, x: Tensor, parts: Tensor, means: Sequence[Tensor] | None) -> Tensor:
@@ -361,82 +366,6 @@ class Engine:
         _, c, h, w = x.shape
         x = x.view(-1, n, n, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(-1, c, h * n, w * n)
         return x[..., :height, :width]
-
-    def _means(self, parts: Tensor, tile: Tile, origin: tuple[int, int]) -> list[Tensor] | None:
-        """Compute the means that replace the network's own, for every pool.
-
-        Parameters
-        ----------
-        parts : Tensor
-            (N, C, H, W), of the `window_around` the tile.
-        tile : Tile
-        origin : (int, int)
-            Row and column where the parts start, in their pixels.
-
-        Returns
-        -------
-        list of Tensor or None
-            (N, C, h, w) over the tile's source, or None if its own global means are the right ones.
-        """
-        assert self._grid is not None
-        axes = self._patches(tile, origin, (parts.shape[2], parts.shape[3]))
-        if all(patches == [(0, n)] for patches, n in zip(axes, parts.shape[2:], strict=True)):
-            return None
-        cut = [
-            parts[..., y - origin[0] : end - origin[0], x - origin[1] : stop - origin[1]]
-            for y, end in axes[0]
-            for x, stop in axes[1]
-        ]
-        found = self._record(torch.cat(cut), max(1, parts[0, 0].numel() // cut[0][0, 0].numel()))
-        cell = self.network.size_multiple
-        across = [
-            self._grid.weights(
-                patches, s.start // self._stride, -(-(s.stop - s.start) // self._stride // cell), cell
-            )
-            for patches, s in zip(axes, tile.source, strict=True)
-        ]
-        fields = []
-        for number in sorted(found[0]):
-            mean = torch.cat([means[number] for means in found]).cpu()
-            mean = mean.view(len(axes[0]), len(axes[1]), -1, self._stride**2, mean.shape[1]).mean(3)
-            field = torch.einsum("yxgc,hy,wx->gchw", mean, *across)
-            fields.append(field.repeat_interleave(self._stride**2, 0).to(self.device))
-        return fields
-
-    def _patches(
-        self, tile: Tile, origin: tuple[int, int], size: tuple[int, int]
-    ) -> list[list[tuple[int, int]]]:
-        """List the patches for a tile along rows and along columns, in pixels of its parts."""
-        assert self._grid is not None
-        return [
-            self._grid.patches(start, start + n, (s.start // self._stride, -(-s.stop // self._stride)))
-            for start, n, s in zip(origin, size, tile.source, strict=True)
-        ]
-
-    def _pixels_of_patches(self, tile: Tile, size: tuple[int, int]) -> int:
-        n, window = self._stride, self.window_around(tile, size)
-        origin = (window[0].start // n, window[1].start // n)
-        known = (window[0].stop // n - origin[0], window[1].stop // n - origin[1])
-        rows, columns = (sum(b - a for a, b in axis) for axis in self._patches(tile, origin, known))
-        return rows * columns * n**2
-
-    def _record(self, patches: Tensor, most: int) -> list[dict[int, Tensor]]:
-        """Run the network on patches (N, C, h, w), `most` at a time, and record its means, (n, C, 1, 1)."""
-        found: list[dict[int, Tensor]] = []
-        done = 0
-        while done < len(patches):
-            batch = patches[done : done + min(most, self._most_patches)]
-            try:
-                with record_means() as means:
-                    self._run(batch)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or len(batch) == 1:
-                    raise
-                self._most_patches = len(batch) // 2
-                continue
-            found.append(means)
-            done += len(batch)
-        return found
 
     def _ensemble(self, x: Tensor, means: Sequence[Tensor] | None = None) -> Tensor:
         if not self.settings.self_ensemble:
