@@ -148,9 +148,28 @@ def flat(picture: NDArray[Any]) -> NDArray[np.bool_]:
     size = (_FLAT, _FLAT, 1)
     if picture.dtype.kind == "f":  # scipy does not filter float16
         picture = picture.astype(working(picture.dtype), copy=False)
+    if not _has_constant_squares(picture):
+        return np.zeros((*picture.shape[:2], 1), bool)
     same = ndimage.maximum_filter(picture, size) == ndimage.minimum_filter(picture, size)
     flat: NDArray[np.bool_] = same.all(axis=2, keepdims=True)
     return flat
+
+
+def _has_constant_squares(picture: NDArray[Any]) -> bool:
+    """Say whether any aligned square of 2 x 2 pixels is constant; without one, nothing larger is.
+
+    In a noisy picture there is none, which saves the filters.
+    """
+    if min(picture.shape[:2]) < 4:
+        return True
+    height, width = (n // 2 * 2 for n in picture.shape[:2])
+    first = picture[:height:2, :width:2]
+    same = np.ones(first.shape[:2], bool)
+    for y, x in ((0, 1), (1, 0), (1, 1)):
+        same &= (picture[y:height:2, x:width:2] == first).all(axis=2)
+        if not same.any():
+            return False
+    return True
 
 
 def _filled(colour: NDArray[Any], scale: Range, finite: NDArray[np.bool_] | None) -> NDArray[np.float32]:
