@@ -140,6 +140,7 @@ SCENES = {
         Scene("hardly any light", "immunohistochemistry", (100, 100), "1 photon", sensor(1, 0.1), True),
     ],
 }  # fmt: skip
+SCENES["denoise-color-fast"] = SCENES["denoise-color"]
 INVERTED = ("immunohistochemistry",)
 
 
