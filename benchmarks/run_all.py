@@ -143,6 +143,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         compared = studies.tables(trainings)
         found += compared
         pictures += illustrate.trained(compared, studies.series(trainings))
+    if (timed := args.out / "speed-shipped.json").is_file():
+        pictures += illustrate.shipped(timed)
     page = _report(found, pictures, args.out, quick)
     _say(found)
     reasons: dict[str, list[str]] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kbnet_plugin import KBNet_l, KBNet_s
+from kbnet_plugin.errors import BadInput
 
 from . import pictures, results
 from .pictures import Picture, Point
@@ -47,6 +50,40 @@ def trained(
             title = f"{table.title}: every seed"
             drawn.append(pictures.seeds(title, done, table.columns[0], ours=ours, table=table.name))
     return drawn
+
+
+def shipped(file: Path) -> list[Picture]:
+    """Draw quality against time from the file of ``speed.py --part shipped``, one picture for each size.
+
+    Raises
+    ------
+    BadInput
+        If it is not such a file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        part, about = content["shipped"], content["provenance"]
+        marks: dict[str, list[Point]] = {}
+        for name, method in part["methods"].items():
+            for size, timed in method["sizes"].items():
+                if timed["seconds"] and method["psnr"] is not None:
+                    point = Point(name, timed["seconds"]["median"], method["psnr"], method["ours"])
+                    marks.setdefault(size, []).append(point)
+        caption = f"{part['caption']} {about['device']}, {about['threads']} threads, {about['date'][:10]}."
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{file}: not a result of speed.py --part shipped; delete it") from error
+    return [
+        pictures.scatter(
+            f"Denoisers: quality against time, {size} pixels",
+            points,
+            "time (s)",
+            "PSNR (dB)",
+            caption=caption,
+            table="speed",
+        )
+        for size, points in marks.items()
+        if len(points) > 1
+    ]
 
 
 def _beside(table: Table, rows: Sequence[Any], plan: Plan, store: Store) -> list[Picture]:

@@ -52,10 +52,11 @@ def interleave(
                 seconds[name].append(time.perf_counter() - start)
             show(f"round {turn + 1}/{warm_up + repeats}: {name}")
     show("")
-    return {name: _timing(s) for name, s in seconds.items()}
+    return {name: summary(s) for name, s in seconds.items()}
 
 
-def _timing(seconds: list[float]) -> Timing:
+def summary(seconds: list[float]) -> Timing:
+    """Return the median and the quartiles of the seconds that calls took."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (seconds[0],) * 3
     return Timing(statistics.median(seconds), low, high, len(seconds))
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from kbnet_plugin import KBNet_l, KBNet_s
 from kbnet_plugin.errors import BadInput, one_line
-from kbnet_plugin.inference.automatic import make_chooser
 from kbnet_plugin.inference.tiled import run_tiled
-from kbnet_plugin.zoo.architectures import identify
-from kbnet_plugin.zoo.weights import build_network, read_state_dict
+
+# gpu_check.sh builds networks where there is only torch, so what requires more is imported in functions.
 
 Call = Callable[[Tensor, float | None], Tensor]
 """From (1, C, H, W) in 0..1 and the noise level (of 255) or None to the restored image."""
@@ -197,6 +196,8 @@ def architecture(name: str) -> Callable[..., nn.Module]:
 
 def automatic(device: str = "cpu") -> Network:
     """Return what users get who name no model: model, range and treatment follow each image's noise."""
+    from kbnet_plugin.inference.automatic import make_chooser
+
     choose = make_chooser(device=device)
 
     def call(image: Tensor, _sigma: float | None) -> Tensor:
@@ -223,6 +224,9 @@ def load(path: Path, device: str = "cpu") -> Network:
     try:
         if path.suffix == ".npz":
             return _stack(path, device)
+        from kbnet_plugin.zoo.architectures import identify
+        from kbnet_plugin.zoo.weights import build_network, read_state_dict
+
         tensors = read_state_dict(path)
         try:
             identify(tensors)

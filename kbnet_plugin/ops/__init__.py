@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import native, reference, tiled, triton
 from .backend import Arguments, Backend, memory_format
@@ -91,6 +91,8 @@ def kernel_basis_attention(
     _check(args, backend)
     if backend == "reference":  # plain torch operators: differentiable twice, and exportable to ONNX
         return reference.forward(args)
+    if not torch.compiler.is_compiling():
+        _tell_the_flop_counter()
     out: Tensor = _kba(*args, backend)
     return out
 
@@ -229,13 +231,24 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _kba.register_autograd(_autograd, setup_context=_setup_context)
 
 
+def _tell_the_flop_counter() -> None:
+    """Register the operators' formulas once torch's counter is there.
+
+    Importing it imports triton, which must not be loaded beside some software OpenGL, as in napari's console.
+    """
+    counter = sys.modules.get("torch.utils.flop_counter")
+    forward = torch.ops.kbnet.kernel_basis_attention
+    if counter is None or forward in counter.flop_registry:
+        return
+    counter.register_flop_formula(forward)(_forward_flops)
+    counter.register_flop_formula(torch.ops.kbnet.kernel_basis_attention_backward)(_backward_flops)
+
+
 # The flop counter passes shapes in place of tensors.
-@register_flop_formula(torch.ops.kbnet.kernel_basis_attention)
 def _forward_flops(*arguments: Any, **_: Any) -> int:
     return _flops(1, *arguments[:6])
 
 
-@register_flop_formula(torch.ops.kbnet.kernel_basis_attention_backward)
 def _backward_flops(grad: Sequence[int], *arguments: Any, **_: Any) -> int:
     needs = arguments[-1]
     # dx needs the mixed kernels once more; da and the pair (dw, db) are one product each.
