@@ -23,9 +23,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from .background import report
 from .form import OptionsForm
 from .options import Options
+from .task import Task
 from .task_widget import TaskWidget
 from .worker import devices, user_errors
 
@@ -36,14 +36,44 @@ if TYPE_CHECKING:
 _FINE = 1000  # steps of the progress bar for each file
 
 
+class FilesTask(Task):
+    """Restore files, one after the other."""
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__(viewer)
+        self.counts: Counter[str] = Counter()
+        self.last: Step | None = None
+        self._jobs = 0
+
+    def take(self, news: list[Job] | Step) -> None:
+        """Count the files; `news` are the jobs or a step of one."""
+        if isinstance(news, list):
+            self._jobs, self.last = len(news), None
+            self.counts.clear()
+            self.total = _FINE * len(news)
+            self.say("")
+            return
+        self.last = news
+        if news.state != "running":
+            self.counts[news.state] += 1
+        part = news.done / news.total if news.state == "running" and news.total else 0
+        self.done = round(_FINE * (self.counts.total() + part))
+
+    def finish(self) -> None:
+        """Say how many files were restored, kept, failed or left."""
+        if self.last is None:  # no file was begun
+            return
+        summary = ", ".join(f"{self.counts[state]} {state}" for state in ("restored", "kept", "failed"))
+        if left := self._jobs - self.counts.total():
+            summary += f", {left} left"
+        self.say(f"{self.error} ({summary})" if self.error else summary)
+
+
 class FilesWidget(TaskWidget):
     """Choose files, a folder for the results and a model; restore the files one by one."""
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__(napari_viewer, "Restore files", "Cancel", Event())
-        self._counts: Counter[str] = Counter()
-        self._last: Step | None = None
-        self._error = ""
+        super().__init__(napari_viewer, "Restore files", "Cancel", FilesTask.of(napari_viewer))
         self.source, self.target = QLineEdit(), QLineEdit()
         self.source.setPlaceholderText("folder, file or pattern (*.tif)")
         self.target.setPlaceholderText("folder, created if missing")
@@ -64,7 +94,7 @@ class FilesWidget(TaskWidget):
         self.column.addWidget(self.status)
         self.column.addWidget(self.table, stretch=1)
         self.form.devices_requested.connect(self._find_devices)
-        self._set_running(False)
+        self.attach()
 
     def run(self) -> None:
         """Restore the files."""
@@ -72,11 +102,11 @@ class FilesWidget(TaskWidget):
         if not source or not target:
             self.status.setText("Choose the files to restore and a folder for the results.")
             return
-        self._counts.clear()
-        self._last, self._error = None, ""
         self.table.show_jobs([])
-        self.status.setText("Loading the model ...")
-        self.begin(
+        self.task.text = "Loading the model ..."
+        self.task.begin(
+            f"Restoring {source}",
+            Event(),
             _restore,
             self.form.options(),
             *(Path(source).expanduser(), Path(target).expanduser()),
@@ -87,30 +117,14 @@ class FilesWidget(TaskWidget):
     def _show(self, news: list[Job] | Step) -> None:
         if isinstance(news, list):
             self.table.show_jobs(news)
-            self.bar.setRange(0, _FINE * len(news))
-            self.status.clear()
-            return
-        self._last = news
-        self.table.show_step(news)
-        if news.state != "running":
-            self._counts[news.state] += 1
-        part = news.done / news.total if news.state == "running" and news.total else 0
-        self.bar.setValue(round(_FINE * (self._counts.total() + part)))
+        else:
+            self.table.show_step(news)
 
-    def _failed(self, error: Exception) -> None:
-        self._error = report(error)
-
-    def _finished(self) -> None:
-        super()._finished()
-        if self._last is None:  # no file was begun
-            self.status.setText(self._error)
-            return
-        if self._last.state == "running":
-            self.table.show_stopped(self._last)
-        summary = ", ".join(f"{self._counts[state]} {state}" for state in ("restored", "kept", "failed"))
-        if left := self.table.rowCount() - self._counts.total():
-            summary += f", {left} left"
-        self.status.setText(f"{self._error} ({summary})" if self._error else summary)
+    def _ended(self) -> None:
+        super()._ended()
+        last = self.task.last
+        if last is not None and last.state == "running":
+            self.table.show_stopped(last)
 
     def _set_running(self, running: bool) -> None:
         super()._set_running(running)

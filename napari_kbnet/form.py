@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QDialog,
     QDoubleSpinBox,
-    QFileDialog,
-    QFormLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
-    QSizePolicy,
     QSlider,
     QSpinBox,
-    QTextBrowser,
     QToolButton,
-    QVBoxLayout,
     QWidget,
 )
-from safetensors import SafetensorError, safe_open
 
 from kbnet_plugin.arrays.intensity import RangeRule
-from kbnet_plugin.zoo import locations
 
+from .boxes import ActionBox
+from .model_box import ModelBox, form_layout, note, side_by_side
 from .options import PRECISIONS, Options, saved
 
 _RANGES = {
@@ -55,7 +45,7 @@ class OptionsForm(QWidget):
     def __init__(self, options: Options | None = None) -> None:
         super().__init__()
         self.model = ModelBox()
-        self.device = QComboBox()
+        self.device = ActionBox()
         self.strength = QSlider(Qt.Orientation.Horizontal)
         self.strength.setRange(0, 100)
         self._percent = QLabel()
@@ -80,13 +70,13 @@ class OptionsForm(QWidget):
         layout = form_layout(self)
         layout.addRow("Model", self.model)
         layout.addRow("Device", self.device)
-        layout.addRow("Strength", _side_by_side(self.strength, self._percent))
+        layout.addRow("Strength", side_by_side(self.strength, self._percent))
         layout.addRow("Axes", self.axes)
         layout.addRow("", self.axes_note)
         self._more = QWidget()
         more = form_layout(self._more)
         more.addRow("Range", self.range)
-        self._ends = _side_by_side(self.low, QLabel("to"), self.high)
+        self._ends = side_by_side(self.low, QLabel("to"), self.high)
         more.addRow("", self._ends)
         more.addRow("Tile", self.tile)
         more.addRow("Halo", self.halo)
@@ -105,7 +95,8 @@ class OptionsForm(QWidget):
         self.show_devices({"auto": "automatic", "cpu": "CPU"}, more=True)
         self.set_options(saved() if options is None else options)
         self.model.chosen.connect(self.changed)
-        self.device.currentIndexChanged.connect(self._device_chosen)
+        self.device.currentIndexChanged.connect(self.changed)
+        self.device.requested.connect(self.devices_requested)
         self.strength.valueChanged.connect(self._strength_moved)
         self.axes.editingFinished.connect(self.changed)
         for box in (self.tile, self.halo, self.low, self.high):
@@ -161,16 +152,9 @@ class OptionsForm(QWidget):
         if chosen and chosen not in devices:
             self.device.addItem(chosen, chosen)
         if more:
-            self.device.addItem("find GPUs ...", None)
+            self.device.add_action("find GPUs ...")
         self.device.setCurrentIndex(max(0, self.device.findData(chosen)))
         self.device.blockSignals(False)
-
-    def _device_chosen(self) -> None:
-        if self.device.currentData() is None:
-            self.device.setCurrentIndex(0)
-            self.devices_requested.emit()
-        else:
-            self.changed.emit()
 
     def _strength_moved(self) -> None:
         self._percent.setText(f"{self.strength.value()} %")
@@ -189,131 +173,6 @@ class OptionsForm(QWidget):
         self.unfold.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
 
 
-class ModelBox(QWidget):
-    """Choose a model from the list or a file, and read its card."""
-
-    chosen = Signal()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._files: list[str] = []
-        self.box = _ListBox(self.refresh)
-        self.box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.box.setMinimumContentsLength(14)
-        self.card = QToolButton()
-        self.card.setText("Card")
-        self.card.setToolTip("What the model is for, how it was trained and where it fails")
-        self.title = note()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(2)
-        layout.addWidget(_side_by_side(self.box, self.card))
-        layout.addWidget(self.title)
-        self.refresh()
-        self._show_title()
-        self.box.currentIndexChanged.connect(self._changed)
-        self.card.clicked.connect(self.show_card)
-
-    def value(self) -> str:
-        """Return the model's name or file; empty for automatic."""
-        return self.box.currentData() or ""
-
-    def set_value(self, model: str) -> None:
-        """Choose a name or a file."""
-        if self.box.findData(model) < 0:
-            self._files.append(model)
-            self.refresh()
-        self.box.setCurrentIndex(max(0, self.box.findData(model)))
-        self._show_title()
-
-    def refresh(self) -> None:
-        """List the models again; some may be new."""
-        before = self.box.currentData()
-        self.box.blockSignals(True)
-        self.box.clear()
-        self.box.addItem("automatic", "")
-        for name in (*locations.model_paths(), *self._files):
-            self.box.addItem(Path(name).name, name)
-        self.box.addItem("a file ...", None)
-        self.box.setCurrentIndex(max(0, self.box.findData(before)))
-        self.box.blockSignals(False)
-
-    def show_card(self) -> None:
-        """Open the model card in a window."""
-        path = self._path()
-        dialog = QDialog(self)
-        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        dialog.setWindowTitle(f"Model card: {path.stem}")
-        text = QTextBrowser()
-        text.setOpenExternalLinks(True)
-        card = path.with_suffix(".md")
-        if card.is_file():
-            text.setMarkdown(card.read_text(encoding="utf-8"))
-        else:
-            text.setPlainText(f"{path}\n\nThis model has no card.")
-        QVBoxLayout(dialog).addWidget(text)
-        dialog.resize(640, 640)
-        dialog.show()
-
-    def _changed(self) -> None:
-        if self.box.currentData() is None:
-            kinds = " ".join(f"*{kind}" for kind in locations.KINDS)
-            path, _ = QFileDialog.getOpenFileName(self, "Model file", "", f"Models ({kinds})")
-            self.set_value(path) if path else self.box.setCurrentIndex(0)
-            return
-        self._show_title()
-        self.chosen.emit()
-
-    def _path(self) -> Path:
-        name = self.value() or locations.DEFAULT
-        return locations.model_paths().get(name, Path(name))
-
-    def _show_title(self) -> None:
-        if not self.value():
-            self.title.setText("The shipped model that fits the noise of the image.")
-            return
-        self.title.setText(_title(self._path()))
-
-
-class _ListBox(QComboBox):
-    """A combo box that refreshes its list whenever it opens."""
-
-    def __init__(self, refresh: Callable[[], None]) -> None:
-        super().__init__()
-        self._refresh = refresh
-
-    def showPopup(self) -> None:  # noqa: N802 (Qt's name)
-        self._refresh()
-        super().showPopup()
-
-
-def _title(path: Path) -> str:
-    if path.suffix != ".safetensors":
-        return ""
-    try:
-        with safe_open(path, framework="np") as file:
-            return (file.metadata() or {}).get("title", "")
-    except (SafetensorError, OSError):
-        return ""  # using it reports the error in full
-
-
-def form_layout(parent: QWidget) -> QFormLayout:
-    """Make a form without margins, whose fields fill its width."""
-    layout = QFormLayout(parent)
-    layout.setContentsMargins(0, 0, 0, 0)
-    layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return layout
-
-
-def note() -> QLabel:
-    """Make a gray label for several lines, like napari's own notes."""
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
-    label.setEnabled(False)
-    return label
-
-
 def _spin_box(low: int, high: int, special: str, tip: str) -> QSpinBox:
     box = QSpinBox()
     box.setRange(low, high)
@@ -330,12 +189,3 @@ def _value_box(value: float) -> QDoubleSpinBox:
     box.setValue(value)
     box.setKeyboardTracking(False)
     return box
-
-
-def _side_by_side(*widgets: QWidget) -> QWidget:
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for number, widget in enumerate(widgets):
-        layout.addWidget(widget, stretch=1 if number == 0 else 0)
-    return row

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from napari.utils.transforms import Affine
 
 from kbnet_plugin.arrays.axes import AXES, Layout, layout
+
+from .placing import OPAQUE
 
 RECORD = "kbnet"
 """Key of a layer's metadata for the record of its restoration."""
@@ -41,14 +43,19 @@ def guess_axes(layer: Any) -> str:
     ValueError
         If no axes are usual for this number of dimensions.
     """
-    labels = "".join(str(label) for label in layer.axis_labels).upper()
-    if len(labels) == layer.ndim and set(labels) <= set(AXES) and len(set(labels)) == len(labels):
+    return axes_of(layer.axis_labels, layer.ndim, layer.rgb)
+
+
+def axes_of(axis_labels: Sequence[str], ndim: int, rgb: bool) -> str:
+    """Return the same for a layer with these properties."""
+    labels = "".join(str(label) for label in axis_labels).upper()
+    if len(labels) == ndim and set(labels) <= set(AXES) and len(set(labels)) == len(labels):
         axes = labels
-    elif layer.ndim in _USUAL:
-        axes = _USUAL[layer.ndim]
+    elif ndim in _USUAL:
+        axes = _USUAL[ndim]
     else:
-        raise ValueError(f"The layer has {layer.ndim} axes; name them with letters of T Z C S Y X.")
-    return axes + "S" if layer.rgb else axes
+        raise ValueError(f"The layer has {ndim} axes; name them with letters of T Z C S Y X.")
+    return axes + "S" if rgb else axes
 
 
 def describe(layer: Any, axes: str) -> str:
@@ -93,35 +100,35 @@ def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any
         scale=layer.scale, rotate=layer.rotate, shear=layer.shear, translate=layer.translate, ndim=layer.ndim
     )
     corner_at = placed(np.array(corner[: layer.ndim], float))
-    return data, state | {"translate": corner_at, "metadata": {PREVIEW: True}}, kind
+    return data, state | OPAQUE | {"translate": corner_at, "metadata": {PREVIEW: True}}, kind
 
 
-def residual(source: Any, restored: Any, axes: str) -> tuple[Any, dict[str, Any], str]:
-    """Make the layer data tuple of `source` minus `restored`, averaged over colours; lazy if large.
+def residual(layer: Any, before: Any, after: Any, axes: str, name: str) -> tuple[Any, dict[str, Any], str]:
+    """Make the layer data tuple of `before` minus `after`, averaged over colours; lazy if large.
 
     Parameters
     ----------
-    source : napari.layers.Image
-    restored : array
-        Of the shape of the source.
-    axes : str
+    layer : napari.layers.Image
+        Gives the position.
+    before, after : array
+        Of one shape.
+    axes, name : str
     """
     import dask.array as da
 
-    array = full_resolution(source)
-    chunks = tuple(n if a in "YXS" else 1 for a, n in zip(axes, array.shape, strict=True))
-    before, after = (da.from_array(each, chunks=chunks).astype(np.float32) for each in (array, restored))
-    data = before - after
-    if source.rgb:
+    chunks = tuple(n if a in "YXS" else 1 for a, n in zip(axes, before.shape, strict=True))
+    parts = (da.from_array(each, chunks=chunks).astype(np.float32) for each in (before, after))
+    data = next(parts) - next(parts)
+    if layer.rgb:
         data = data[..., :3].mean(axis=-1)
     if data.nbytes < LARGE:
         data = data.compute()
     middle = np.asarray(data[tuple(n // 2 for n in data.shape[:-2])])
     end = 4 * float(np.nanstd(middle)) or 1.0
-    _, state, kind = result(source, data, f"{source.name} residual", {})
+    _, state, kind = result(layer, data, name, {})
     del state["metadata"][RECORD]
     appearance = {"rgb": False, "colormap": "gray", "contrast_limits": (-end, end), "gamma": 1.0}
-    return data, state | appearance, kind
+    return data, state | OPAQUE | appearance, kind
 
 
 def cut(arranged: Layout, plane: Mapping[str, int], window: tuple[slice, slice]) -> tuple[int | slice, ...]:

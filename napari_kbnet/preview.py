@@ -10,6 +10,7 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QSlider, QVBoxLayout, QWidget
 
 from .layers import arrange, full_resolution, part
+from .placing import add_on_top, our_selection
 from .worker import Preview
 
 _SIDES = 192, 1024  # pixels of a preview's side
@@ -87,21 +88,22 @@ class PreviewPane(QWidget):
             self._settled.start()
 
     def show_preview(self, layer: Any, preview: Preview, axes: str) -> None:
-        """Add a preview above its layer."""
+        """Add a preview on top of all images."""
         self._preview, self._axis = preview, axes.upper().index("X")
         self.side = int(np.clip(np.sqrt(_PATIENCE / preview.seconds) * self.side, *_SIDES)) // 16 * 16
         data, state, kind = part(layer, self._mixed(), preview.corner, NAME)
-        visible = self.layer is None or self.layer.visible
+        visible = not self.live.isChecked() or self.layer is None or self.layer.visible
         self.clear()
         self._preview = preview
         self.layer = Layer.create(data, state | {"visible": visible}, kind)
-        add_above(self._viewer, layer, self.layer)
+        add_on_top(self._viewer, self.layer)
         self._sides.setEnabled(True)
 
     def clear(self) -> None:
         """Remove the preview."""
         if self.layer is not None and self.layer in self._viewer.layers:
-            self._viewer.layers.remove(self.layer)
+            with our_selection():
+                self._viewer.layers.remove(self.layer)
         self.layer = self._preview = None
         self._sides.setEnabled(False)
 
@@ -154,12 +156,11 @@ def visible(viewer: Any, layer: Any, axes: str, side: int) -> tuple[dict[str, in
     """
     arranged = arrange(full_resolution(layer).shape, axes)
     hidden = viewer.dims.ndim - layer.ndim
-    at = layer.world_to_data(np.asarray(viewer.dims.point)[hidden:])
     corners = np.asarray(layer.corner_pixels, float)
     if layer.multiscale:
         corners = corners * layer.downsample_factors[layer.data_level]
     displayed = [axis - hidden for axis in viewer.dims.displayed]
-    plane, window = {}, {}
+    window = {}
     for i, (axis, length) in enumerate(zip(arranged.axes, arranged.shape, strict=True)):
         if axis in "YX":
             first, last = (int(corners[0, i]), int(corners[1, i]) + 1) if i in displayed else (0, length)
@@ -169,15 +170,16 @@ def visible(viewer: Any, layer: Any, axes: str, side: int) -> tuple[dict[str, in
             middle = (first + last) // 2
             first = max(first, middle - side // 2)
             window[axis] = slice(first, min(last, first + side))
-        elif i < layer.ndim:
-            plane[axis] = int(np.clip(np.rint(at[i]), 0, length - 1))
-    return plane, (window["Y"], window["X"])
+    return plane_at(viewer, layer, axes), (window["Y"], window["X"])
 
 
-def add_above(viewer: Any, layer: Any, new: Any) -> None:
-    """Add a layer right above another; the selection stays."""
-    selected, active = set(viewer.layers.selection), viewer.layers.selection.active
-    place = viewer.layers.index(layer) + 1 if layer in viewer.layers else len(viewer.layers)
-    viewer.layers.insert(place, new)
-    viewer.layers.selection = selected
-    viewer.layers.selection.active = active
+def plane_at(viewer: Any, layer: Any, axes: str) -> dict[str, int]:
+    """Find the plane of a layer that is looked at, as its index along every axis but Y and X."""
+    hidden = viewer.dims.ndim - layer.ndim
+    at = layer.world_to_data(np.asarray(viewer.dims.point)[hidden:])
+    shape = full_resolution(layer).shape
+    return {
+        axis: int(np.clip(np.rint(at[i]), 0, shape[i] - 1))
+        for i, axis in enumerate(axes.upper()[: layer.ndim])
+        if axis not in "YX"
+    }

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbnet_plugin.arrays.axes import Layout
-from kbnet_plugin.arrays.intensity import Range
 
 from . import worker
 from .layers import cut, picture
 from .options import Options
+from .restoring import Job
 
+_MOST = 2048  # rows and columns of a ground truth that its range is taken from
 _SMALLEST = 7  # pixels; the window of SSIM
 
 
@@ -28,19 +29,28 @@ class Quality:
     noise : (float, float)
         Estimated standard deviations of the noise, in the units of the image.
     psnr, ssim : (float, float) or None
-        None without a ground truth. PSNR is in decibels, for the range that the model saw.
+        None without a ground truth. PSNR is in decibels, for `range`.
+    range : (float, float)
+        Values of the ground truth.
     """
 
     noise: tuple[float, float]
     psnr: tuple[float, float] | None = None
     ssim: tuple[float, float] | None = None
+    range: tuple[float, float] = (0.0, 1.0)
 
     def __str__(self) -> str:
-        lines = [f"noise {_short(self.noise[0])} → {_short(self.noise[1])}"]
+        lines = [
+            f"noise {_short(self.noise[0])} → {_short(self.noise[1])} (standard deviation, in pixel values)"
+        ]
         if self.psnr is not None:
             lines.append(f"PSNR {self.psnr[0]:.2f} → {self.psnr[1]:.2f} dB")
         if self.ssim is not None:
             lines.append(f"SSIM {self.ssim[0]:.3f} → {self.ssim[1]:.3f}")
+        if self.psnr is not None:
+            lines.append(
+                f"for the ground truth's range of {_short(self.range[0])} to {_short(self.range[1])}"
+            )
         return ", ".join(lines)
 
 
@@ -54,18 +64,16 @@ def preview_and_compare(
 ) -> tuple[worker.Preview, str]:
     """Restore a window of a plane, and describe its quality; see `worker.preview` and `compare`."""
     preview = worker.preview(options, array, axes, plane, window)
-    return preview, compare(
-        preview.before, preview.after, truth, preview.arranged, plane, window, preview.scale
-    )
+    return preview, compare(preview.before, preview.after, truth, preview.arranged, plane, window)
 
 
 def compare_result(
-    job: worker.Job, after: Any, plane: Mapping[str, int], window: tuple[slice, slice], truth: Any
+    job: Job, after: Any, plane: Mapping[str, int], window: tuple[slice, slice], truth: Any
 ) -> str:
     """Describe the quality of a window of a result; see `compare`."""
-    arranged, scale = worker.layout_and_range(job.options, job.array, job.axes, plane)
+    arranged = worker.layout_of(job.options, job.array, job.axes)
     blocks = [np.asarray(array[cut(arranged, plane, window)]) for array in (job.array, after)]
-    return compare(*blocks, truth, arranged, plane, window, scale)
+    return compare(*blocks, truth, arranged, plane, window)
 
 
 def compare(
@@ -75,7 +83,6 @@ def compare(
     arranged: Layout,
     plane: Mapping[str, int],
     window: tuple[slice, slice],
-    scale: Range,
 ) -> str:
     """Describe the quality of a window of a plane before and after restoration.
 
@@ -89,12 +96,10 @@ def compare(
         Of the whole array.
     plane, window
         As for `cut`.
-    scale : Range
-        As for `measure`.
     """
     if before.shape != after.shape:
         return "The result and the layer differ in their channels and cannot be compared."
-    expected = None
+    expected, limits = None, (0.0, 1.0)
     if truth is not None:
         shape = tuple(truth.shape)
         if shape == arranged.shape:
@@ -103,12 +108,19 @@ def compare(
             expected = np.asarray(truth[window])
         else:
             return f"Shape {shape} of the ground truth does not fit the layer, {arranged.shape}."
+        whole = tuple(slice(None, None, -(-n // _MOST)) for n in arranged.size)
+        limits = truth_range(truth[cut(arranged, plane, whole) if shape == arranged.shape else whole])
     pictures = picture(arranged, before), picture(arranged, after)
-    return str(measure(*pictures, expected, scale, colours=bool(arranged.channel_axis)))
+    return str(measure(*pictures, expected, limits, colours=bool(arranged.channel_axis)))
 
 
 def measure(
-    before: NDArray[Any], after: NDArray[Any], truth: NDArray[Any] | None, scale: Range, *, colours: bool
+    before: NDArray[Any],
+    after: NDArray[Any],
+    truth: NDArray[Any] | None,
+    limits: tuple[float, float],
+    *,
+    colours: bool,
 ) -> Quality:
     """Measure the quality of two versions of a picture.
 
@@ -118,8 +130,8 @@ def measure(
         (H, W), or (H, W, C) with `colours`.
     truth : ndarray or None
         Of the same shape.
-    scale : Range
-        Its span is the data range of PSNR and SSIM.
+    limits : (float, float)
+        The data range of PSNR and SSIM is from one to the other.
     colours : bool
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -131,18 +143,26 @@ def measure(
     ]
     if truth is None:
         return Quality((noise[0], noise[1]))
-    expected = _float(truth)
-    psnr = [
-        float(peak_signal_noise_ratio(expected, _float(x), data_range=scale.span)) for x in (before, after)
-    ]
+    expected, span = _float(truth), limits[1] - limits[0]
+    psnr = [float(peak_signal_noise_ratio(expected, _float(x), data_range=span)) for x in (before, after)]
     ssim = None
     if min(before.shape[:2]) >= _SMALLEST:
         values = [
-            float(structural_similarity(expected, _float(x), data_range=scale.span, channel_axis=axis))
+            float(structural_similarity(expected, _float(x), data_range=span, channel_axis=axis))
             for x in (before, after)
         ]
         ssim = values[0], values[1]
-    return Quality((noise[0], noise[1]), (psnr[0], psnr[1]), ssim)
+    return Quality((noise[0], noise[1]), (psnr[0], psnr[1]), ssim, limits)
+
+
+def truth_range(truth: Any) -> tuple[float, float]:
+    """Return the least and largest value of a ground truth; of 8 bits, as is usual, 0 and 255."""
+    values = np.asarray(truth)
+    if values.dtype.kind in "bui" and values.dtype.itemsize == 1:
+        return (0.0, 1.0) if values.dtype.kind == "b" else (0.0, 255.0)
+    values = _float(values)
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _float(picture: NDArray[Any]) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import Event
 from typing import Any
 
 from napari.layers import Layer
@@ -21,11 +20,13 @@ from .destination import Destination
 from .form import OptionsForm
 from .layer_box import LayerBox
 from .layers import RECORD, arrange, describe, full_resolution, guess_axes, residual, sizes
-from .live_results import LiveResults, Pair, duration
-from .preview import PreviewPane, add_above, visible
+from .placing import add_on_top
+from .preview import PreviewPane, visible
+from .restoration import Pair, Restoration, duration
+from .restoring import Job
 from .script import script
 from .task_widget import TaskWidget, wrapped
-from .worker import Job, Preview, Step
+from .worker import Preview
 
 _MEASURED = 1024  # pixels per side; the middle of the visible area is as noisy as all of it
 _NO_PLAN = "Tiles, memory and time"
@@ -40,7 +41,7 @@ class RestoreWidget(TaskWidget):
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__(napari_viewer, "Restore", "Cancel", Event())
+        super().__init__(napari_viewer, "Restore", "Cancel", Restoration.of(napari_viewer))
         self._planned = False
         self.layer = LayerBox(napari_viewer, several=True)
         self.form = OptionsForm()
@@ -52,7 +53,9 @@ class RestoreWidget(TaskWidget):
         self.estimate.setText("Estimate")
         self.estimate.setToolTip("Load the model and time a small tile")
         self.preview = PreviewPane(napari_viewer)
-        self.results = LiveResults(napari_viewer, self.bar, self.status, self)
+        self.results: Restoration = self.task
+        self.resume = QPushButton("Continue")
+        self.resume.setToolTip("Restore the tiles that are left of the result that was stopped")
         self.truth = LayerBox(napari_viewer, none="none")
         self.truth.setToolTip("A noise-free version of the layer, for PSNR and SSIM")
         self.quality = wrapped()
@@ -69,11 +72,13 @@ class RestoreWidget(TaskWidget):
         self.where.chosen.connect(self._changed)
         self.estimate.clicked.connect(self._plan)
         self.preview.requested.connect(self.show_preview)
-        self.results.done.connect(self._done)
+        self.results.restored.connect(self._done)
+        self.resume.clicked.connect(self._resume)
+        napari_viewer.layers.events.removed.connect(self._offer_resume)
         self.residual.clicked.connect(self.add_residual)
         self.copy.clicked.connect(self.copy_script)
         self._layer_chosen()
-        self._set_running(False)
+        self.attach()
 
     def layers(self) -> list[Any]:
         """Return the layers that a run restores."""
@@ -158,26 +163,23 @@ class RestoreWidget(TaskWidget):
         if self.worker is not None:
             return
         try:
+            if not self.where.confirm([full_resolution(layer) for layer in self.layers()]):
+                return
             jobs = self.jobs()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return self._reject(str(error))
         if not jobs:
             return self._reject("Choose an image layer first.")
-        self.preview.live.setChecked(False)
-        self.preview.clear()
-        self.work.discard()
-        self.work.pause(True)
-        self.results.open(jobs)
-        self.status.setText("Loading the model ...")
-        self.begin(worker.restore, [job for _, job in jobs])
+        self.results.restore(jobs)
 
     def add_residual(self) -> None:
         """Add a layer of what the last run removed."""
         pair = self.results.last(self.layers())
         if pair is None:
             return self._reject("Restore a layer first.")
-        added = residual(pair.source, full_resolution(pair.result), pair.job.axes)
-        add_above(self.viewer, pair.result, Layer.create(*added))
+        before, after = pair.job.array, full_resolution(pair.result)  # the layer's data may be others by now
+        added = residual(pair.result, before, after, pair.job.axes, f"{pair.job.name} residual")
+        add_on_top(self.viewer, Layer.create(*added))
 
     def copy_script(self) -> None:
         """Copy a script that repeats the last run to the clipboard."""
@@ -195,22 +197,28 @@ class RestoreWidget(TaskWidget):
         pair = self.results.last(self.layers())
         return pair.result.metadata[RECORD] if pair else None
 
-    def _show(self, news: Step) -> None:
-        self.results.show(news)
+    def _resume(self) -> None:
+        self.results.resume()
 
-    def _failed(self, error: Exception) -> None:
-        self.results.fail()
-        super()._failed(error)
+    def _offer_resume(self, _event: Any = None) -> None:
+        self.resume.setVisible(self.results.unfinished is not None)
 
-    def _finished(self) -> None:
-        self.results.close()
-        super()._finished()
+    def _begun(self) -> None:
+        self.preview.live.setChecked(False)
+        self.preview.clear()
+        self.work.discard()
+        self.work.pause(True)
+        super()._begun()
+
+    def _ended(self) -> None:
+        super()._ended()
         self.work.pause(False)
 
     def _set_running(self, running: bool) -> None:
         super()._set_running(running)
         self.preview.button.setEnabled(not running)
         self.preview.live.setEnabled(not running)
+        self._offer_resume()
 
     def _done(self, pair: Pair, reason: str) -> None:
         self.why.setText(reason)
@@ -318,8 +326,9 @@ class RestoreWidget(TaskWidget):
         column.addWidget(_line())
         column.addWidget(self.preview)
         column.addWidget(_line())
+        self.buttons.insertWidget(1, self.resume)
         self.buttons.setStretch(0, 2)
-        self.buttons.setStretch(1, 1)
+        self.buttons.setStretch(2, 1)
         column.addLayout(self.buttons)
         column.addWidget(self.bar)
         column.addWidget(self.status)

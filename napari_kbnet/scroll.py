@@ -5,6 +5,8 @@ from __future__ import annotations
 from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
+from .boxes import WheelGuard
+
 
 class Column(QScrollArea):
     """Show a widget at its full width, with a vertical scroll bar."""
@@ -16,6 +18,8 @@ class Column(QScrollArea):
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         inside.installEventFilter(self)
+        self._guard = WheelGuard(self)
+        self._guard.guard(inside)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
         width = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()

@@ -1,56 +1,39 @@
-"""The base of the widgets that run one long task: its buttons, progress bar, status line and thread."""
+"""The base of the widgets that run one long task: its buttons, progress bar and status line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
-from napari.qt.threading import create_worker
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from .background import Background, report
+from .background import Background
 from .scroll import Column
-
-
-class Flag(Protocol):
-    """What tells a task to stop: a `threading.Event` or similar."""
-
-    def set(self) -> None: ...
-
-    def clear(self) -> None: ...
+from .task import Task
 
 
 class TaskWidget(QWidget):
-    """Run a generator in a thread, one at a time.
+    """Begin and follow the task of a viewer.
 
-    A subclass adds its fields to `column`, checks them in `run`, which calls `begin`, and shows what the
-    generator yields in `_show`.
+    A subclass adds its fields to `column`, checks them in `run`, which calls `begin` of the task, and calls
+    `attach` last.
 
     Parameters
     ----------
     napari_viewer : napari.Viewer
     start, cancel : str
         Texts of the buttons.
-    cancelled : Flag
-        Set to stop the task.
-    step : str
-        What the task still finishes when stopped: "tile" or "step".
+    task : Task
+        Perhaps running already: another widget may have begun it.
 
     Attributes
     ----------
-    worker : napari.qt.threading.GeneratorWorker or None
-        None unless the task is running.
     work : Background
         For short work beside the task.
     """
 
-    def __init__(
-        self, napari_viewer: Any, start: str, cancel: str, cancelled: Flag, *, step: str = "tile"
-    ) -> None:
+    def __init__(self, napari_viewer: Any, start: str, cancel: str, task: Task) -> None:
         super().__init__()
-        self.viewer = napari_viewer
-        self.worker: Any = None
-        self._cancelled, self._step_name = cancelled, step
+        self.viewer, self.task = napari_viewer, task
         self.start, self.cancel = QPushButton(start), QPushButton(cancel)
         self.bar, self.status = QProgressBar(), wrapped()
         self.work = Background(self)
@@ -64,42 +47,43 @@ class TaskWidget(QWidget):
         whole.setContentsMargins(0, 0, 0, 0)
         whole.addWidget(Column(inside))
         self.start.clicked.connect(self.run)
-        self.cancel.clicked.connect(self.stop)
-        # Closing the viewer deletes the widget, but does not end its thread.
-        self.destroyed.connect(lambda: cancelled.set())
+        self.cancel.clicked.connect(self.task.stop)
+
+    @property
+    def worker(self) -> Any:
+        """The worker of the running task; None if there is none."""
+        return self.task.worker
+
+    def attach(self) -> None:
+        """Show the task from here on."""
+        self.task.began.connect(self._begun)
+        self.task.moved.connect(self._moved)
+        self.task.news.connect(self._show)
+        self.task.ended.connect(self._ended)
+        self._set_running(self.task.running)
+        if self.task.running:
+            self._moved()
+            if self.task.first is not None:
+                self._show(self.task.first)
 
     def run(self) -> None:
         """Check the fields and begin the task."""
         raise NotImplementedError
 
-    def stop(self) -> None:
-        """Stop after the current step; what is finished is kept."""
-        self._cancelled.set()
-        self.cancel.setEnabled(False)
-        self.status.setText(f"Stopping after this {self._step_name} ...")
-
-    def begin(self, task: Callable[..., Generator[Any, None, None]], *arguments: Any) -> None:
-        """Run ``task(*arguments, cancelled)`` in a thread."""
-        self._cancelled.clear()
-        self._set_running(True)
-        self.worker = create_worker(
-            _run_task, task, *arguments, self._cancelled, _start_thread=False, _ignore_errors=True
-        )
-        self.worker.yielded.connect(self._receive)
-        self.worker.finished.connect(self._finished)
-        self.worker.start()
-
     def _show(self, news: Any) -> None:
-        raise NotImplementedError
+        """Show what the task yielded, beyond what `Task.take` says."""
 
-    def _receive(self, news: Any) -> None:
-        self._failed(news) if isinstance(news, Exception) else self._show(news)
+    def _begun(self) -> None:
+        self._set_running(True)
 
-    def _failed(self, error: Exception) -> None:
-        self.status.setText(report(error))
+    def _moved(self) -> None:
+        self.bar.setRange(0, self.task.total)  # 0 is busy, until the task says how much there is to do
+        self.bar.setValue(self.task.done)
+        self.status.setText(self.task.text)
+        self.cancel.setEnabled(self.task.running and not self.task.stopping)
 
-    def _finished(self) -> None:
-        self.worker = None
+    def _ended(self) -> None:
+        self._moved()
         self._set_running(False)
 
     def _set_running(self, running: bool) -> None:
@@ -107,16 +91,7 @@ class TaskWidget(QWidget):
         self.cancel.setEnabled(running)
         self.bar.setVisible(running)
         if running:
-            self.bar.setRange(0, 0)  # busy, until the task says how much there is to do
-
-
-def _run_task(task: Callable[..., Generator[Any, None, None]], *arguments: Any) -> Generator[Any, None, None]:
-    # If raised, errors would reach a slot of napari's that PySide6 cannot call, and a RuntimeError would be
-    # lost. napari shows the name of this function when its window is closed meanwhile.
-    try:
-        yield from task(*arguments)
-    except Exception as error:
-        yield error
+            self.bar.setRange(0, self.task.total)
 
 
 def wrapped(text: str = "") -> QLabel:

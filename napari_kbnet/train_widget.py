@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import glob
+import math
 import re
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPushButton, QSpinBox, QWidget
 
 from kbnet_plugin.selfsup.config import PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig
 from kbnet_plugin.zoo import Model, locations
 
 from .curve import LossCurve
-from .form import form_layout, note
+from .growing import View
 from .layer_box import LayerBox
 from .layers import describe, full_resolution, guess_axes
+from .model_box import form_layout, note
 from .options import PLUGIN, saved
+from .restoring import matches_file
+from .task import Task
 from .task_widget import TaskWidget, wrapped
-from .worker import matches_file, user_errors
+from .worker import user_errors
 
 if TYPE_CHECKING:
     from kbnet_plugin.selfsup.fit import Fit, Step
@@ -29,6 +36,7 @@ _METHODS = {
     "masked pixels (Noise2Void)": ("n2v", WHEN_IT_FAILS),
     "pairs of planes (Noise2Noise)": ("n2n", PAIRS_FAIL),
 }
+_MOST = 1 << 31  # bytes of a layer that are copied
 _INITS = {"shipped model that fits (default)": None, "from scratch": SCRATCH}
 
 
@@ -57,6 +65,21 @@ class Stop:
             fit.stop()
 
 
+class Training(Task):
+    """Train a model."""
+
+    step = "step"
+
+    def take(self, news: Step | str | Model) -> None:
+        """Show a step, or what is about to be learned or saved."""
+        if isinstance(news, str):
+            self.say(news)
+        elif not isinstance(news, Model):
+            self.done, self.total = news.iteration, news.total
+            if news.gain is not None:
+                self.say(f"Measured without truth: {news.gain:+.2f} dB")
+
+
 class TrainWidget(TaskWidget):
     """Choose a noisy layer and a name, watch the loss, stop and keep the model.
 
@@ -66,7 +89,7 @@ class TrainWidget(TaskWidget):
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__(napari_viewer, "Train on this layer", "Stop and keep", Stop(), step="step")
+        super().__init__(napari_viewer, "Train on this layer", "Stop and keep", Training.of(napari_viewer))
         self.layer = LayerBox(napari_viewer)
         self.axes, self.axes_note = QLineEdit(), note()
         self.axes.setToolTip("Axes of the layer: letters of T Z C S Y X. S is colour, trained together.")
@@ -90,6 +113,7 @@ class TrainWidget(TaskWidget):
         self.device.setCurrentText(saved().device)
         self.warning = wrapped()  # unlike a note, not grayed out
         self.curve = LossCurve()
+        self._trained: tuple[str, Any] = "", None  # the new model, and its layer
         self.restore = QPushButton("Restore with this model")
         self.restore.setToolTip("Open the Restore widget with this layer and the new model")
         self._lay_out()
@@ -100,7 +124,7 @@ class TrainWidget(TaskWidget):
         self.restore.clicked.connect(self.open_restore)
         self._layer_chosen()
         self._method_chosen()
-        self._set_running(False)
+        self.attach()
 
     def config(self) -> FitConfig:
         """Return what to learn, as chosen.
@@ -134,27 +158,28 @@ class TrainWidget(TaskWidget):
             self.status.setText(str(error))
             return
         self.curve.clear()
-        self.status.setText("Saving the layer and starting the training ...")
-        self.begin(_train, config, self.layer.layers()[0].source.path, self.overwrite.isChecked())
+        (layer,) = self.layer.layers()
+        self._trained = "", layer
+        size = math.prod(config.source.shape) * np.dtype(config.source.dtype).itemsize
+        part = f"{_MOST / 1e9:.1f} GB of " if size > _MOST else ""
+        self.task.text = f"Saving {part}the layer ({size / 1e9:.2g} GB) until the training ends ..."
+        words = f"Training {config.name} on {layer.name}"
+        self.task.begin(words, Stop(), _train, config, layer.source.path, self.overwrite.isChecked())
 
     def open_restore(self) -> None:
         """Open the Restore widget with this layer and the new model."""
         _, widget = self.viewer.window.add_plugin_dock_widget(PLUGIN, "Restore", tabify=True)
-        for layer in self.layer.layers():
+        model, layer = self._trained
+        if layer in self.viewer.layers:
             widget.layer.choose(layer)
-        widget.form.model.set_value(self.name.text().strip())
+        widget.form.model.set_value(model)
 
     def _show(self, news: Step | str | Model) -> None:
-        if isinstance(news, str):
-            self.status.setText(news)
-        elif isinstance(news, Model):
+        if isinstance(news, Model):
+            self._trained = news.name, self._trained[1]
             self.restore.show()
-        else:
-            self.bar.setRange(0, news.total)
-            self.bar.setValue(news.iteration)
+        elif not isinstance(news, str):
             self.curve.add(news.iteration, news.total, news.loss)
-            if news.gain is not None:
-                self.status.setText(f"Measured without truth: {news.gain:+.2f} dB")
 
     def _set_running(self, running: bool) -> None:
         super()._set_running(running)
@@ -224,11 +249,33 @@ def _train(
         from kbnet_plugin.selfsup.fit import Fit
 
         if path is not None and matches_file(path, config.source):
-            config = replace(config, source=path)  # which saves a second copy
-        fit = Fit(config, overwrite=overwrite)
-        stop.watch(fit)
-        yield fit.summary
-        yield from fit.run()
-        model = fit.save()
+            config = replace(config, source=path)
+        else:
+            config = replace(config, source=bounded(config.source))
+        before = _copies(config)
+        try:
+            fit = Fit(config, overwrite=overwrite)
+            stop.watch(fit)
+            yield fit.summary
+            yield from fit.run()
+            model = fit.save()
+        finally:
+            for copy in _copies(config) - before:  # another training makes them again
+                copy.unlink(missing_ok=True)
         yield model
         yield f"Saved as {model.name}, which is now in the list of models.\n{fit.verdict}"
+
+
+def bounded(array: Any) -> Any:
+    """Return the middle planes of an array, of which a copy is saved, up to `_MOST` bytes."""
+    size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    if size <= _MOST or len(array.shape) < 3:
+        return array
+    count = max(2, _MOST * array.shape[0] // size)
+    first = (array.shape[0] - count) // 2
+    return View(array)[first : first + count]
+
+
+def _copies(config: FitConfig) -> set[Path]:
+    """Return the copies of layers that a training of this name has made."""
+    return set((locations.folder() / "fits").glob(f"{glob.escape(config.name)}*-{'[0-9a-f]' * 12}.npy"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from .. import zoo
 from ..arrays.axes import Layout, layout
+from ..arrays.chunks import keep_chunks
 from ..arrays.intensity import Range, RangeRule
 from ..arrays.noise import Noise
-from ..arrays.tiling import Tile
 from ..nn import KBNet_l, KBNet_s
 from .engine import Engine
 from .journal import Journal, read_settings
+from .order import Step, ordered
 from .reading import measure_channel, read_window
 from .settings import WINDOW, Pooling, Precision, Settings
 
@@ -372,6 +373,7 @@ class Restorer:
         identity: str = "",
         noises: Sequence[Noise] | None = None,
         client: Any = None,
+        first: Callable[[], tuple[int, ...]] | None = None,
     ) -> Generator[tuple[int, int], None, None]:
         """Restore tile by tile, in memory that does not grow with the array.
 
@@ -381,7 +383,8 @@ class Restorer:
             Anything with shape and dtype that can be sliced: numpy, zarr, dask, h5py, a memory map.
         target : array
             Of the same dtype, of shape `output_shape`, writable by slices. Must not share memory with
-            `source`.
+            `source`. When a run is resumed, its method ``kept``, if it has one, is called with the index of
+            each tile that is finished already.
         axes : str, optional
             As for `__call__`.
         journal : path, optional
@@ -393,6 +396,8 @@ class Restorer:
             As `measure` returns it, if the noise was measured before.
         client : distributed.Client, optional
             Compute on its cluster; this process reads and writes.
+        first : callable, optional
+            Returns the plane to go on with, as `Layout.planes` yields it; asked before each tile.
 
         Yields
         ------
@@ -418,7 +423,7 @@ class Restorer:
             tile = (read_settings(Path(journal)) or {}).get("tile")
         tile = tile or self.engine.tile
         noises = noises if noises is not None else self.measure(source, axes)
-        return self._restore_into(source, target, arranged, tile, journal, identity, noises, client)
+        return self._restore_into(source, target, arranged, tile, journal, identity, noises, client, first)
 
     def measure(self, source: Any, axes: str | None = None) -> list[Noise] | None:
         """Measure the noise of every channel; None if neither settings nor dtype require it.
@@ -541,7 +546,9 @@ class Restorer:
         identity: str,
         noises: Sequence[Noise] | None,
         client: Any,
+        first: Callable[[], tuple[int, ...]] | None,
     ) -> Generator[tuple[int, int], None, None]:
+        source = keep_chunks(source)
         tiles = self.engine.tiles(arranged, tile)
         total = len(tiles) * arranged.count
         output = Layout(
@@ -552,8 +559,8 @@ class Restorer:
             self.engine.context_from(dtype, noises[channel] if noises else None)
             for channel in range(arranged.channel_count)
         ]
-        done = 0
-        waiting: deque[tuple[int, _Step, int, Future[list[NDArray[Any]]]]] = deque()
+        done, kept = 0, getattr(target, "kept", lambda key: None)
+        waiting: deque[tuple[int, Step, int, Future[list[NDArray[Any]]]]] = deque()
 
         with ExitStack() as stack:
             log = None
@@ -572,7 +579,7 @@ class Restorer:
                     log.add(number, digest)
                 done += len(step)
 
-            for number, step in enumerate(_steps(arranged, tiles, self.settings.batch)):
+            for number, step in ordered(source, arranged, tiles, self.settings.batch, first):
                 blocks = [
                     read_window(source, arranged, plane, self.engine.window_around(place, arranged.size))
                     for plane, place in step
@@ -582,6 +589,8 @@ class Restorer:
                     # Reading is fast, and only contents show whether finished and new tiles fit together.
                     if log.done[number] != digest:
                         raise ValueError("has changed since the interruption; start over")
+                    for plane, place in step:
+                        kept(output.key(plane, place.target))
                     done += len(step)
                     yield done, total
                     continue
@@ -658,26 +667,8 @@ class Restorer:
         }
 
 
-_Step = list[tuple[tuple[int, ...], Tile]]
-
-
 def _digest(blocks: Sequence[NDArray[Any]]) -> int:
     digest = 0
     for block in blocks:
         digest = zlib.crc32(np.ascontiguousarray(block).data, digest)
     return digest
-
-
-def _steps(arranged: Layout, tiles: Sequence[Tile], batch: int) -> Iterator[_Step]:
-    """Group the tiles of all planes into batches of one shape."""
-    step: _Step = []
-    shape = None
-    for plane in arranged.planes():
-        for tile in tiles:
-            own = tuple(s.stop - s.start for s in tile.source)
-            if step and (own != shape or len(step) == batch):
-                yield step
-                step = []
-            shape = own
-            step.append((plane, tile))
-    yield step

@@ -104,11 +104,18 @@ class Reordered(Sliceable):
         Anything that can be sliced.
     own, axes : str
         Axes of `array`, and of the view.
+
+    Attributes
+    ----------
+    chunks : tuple or None
+        Of `array`, in the order of the view.
     """
 
     def __init__(self, array: Any, own: str, axes: str) -> None:
         self._array, self._own, self._axes = array, own, axes
         super().__init__(tuple(int(array.shape[own.index(a)]) for a in axes), np.dtype(array.dtype))
+        chunks = getattr(array, "chunks", None)
+        self.chunks = tuple(chunks[own.index(a)] for a in axes) if chunks else None
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         key = self.full_key(key)

@@ -344,7 +344,9 @@ def _finish_image(folder: Path, frame: Frame) -> None:
     if systems := other_systems(order, before):
         image["coordinateTransformations"] = systems
     ome, others = split_attributes(metadata.attributes) if before else ({}, dict(metadata.attributes))
-    if "omero" not in ome and (omero := make_omero(level, order, metadata.channels)):
+    if "omero" not in ome and (
+        omero := others.pop("omero", None) or make_omero(level, order, metadata.channels)
+    ):
         ome["omero"] = omero
     if metadata.history:
         earlier = others.get("kbnet")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 
 # napari reads this once, on import; the tests must neither read nor change the user's settings.
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 
 from kbnet_plugin import save_network
+from kbnet_plugin.inference.engine import Engine
+
+PATIENCE = 180_000  # milliseconds; the first tile is slow on a busy machine
 
 
 @functools.cache
@@ -72,6 +76,36 @@ def settings(qapp):
     page = get_plugin_settings("kbnet")
     yield page.restoration
     page.reset()
+
+
+@pytest.fixture
+def restore_widget(viewer):
+    """Dock the Restore widget as napari's menu does."""
+    return viewer.window.add_plugin_dock_widget("kbnet", "Restore")[1]
+
+
+@pytest.fixture
+def finish(qtbot):
+    """Wait until a widget's task and its other work have ended."""
+
+    def wait(widget):
+        qtbot.waitUntil(lambda: not widget.task.running and not widget.work.busy, timeout=PATIENCE)
+
+    return wait
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Compute only as many tiles as are released."""
+    semaphore, solve = threading.Semaphore(0), Engine.solve
+
+    def solve_when_released(*arguments):
+        assert semaphore.acquire(timeout=PATIENCE / 1000)
+        return solve(*arguments)
+
+    monkeypatch.setattr(Engine, "solve", solve_when_released)
+    yield semaphore
+    semaphore.release(10_000)
 
 
 @pytest.fixture

@@ -87,10 +87,13 @@ def test_the_menu_is_enabled_for_images_alone(viewer):
 
 def test_the_menu_denoises(qtbot, viewer, settings, gray, noise):
     settings.model = gray
-    layer = viewer.add_image(noise(40, 50))
-    entries(viewer)["Denoise this layer"].trigger()
-    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
-    result = viewer.layers[1]
+    other = viewer.add_image(noise(40, 50), name="other")
+    layer = viewer.add_image(noise(40, 50), name="cells")
+    _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
+    widget.layer.choose(other)
+    entries(viewer)["Denoise this layer"].trigger()  # the one that is selected
+    qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=PATIENCE)
+    result = viewer.layers["cells, gray"]
     qtbot.waitUntil(lambda: "finished" in result.metadata["kbnet"], timeout=PATIENCE)
     assert result.metadata["kbnet"]["model"] == gray
     assert (result.data != layer.data).any()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
+import shutil
 import time
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
@@ -15,10 +16,12 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
 from kbnet_plugin import Restorer
+from kbnet_plugin.arrays.axes import layout
 from kbnet_plugin.inference.engine import Engine
 from kbnet_plugin.io import open_image
-from napari_kbnet import destination, worker
+from napari_kbnet import cache, destination, quality, worker
 from napari_kbnet.layers import full_resolution
+from napari_kbnet.restoring import matches_file
 
 PATIENCE = 180_000  # milliseconds; the first tile is slow on a busy machine
 
@@ -52,20 +55,6 @@ def messages(viewer):
 
     before = len(notification_manager.records)
     return lambda: [record.message for record in list(notification_manager.records)[before:]]
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Compute only as many tiles as are released."""
-    semaphore, solve = threading.Semaphore(0), Engine.solve
-
-    def solve_when_released(*arguments):
-        assert semaphore.acquire(timeout=PATIENCE / 1000)
-        return solve(*arguments)
-
-    monkeypatch.setattr(Engine, "solve", solve_when_released)
-    yield semaphore
-    semaphore.release(10_000)
 
 
 def finish(qtbot, widget):
@@ -118,21 +107,28 @@ def test_a_run_equals_the_restorer(qtbot, viewer, widget, gray, color, noise, tm
 def test_the_choice_by_noise_is_shown_even_if_nothing_is_done(qtbot, viewer, widget):
     clean = np.linspace(40, 200, 96)[None, :] * np.ones((96, 1))
     noisy = clean + np.random.default_rng(0).normal(0, 20, clean.shape)
-    for image, said in ((noisy, "denoise-gray: white noise of about"), (clean, "left alone: already clean")):
-        layer = viewer.add_image(np.rint(image).astype(np.uint8))
+    for image, kind, said in (
+        (noisy, np.uint8, "denoise-gray: white noise of about"),
+        (1000 * (noisy - 100), np.int32, "denoise-micro: values from"),  # signed, in the range of its data
+        (clean, np.uint8, "left alone: already clean"),
+    ):
+        layer = viewer.add_image(np.rint(image).astype(kind))
         viewer.layers.selection = [layer]
         widget.start.click()
         finish(qtbot, widget)
         assert said in f"{widget.why.text()}{widget.status.text()}"
-        result = viewer.layers[viewer.layers.index(layer) + 1]
+        (result,) = viewer.layers.selection
         assert np.array_equal(result.data, layer.data) == (image is clean)
+        if kind == np.int32:
+            truth = 1000 * (clean - 100)
+            assert np.std(result.data - truth) < np.std(layer.data - truth) / 2
     assert "left alone" in widget.status.text()
 
 
 def test_a_result_has_the_position_and_appearance_of_its_source(qtbot, viewer, widget, gray, noise):
     source = viewer.add_image(noise(40, 50), name="cells", **PLACED)
     run(qtbot, widget, gray)
-    result = viewer.layers["cells restored"]
+    result = viewer.layers["cells, gray"]
     np.testing.assert_array_equal(result.extent.world, source.extent.world)
     for name in ("scale", "translate", "rotate", "shear"):
         np.testing.assert_array_equal(getattr(result, name), getattr(source, name))
@@ -221,24 +217,23 @@ def test_cancel_stops_within_a_tile_and_keeps_finished_tiles(qtbot, viewer, widg
     gate.release(3)
     qtbot.waitUntil(lambda: widget.bar.value() == 3, timeout=PATIENCE)
     shown = viewer.layers[1]
-    assert shown.data.any()
-    assert not shown.data.all()
+    assert (shown.data != source.data).any()
     widget.cancel.click()
     gate.release(2)  # the current tile, and the next, which has begun meanwhile
     finish(qtbot, widget)
     result = viewer.layers[1]
     done, total = result.metadata["kbnet"]["tiles"]
     assert 3 <= done <= 4 < total
-    assert result.name == f"stack restored ({done} of {total} tiles)"
+    assert result.name == f"stack, gray ({done} of {total} tiles)"
     gate.release(1000)
     whole = Restorer.from_pretrained(gray, tile=80)(source.data, "ZYX")
-    kept = result.data != 0
-    assert 0 < kept.mean() < 1
+    kept = result.data != source.data
+    assert 0 < kept.mean() < 0.9
     np.testing.assert_array_equal(result.data[kept], whole[kept])
 
     widget.start.click()  # and the next run works
     finish(qtbot, widget)
-    np.testing.assert_array_equal(viewer.layers["stack restored"].data, whole)
+    np.testing.assert_array_equal(viewer.layers["stack, gray"].data, whole)
 
 
 def test_closing_the_viewer_stops_the_worker(qtbot, viewer, widget, gray, noise, gate):
@@ -276,8 +271,7 @@ def test_several_layers_are_restored_one_after_the_other(qtbot, viewer, widget, 
     run(qtbot, widget, gray)
     restorer = Restorer.from_pretrained(gray)
     for source in (first, second):
-        result = viewer.layers[viewer.layers.index(source) + 1]
-        assert result.name == f"{source.name} restored"
+        result = viewer.layers[f"{source.name}, gray"]
         np.testing.assert_array_equal(result.data, restorer(source.data))
 
 
@@ -366,25 +360,31 @@ def test_an_error_keeps_finished_tiles(qtbot, viewer, widget, messages, gray, no
     monkeypatch.setattr(Engine, "solve", run_out)
     run(qtbot, widget, gray, tile=80)
     qtbot.wait(300)  # longer than the delay of a growing layer's next update
-    assert viewer.layers[1].name.startswith(("stack restored (1 of ", "stack restored (2 of "))
+    assert viewer.layers[1].name.startswith(("stack, gray (1 of ", "stack, gray (2 of "))
     assert messages() == [widget.status.text()]
     assert widget.status.text().startswith("Out of memory")
 
 
 def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkeypatch, gate, tmp_path):
     monkeypatch.setattr(destination, "LARGE", 1000)
-    monkeypatch.setattr(destination.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cache, "user_cache_path", lambda *_, **__: tmp_path)
+    asked = []
+    monkeypatch.setattr(destination.Destination, "asked", False)
+    monkeypatch.setattr(
+        destination.QMessageBox,
+        "question",
+        lambda *said: asked.append(said[2]) or destination.QMessageBox.StandardButton.Yes,
+    )
     stack = noise(2, 2, 100, 90)
     viewer.add_image(stack, name="big", scale=(1, 2, 0.5, 0.5), units=("s", "um", "um", "um"))
-    assert f"saved as OME-Zarr in {tmp_path}" in widget.plan.text()
+    assert f"saved as OME-Zarr in {tmp_path / 'results'} until napari closes" in widget.plan.text()
     widget.form.model.set_value(gray)
     widget.form.tile.setValue(80)
     widget.start.click()
     gate.release(3)
     qtbot.waitUntil(lambda: widget.bar.value() == 3, timeout=PATIENCE)
     grown = np.asarray(viewer.layers[1].data)
-    assert grown.any()
-    assert not grown.all()
+    assert 0 < (grown != stack).mean() < 0.9
     gate.release(1000)
     finish(qtbot, widget)
     result = viewer.layers[1]
@@ -398,6 +398,44 @@ def test_large_results_grow_in_a_file(qtbot, viewer, widget, gray, noise, monkey
             (2.0, "micrometer"),
             (0.5, "micrometer"),
         )
+    (question,) = asked
+    assert str(tmp_path / "results") in question
+    (folder,) = (tmp_path / "results").iterdir()
+    viewer.close()
+    qtbot.waitUntil(lambda: not folder.exists(), timeout=10_000)
+
+
+def test_a_disk_that_is_too_small_is_known_before_the_run(viewer, widget, noise, monkeypatch, messages):
+    monkeypatch.setattr(destination, "LARGE", 1000)
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
+    viewer.add_image(noise(50, 60), name="x" * 300)
+    widget.start.click()
+    (message,) = messages()
+    assert "0.0 GB are free" in message
+    assert not widget.task.running
+
+
+def test_files_that_disappear_are_reported(qtbot, viewer, widget, gray, noise, gate, tmp_path, messages):
+    viewer.add_image(noise(3, 100, 90), name="ü" * 300)  # longer than a file name can be
+    widget.form.model.set_value(gray)
+    widget.form.tile.setValue(80)
+    widget.where.set_folder(tmp_path)
+    widget.start.click()
+    gate.release(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2, timeout=PATIENCE)
+    (work,) = tmp_path.glob("*.partial")
+    shutil.rmtree(work)
+    gate.release(1000)
+    finish(qtbot, widget)
+    (message,) = messages()
+    assert message.endswith("deleted during the run; restore the layer again")
+    assert str(tmp_path) in message
+    widget.start.click()
+    finish(qtbot, widget)
+    (result,) = viewer.layers.selection
+    shutil.rmtree(result.metadata["kbnet"]["file"])
+    qtbot.waitUntil(lambda: result.name.endswith("(file deleted)"), timeout=PATIENCE)
+    assert messages()[-1].endswith("was deleted; restore the layer again")
 
 
 def test_a_stopped_file_resumes(qtbot, viewer, widget, gray, noise, gate, tmp_path):
@@ -405,10 +443,7 @@ def test_a_stopped_file_resumes(qtbot, viewer, widget, gray, noise, gate, tmp_pa
     viewer.add_image(stack, name="a/b")
     widget.form.model.set_value(gray)
     widget.form.tile.setValue(80)
-    widget.where.folder = tmp_path
-    widget.where.blockSignals(True)
-    widget.where.setCurrentText("in a folder ...")
-    widget.where.blockSignals(False)
+    widget.where.set_folder(tmp_path)
     widget.start.click()
     gate.release(4)
     qtbot.waitUntil(lambda: widget.bar.value() == 4, timeout=PATIENCE)
@@ -422,20 +457,8 @@ def test_a_stopped_file_resumes(qtbot, viewer, widget, gray, noise, gate, tmp_pa
     finish(qtbot, widget)
     gate.release(100)
     whole = Restorer.from_pretrained(gray, tile=80)(stack, "ZYX")
-    np.testing.assert_array_equal(np.asarray(viewer.layers["a/b restored"].data), whole)
+    np.testing.assert_array_equal(np.asarray(viewer.layers["a/b, gray"].data), whole)
     assert (tmp_path / "a_b restored.zarr").is_dir()
-
-
-def test_wide_planes_are_shown_by_an_overview(noise):
-    array = zarr.create_array({}, shape=(2, 5000, 300), chunks=(1, 512, 300), dtype=np.uint8)
-    target = worker.Watched(array, "ZYX")
-    values = noise(2, 5000, 300)
-    for z in range(2):
-        for y in range(0, 5000, 777):
-            target[z, slice(y, y + 777), slice(0, 300)] = values[z, y : y + 777]
-    full, small = target.shown
-    np.testing.assert_array_equal(full[:], values)
-    np.testing.assert_array_equal(small, values[:, ::3, ::3])
 
 
 def test_quality_is_shown(qtbot, viewer, widget, gray, noise):
@@ -452,13 +475,22 @@ def test_quality_is_shown(qtbot, viewer, widget, gray, noise):
     decibels = peak_signal_noise_ratio(truth[plane], noisy[plane])
     said = widget.quality.text()
     assert f"PSNR {decibels:.2f} → {decibels:.2f} dB" in said
+    assert said.endswith("for the ground truth's range of 0 to 255 (in the visible area)")
     sigma = float(said.split()[1])
     assert 17 < sigma < 23
+    assert "in pixel values" in said
     assert "SSIM" in said
     widget.truth.setCurrentIndex(0)
     widget.preview.button.click()
     finish(qtbot, widget)
     assert "PSNR" not in widget.quality.text()
+    limits, values = (np.uint16(100), np.uint16(1300)), (truth[0], noisy[0], noisy[0])
+    truth12, before, after = (np.linspace(*limits, 64 * 64).reshape(64, 64) * 0 + 300 + v for v in values)
+    truth12[0, 0], truth12[0, 1] = limits  # a camera of 12 bits that was not filled
+    said = str(quality.compare(before, after, truth12, layout((64, 64), "YX", 1), {}, (slice(64),) * 2))
+    expected = peak_signal_noise_ratio(truth12, before, data_range=1200)
+    assert f"PSNR {expected:.2f} →" in said
+    assert said.endswith("for the ground truth's range of 100 to 1,300")
 
 
 def test_the_residual_is_what_was_removed(qtbot, viewer, widget, color, noise):
@@ -466,7 +498,7 @@ def test_the_residual_is_what_was_removed(qtbot, viewer, widget, color, noise):
     run(qtbot, widget, color)
     widget.residual.click()
     residual = viewer.layers["photo residual"]
-    gone = layer.data.astype(np.float32) - viewer.layers["photo restored"].data
+    gone = layer.data.astype(np.float32) - viewer.layers["photo, color"].data
     np.testing.assert_allclose(residual.data, gone.mean(axis=-1), atol=1e-4)
     np.testing.assert_array_equal(residual.extent.world, layer.extent.world)
 
@@ -483,6 +515,16 @@ def test_a_message_is_a_sentence_but_the_name_of_a_file_is_not_changed(message, 
     with pytest.raises(worker.WorkError) as caught, worker.user_errors():
         raise ValueError(message)
     assert str(caught.value) == shown
+
+
+def test_a_layer_that_was_edited_is_not_its_file(viewer, noise, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(3, 40, 50), photometric="minisblack")
+    (layer,) = viewer.open(tmp_path / "a.tif", plugin="napari")
+    path = layer.source.path
+    assert matches_file(path, layer.data)
+    assert matches_file(path, da.from_array(layer.data))
+    layer.data[2, 39, 49] += 1
+    assert not matches_file(path, layer.data)
 
 
 @pytest.mark.parametrize("saved", ["picture", "stack", "nowhere"])
@@ -519,7 +561,7 @@ def test_samples_can_be_restored(qtbot, viewer, widget, gray, color):
         assert widget.preview.layer is not None
         if key == "photograph":
             run(qtbot, widget, color)
-            assert viewer.layers[f"{noisy.name} restored"].data.any()
+            assert viewer.layers[f"{noisy.name}, color"].data.any()
         viewer.layers.clear()
         qtbot.wait(200)  # vispy reads freed memory if a layer is added right after clearing
 

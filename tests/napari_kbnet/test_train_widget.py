@@ -12,6 +12,7 @@ import pytest
 
 from kbnet_plugin import zoo
 from kbnet_plugin.selfsup import fit
+from napari_kbnet import train_widget
 from napari_kbnet.curve import LossCurve, bounds, smooth
 
 needs_training = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
@@ -92,6 +93,7 @@ def test_stop_keeps_the_model_and_closing_the_viewer_ends_a_new_training(
     widget.cancel.click()
     qtbot.waitUntil(lambda: widget.worker is None, timeout=90_000)
     assert widget.status.text().startswith("Saved as My-cells-1")
+    assert not list((tmp_path / "models/fits").glob("*.npy"))  # the copy of the layer
     kept = zoo.get_model("My-cells-1").title
     assert "1 its" not in kept.replace("1,", "")
     widget.method.setCurrentIndex(2)
@@ -110,6 +112,13 @@ def test_stop_keeps_the_model_and_closing_the_viewer_ends_a_new_training(
     assert options["train"]["total_iter"] == 100_000
     states = list((tmp_path / "models/fits/My-cells-1/training_states").iterdir())
     assert 0 < min(int(p.stem) for p in states) < 100_000
+
+
+def test_of_a_large_layer_the_middle_planes_are_copied(monkeypatch):
+    stack = np.arange(10 * 4 * 5).reshape(10, 4, 5)
+    assert train_widget.bounded(stack) is stack
+    monkeypatch.setattr(train_widget, "_MOST", 4 * 20 * stack.itemsize)
+    np.testing.assert_array_equal(np.asarray(train_widget.bounded(stack)), stack[3:7])
 
 
 @pytest.mark.parametrize(

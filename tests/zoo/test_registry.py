@@ -240,7 +240,11 @@ def test_files_are_found_by_their_paths(tmp_path, checkpoint, monkeypatch):
     ("name", "error", "message"),
     [
         ("denoise-colour", ValueError, "no model or file is called 'denoise-colour'; did you mean"),
-        ("xyz", ValueError, "no model or file is called 'xyz'; known: denoise-color, denoise-color-fast, denoise-gray"),
+        (
+            "xyz",
+            ValueError,
+            "no model or file is called 'xyz'; known: denoise-color, denoise-color-fast, denoise-gray",
+        ),
         ("xyz.pth", FileNotFoundError, "xyz.pth: no such file"),
         ("a/xyz", FileNotFoundError, "a/xyz: no such file"),
         (".", FileNotFoundError, ".: a folder, not a file"),
