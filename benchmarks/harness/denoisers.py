@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kbnet_plugin.inference.settings import HALO, TILE
 from kbnet_plugin.inference.tiled import run_tiled
 
 from . import measure, networks
@@ -42,7 +43,6 @@ PEERS = {  # the file of weights, and what is timed without it
 PIP = {"skimage": "scikit-image"}
 """Names of packages on PyPI that differ from those of their modules."""
 EXPORTED = "denoise-color"
-TILE, HALO = 768, 40  # the defaults of `Restorer`
 SMALL_TILE, SMALL_HALO = 256, 32  # ONNX Runtime holds the kernels of all pixels of a tile
 _ONNX_FILE = "KBNET_SPEED_ONNX"  # environment variable
 _SHIPPED = measure.ROOT / "kbnet_plugin" / "zoo"

@@ -74,7 +74,7 @@ class KBBlock_s(KBAMixin):
     @property
     def is_fused(self) -> bool:
         """Whether a CPU runs the block as one operator; see `kbnet_plugin.ops.block`."""
-        fits = self.conv11[1].kernel_size == (3, 3) and self.conv1.out_channels % 16 == 0
+        fits = self.conv11[1].kernel_size == (3, 3) and block.fits(self.conv1.out_channels)
         return fits and bool(native.available_isas())
 
     def _fused(self, x: Tensor) -> Tensor | None:

@@ -72,13 +72,17 @@ def is_watched(module: nn.Module) -> bool:
     return bool(_has_any_global_hook())
 
 
+def fits(channels: int) -> bool:
+    """Say whether `block` computes so many channels, and faster than torch's layers."""
+    return channels % 16 == 0 and channels < _MANY
+
+
 def serves(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     """Say whether sizes and types are what `block` computes."""
     return (
         x.dtype in _DTYPES
         and _dtype(x) in _DTYPES
-        and x.shape[1] % 16 == 0
-        and x.shape[1] < _MANY
+        and fits(x.shape[1])
         and x.numel() > 0
         and all(p.dtype is torch.float32 and p.is_cpu for p in parameters)
         and not isinstance(native._library(), str)
