@@ -16,6 +16,7 @@ from .reading import measure_channel
 
 # Levels of noise are standard deviations in 1/255 of the range, as in the literature.
 _CLEAN = 0.8  # weaker noise is left alone, as no shipped model improves on it
+_COUNTS_CLEAN = 1.2  # in counts, whose noise would grow with the brightness: the same for noise that does not
 _CORRELATED_CLEAN = 0.25  # the same for correlated noise, which is more visible
 _WHITE = 0.6  # least whiteness of white noise, for the colours
 _GRAY_WHITE = 0.45  # for gray pictures, where fine structure lowers it
@@ -136,7 +137,8 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         halved = halved and (not white or chroma < _FAINT * level)
         white = white and not halved
     correlated = noise.whiteness < _CORRELATED[0 if level <= _WEAK else 1]
-    if white and (strong if dependent or counts else level) >= _CLEAN:
+    least = _COUNTS_CLEAN if counts and not dependent else _CLEAN
+    if white and (strong if dependent or counts else level) >= least:
         settings: dict[str, Any] = {"limit": _WHITE_LIMIT}
         if dependent or counts:
             kind = "noise that grows with the brightness" if dependent else "white noise"
@@ -147,6 +149,10 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
     if halved:
         reason = f"white noise of about {level:.1f} of 255 in the brightness alone, as in many JPEGs"
         return level, Treatment(DEFAULT_PHOTO, {"limit": _PHOTO_LIMIT}, reason, "halved")
+    if counts and correlated and level >= _CLEAN:
+        # A microscope's camera does not interpolate, so this is probably the specimen, which would be lost.
+        why = f"neighbouring pixels share its variation, of about {_num(noise.deviation)}, as in structure"
+        return 0.0, Treatment(usual, {"strength": 0.0}, f"{why} or in smoothed noise", "unknown")
     if correlated and level >= _CORRELATED_CLEAN and not _is_structure(noise, level):
         percent = round(50 * (neighbours[0][0] + neighbours[1][0]))
         share = f"that neighbouring pixels share ({percent} %), as from a camera"
@@ -156,7 +162,7 @@ def _treatment(noise: Noise, dtype: np.dtype[Any], colours: int) -> tuple[float,
         added = float(round(np.clip(2 * level, *_ADDED)))
         settings = {"decorrelate": (_STRIDE, added), "limit": _LIMIT}
         return level, Treatment(usual, settings, reason, "correlated")
-    if level < _CLEAN:
+    if level < least:
         why = f"its noise of about {level:.1f} of 255 is too weak for a model to remove"
     else:
         why = "its variation looks like structure, not noise"
