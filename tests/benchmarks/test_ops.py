@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import ops
+from benchmarks import accuracy, ops
 from benchmarks.harness import measure
 
 
@@ -59,3 +59,23 @@ def test_a_target_is_judged_at_the_worst_shape(seconds, met):
     first = ops.acceptance(timings, {}, {}, "cpu")[0]
     assert first["what"] == "native amx, forward, batch 1, against released"
     assert first["met"] is met
+
+
+def test_errors_of_whole_networks_are_told(tiny_s, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "networks", lambda: iter([("tiny", tiny_s().eval())]))
+    assert accuracy.main(["--part", "networks"]) == 0
+    rows = [
+        line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")
+    ]
+    errors = {(row[1].strip(), row[2].strip()): float(row[3]) for row in rows}
+    assert {kind for _, kind in errors} == {"float32", "bfloat16"}
+    for (_, kind), error in errors.items():
+        assert 0 < error < accuracy.LIMITS[getattr(torch, kind)]
+    assert {row[5].strip() for row in rows} <= {"yes", "NO"}
+
+
+def test_a_wrong_network_fails(tiny_s, monkeypatch):
+    network = tiny_s().eval()
+    network.forward = lambda x: type(network).forward(network, x) * (1 + 1e-3 * (x.dtype == torch.float32))
+    monkeypatch.setattr(accuracy, "networks", lambda: iter([("tiny", network)]))
+    assert accuracy.main(["--part", "networks"]) == 1
