@@ -75,7 +75,11 @@ def test_errors_of_whole_networks_are_told(tiny_s, monkeypatch, capsys):
 
 
 def test_a_wrong_network_fails(tiny_s, monkeypatch):
+    class Wrong(type(tiny_s())):
+        def forward(self, x):
+            return super().forward(x) * (1 + 1e-3 * (x.dtype == torch.float32))
+
     network = tiny_s().eval()
-    network.forward = lambda x: type(network).forward(network, x) * (1 + 1e-3 * (x.dtype == torch.float32))
+    network.__class__ = Wrong
     monkeypatch.setattr(accuracy, "networks", lambda: iter([("tiny", network)]))
     assert accuracy.main(["--part", "networks"]) == 1
