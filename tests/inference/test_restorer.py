@@ -187,8 +187,10 @@ def test_a_gray_network_restores_each_colour_by_itself(gray, pooling):
     image = (unit((40, 50, 4)) * 255).astype(np.uint8)
     restorer = Restorer(gray.engine.network, device="cpu", tile=32, halo=8, window=16, pooling=pooling)
     out = restorer(image)
-    for colour in range(3):
-        assert np.array_equal(out[..., colour], restorer(image[..., colour]))
+    for colour in range(3):  # a batch of three and one by one, which on some processors differ in last bits
+        apart = np.abs(out[..., colour].astype(int) - restorer(image[..., colour]))
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 0.01
     assert np.array_equal(out[..., 3], image[..., 3])
 
 

@@ -57,6 +57,8 @@ LARGE = (1, 16, 4, 3, 32, 24, 24)  # computed on tiles throughout, for float32 t
 def library(tmp_path_factory):
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         pytest.skip("AMX is emulated on x86-64 Linux only")
+    if "avx512" not in native.available_isas():
+        pytest.skip("needs the native library, and a processor with AVX-512")
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     folder = tmp_path_factory.mktemp("amx")
@@ -80,8 +82,6 @@ def emulated(library, monkeypatch):
     monkeypatch.setattr(native, "LIBRARY", library)
     monkeypatch.setenv("KBNET_KBA_ISA", "amx")
     native._library.cache_clear()
-    if "avx512" not in native.available_isas():
-        pytest.skip("needs a processor with AVX-512")
     loaded = native._library()
     yield loaded
     faults = count(loaded, "amx_faults")
