@@ -115,16 +115,31 @@ class _Listener:
 _listeners: list[_Listener] = []
 
 
-def _pass_on(record: logging.LogRecord) -> bool:
-    """Tell whether a record is logged: not while this thread opens a file, whose errors are raised."""
-    here = [listener for listener in _listeners.copy() if listener.thread == threading.get_ident()]
-    for listener in here:
-        listener.hear(record)
-    return not here
+def _here() -> list[_Listener]:
+    """Return the listeners of this thread."""
+    return [listener for listener in _listeners.copy() if listener.thread == threading.get_ident()]
 
 
-# Permanent, because files that overlap in time could not restore the logger's filters in the right order.
-logging.getLogger("tifffile").addFilter(_pass_on)
+def _hear_all(logger: logging.Logger) -> None:
+    """Let listeners hear a logger whatever its level, also if it is disabled; they keep what they hear."""
+
+    class Heard(type(logger)):  # type: ignore[misc]  # the class that the application chose
+        def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+            return bool(_here()) or super().isEnabledFor(level)
+
+        def handle(self, record: logging.LogRecord) -> None:
+            here = _here()
+            for listener in here:
+                listener.hear(record)
+            if not here:
+                super().handle(record)
+
+    logger.__class__ = Heard
+
+
+# Permanent, because files that overlap in time could not restore the logger in the right order. A level would
+# hide errors, as applications set one to silence warnings, and files that are cut short would pass for whole.
+_hear_all(logging.getLogger("tifffile"))
 
 
 def _read_images(tiff: tifffile.TiffFile, listener: _Listener) -> list[Image]:

@@ -901,3 +901,23 @@ def test_files_that_are_open_leave_the_log_as_it_was(tmp_path, caplog):
         logger.error("while both are open")
     logger.error("afterwards")
     assert caplog.messages == ["while both are open", "afterwards"]
+
+
+@pytest.mark.parametrize("silence", ["level", "disabled", "everything"])
+def test_a_file_cut_short_is_named_though_the_application_silenced_the_log(tmp_path, silence):
+    tifffile.imwrite(tmp_path / "x.ome.tif", pixels((4, 60, 70)), metadata={"axes": "TYX"})
+    whole = (tmp_path / "x.ome.tif").read_bytes()
+    (tmp_path / "x.ome.tif").write_bytes(whole[: len(whole) // 2])
+    logger = logging.getLogger("tifffile")
+    before = logger.level
+    try:
+        if silence == "level":
+            logger.setLevel(logging.CRITICAL + 1)
+        logger.disabled = silence == "disabled"
+        logging.disable(logging.CRITICAL if silence == "everything" else logging.NOTSET)
+        with pytest.raises(ValueError, match=r"x\.ome\.tif: .*(damaged|incomplete|missing)"):
+            read(tmp_path / "x.ome.tif")
+    finally:
+        logger.setLevel(before)
+        logger.disabled = False
+        logging.disable(logging.NOTSET)
