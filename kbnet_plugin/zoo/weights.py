@@ -135,7 +135,7 @@ def build_network(tensors: Mapping[str, Tensor]) -> KBNet_s | KBNet_l:
     except ValueError as error:
         raise ValueError(f"not a valid {name}: {error}") from None
     _check_complete(name, network.state_dict(), tensors)
-    # Copies, as a safetensors file's own memory is not aligned, and on some processors that changes last bits.
+    # Copies: a safetensors file's own memory is not aligned, and on some processors that changes last bits.
     own = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(own, assign=True)
     return network.eval()

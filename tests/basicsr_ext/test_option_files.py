@@ -22,7 +22,7 @@ FILES = sorted(FOLDER.rglob("*.yml"))
 NAMES = {f"kbnet_{n}" for n in ("sidd", "sensenoise", "derain", "defocus", "quickstart", "quickstart_nafnet")}
 NAMES |= {
     "derain",
-    *(f"denoise-{n}" for n in ("color-start", "color", "color-fast", "photo", "gray", "micro")),
+    *(f"denoise-{n}" for n in ("color", "color-fast", "photo", "gray", "micro")),
 }
 NAMES |= {f"kbnet_gaussian_{c}_{s}" for c in ("color", "gray") for s in (15, 25, 50)}
 
