@@ -205,6 +205,9 @@ class BlindSpot(_Noisy):
         None, "percentage of pixels to mask; null: 10"
     )
     strategy: Literal["median", "uniform"] | None = _key(None, "how masked pixels are replaced; null: median")
+    correlated: Literal["horizontal", "vertical"] | None = _key(
+        None, "direction in which neighbouring pixels share their noise; null: none"
+    )
 
 
 class PlanePairs(_Noisy):

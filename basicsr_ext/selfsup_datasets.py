@@ -76,13 +76,15 @@ class NoisyDataset(Dataset[Sample]):
 
     def _augmented(self, *pictures: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Flip and rotate pictures (H, W, C) alike, scaled to 0..1, with NaN for infinite values."""
+        return [self._scaled(turned) for turned in self._turned(*pictures)]
+
+    def _turned(self, *pictures: NDArray[Any]) -> list[NDArray[Any]]:
         turns, flip = (np.random.randint(4), np.random.randint(2)) if self.augment else (0, 0)
-        result = []
-        for picture in pictures:
-            turned = np.rot90(picture[:, ::-1] if flip else picture, turns)
-            scaled = self.scale.apply(np.ascontiguousarray(turned))
-            result.append(np.where(np.isfinite(scaled), scaled, np.float32(np.nan)))
-        return result
+        return [np.ascontiguousarray(np.rot90(p[:, ::-1] if flip else p, turns)) for p in pictures]
+
+    def _scaled(self, picture: NDArray[Any]) -> NDArray[np.float32]:
+        scaled = self.scale.apply(picture)
+        return np.where(np.isfinite(scaled), scaled, np.float32(np.nan))
 
 
 class Dataset_BlindSpot(NoisyDataset):
@@ -95,16 +97,22 @@ class Dataset_BlindSpot(NoisyDataset):
         masked_pixel_percentage : percentage of pixels to mask.
         strategy : how they are replaced, 'median' or 'uniform'; see
             `kbnet_plugin.selfsup.masking.replacements`.
+        correlated : direction in which neighbouring pixels share their noise, 'horizontal' or 'vertical'.
     """
 
     def __len__(self) -> int:
         return len(self.planes)
 
     def __getitem__(self, index: int) -> Sample:
-        (noisy,) = self._augmented(self.planes.read(index, self._window(index)))
+        noisy = self.planes.read(index, self._window(index))
         percentage = self.opt.get("masked_pixel_percentage") or MASKED_PIXEL_PERCENTAGE
         strategy = self.opt.get("strategy") or STRATEGY
-        masked, target = mask(noisy, sample_generator(), percentage, strategy)
+        if correlated := self.opt.get("correlated"):  # in the picture as it was taken
+            both = mask(self._scaled(noisy), sample_generator(), percentage, strategy, correlated)
+            masked, target = self._turned(*both)
+        else:
+            (turned,) = self._augmented(noisy)
+            masked, target = mask(turned, sample_generator(), percentage, strategy)
         return sample(masked, target, self.planes.name(index))
 
 

@@ -23,6 +23,8 @@ class Background(QObject):
     """Run one request at a time; later ones wait, and a newer one of the same kind replaces a waiting one."""
 
     failed = Signal(str)
+    moved = Signal()
+    """A request has begun or ended."""
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
@@ -63,6 +65,7 @@ class Background(QObject):
         self._worker.errored.connect(self._errored)
         self._worker.finished.connect(self._finished)
         self._worker.start()
+        self.moved.emit()
 
     def _returned(self, value: Any) -> None:
         if self._then is not None:
@@ -74,6 +77,7 @@ class Background(QObject):
     def _finished(self) -> None:
         self._worker = None
         self._next()
+        self.moved.emit()
 
 
 def report(error: Exception) -> str:

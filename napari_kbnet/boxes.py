@@ -4,9 +4,42 @@ from __future__ import annotations
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QKeyEvent, QWheelEvent
-from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox, QScrollBar, QWidget
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSlider,
+    QAbstractSpinBox,
+    QComboBox,
+    QFormLayout,
+    QLabel,
+    QLineEdit,
+    QScrollBar,
+    QWidget,
+)
 
 _ACTION = "\x00action"
+
+FIELDS = QComboBox, QAbstractSpinBox, QAbstractSlider, QLineEdit
+"""Widgets that hold a value and show no text that says which."""
+
+
+def name_fields(parent: QWidget) -> None:
+    """Give fields the accessible name of their label in a form, and the label the field's tooltip."""
+    for form in parent.findChildren(QFormLayout):
+        for row in range(form.rowCount()):
+            label, field = (form.itemAt(row, role) for role in (_LABEL, _FIELD))
+            if label is None or field is None or field.widget() is None:
+                continue
+            text, inside = label.widget(), field.widget()
+            fields = [w for w in (inside, *inside.findChildren(QWidget)) if isinstance(w, FIELDS)]
+            if isinstance(text, QLabel) and text.text() and fields:
+                fields[0].setAccessibleName(fields[0].accessibleName() or text.text())
+                text.setToolTip(text.toolTip() or fields[0].toolTip())
+    for button in parent.findChildren(QAbstractButton):
+        if not button.accessibleName() and button.text():
+            button.setAccessibleName(button.text())
+
+
+_LABEL, _FIELD = QFormLayout.ItemRole.LabelRole, QFormLayout.ItemRole.FieldRole
 
 
 class ActionBox(QComboBox):

@@ -16,11 +16,12 @@ _OUTLYING = 0.02  # of the points at either end may lie outside
 
 
 class LossCurve(QWidget):
-    """Plot points and their running mean on a logarithmic axis."""
+    """Plot losses and their running mean on a logarithmic axis, and how good the model was when measured."""
 
     def __init__(self) -> None:
         super().__init__()
         self._points: list[tuple[int, float]] = []
+        self._gains: list[tuple[int, float]] = []
         self._total = 1
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setAccessibleName("Loss over training steps")
@@ -28,13 +29,19 @@ class LossCurve(QWidget):
     def clear(self) -> None:
         """Remove all points."""
         self._points.clear()
+        self._gains.clear()
         self.update()
 
-    def add(self, iteration: int, total: int, loss: float) -> None:
-        """Add a point; the horizontal axis ends at `total`."""
+    def add(self, iteration: int, total: int, loss: float, gain: float | None = None) -> None:
+        """Add a point; the horizontal axis ends at `total`.
+
+        `gain` in dB is measured on crops that validate the model; its own axis is linear.
+        """
         self._total = total
         if loss > 0 and math.isfinite(loss):
             self._points.append((iteration, loss))
+        if gain is not None and math.isfinite(gain) and (not self._gains or self._gains[-1][1] != gain):
+            self._gains.append((iteration, gain))
         self.update()
 
     def sizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
@@ -65,6 +72,21 @@ class LossCurve(QWidget):
             painter.drawPoint(place(*point))
         painter.setPen(QPen(text, 2))
         painter.drawPolyline(QPolygonF([place(*point) for point in smooth(self._points)]))
+        gains = [gain for _, gain in self._gains]
+        if gains:
+            least, most = min(0.0, *gains), max(0.1, *gains)
+            coloured = self.palette().color(QPalette.ColorRole.Highlight)
+            painter.setPen(QPen(coloured, 2))
+            points = [
+                QPointF(
+                    inner.left() + i / max(self._total, 1) * inner.width(),
+                    inner.bottom() - (gain - least) / (most - least) * inner.height(),
+                )
+                for i, gain in self._gains
+            ]
+            painter.drawPolyline(QPolygonF(points))
+            for point in points:
+                painter.drawEllipse(point, 2, 2)
         painter.setClipping(False)
         labelled = inner.adjusted(4, 2, -4, -2)
         painter.setPen(text)
@@ -72,6 +94,10 @@ class LossCurve(QWidget):
             labelled, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignTop, f"loss {high:.3g}"
         )
         painter.drawText(labelled, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignBottom, f"{low:.3g}")
+        if gains:
+            painter.setPen(coloured)
+            text = f"validation {gains[-1]:+.2f} dB"
+            painter.drawText(labelled, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignBottom, text)
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:

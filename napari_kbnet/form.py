@@ -48,6 +48,8 @@ class OptionsForm(QWidget):
         self.device = ActionBox()
         self.strength = QSlider(Qt.Orientation.Horizontal)
         self.strength.setRange(0, 100)
+        self.strength.setToolTip("How much of the correction is applied: 0 % leaves the image as it is")
+        self.device.setToolTip("Where the model runs; automatic takes a GPU if there is one")
         self._percent = QLabel()
         self._percent.setMinimumWidth(40)
         self.axes = QLineEdit()
@@ -61,10 +63,14 @@ class OptionsForm(QWidget):
         )
         self.precision = QComboBox()
         self.precision.addItems(PRECISIONS)
+        self.precision.setToolTip(
+            "Number format of the computation; auto is float16 on CUDA and float32 elsewhere"
+        )
         self.range = QComboBox()
         self.range.addItems(list(_RANGES))
         self.range.setToolTip("Intensities that the model sees as black (0) and white (1)")
-        self.low, self.high = _value_box(0), _value_box(1)
+        self.low = _value_box(0, "Lowest intensity", "Intensity that the model sees as black")
+        self.high = _value_box(1, "Highest intensity", "Intensity that the model sees as white")
         self.self_ensemble = QCheckBox("Average over 8 flips and rotations")
         self.self_ensemble.setToolTip("Slightly better, but eight times slower")
         layout = form_layout(self)
@@ -84,6 +90,7 @@ class OptionsForm(QWidget):
         more.addRow("", self.self_ensemble)
         self.unfold = QToolButton()
         self.unfold.setText("More options")
+        self.unfold.setToolTip("Range, tiles, precision and where the result goes")
         self.unfold.setCheckable(True)
         self.unfold.setAutoRaise(True)
         self.unfold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
@@ -182,8 +189,10 @@ def _spin_box(low: int, high: int, special: str, tip: str) -> QSpinBox:
     return box
 
 
-def _value_box(value: float) -> QDoubleSpinBox:
+def _value_box(value: float, name: str, tip: str) -> QDoubleSpinBox:
     box = QDoubleSpinBox()
+    box.setAccessibleName(name)
+    box.setToolTip(tip)
     box.setRange(-1e12, 1e12)
     box.setDecimals(3)
     box.setValue(value)

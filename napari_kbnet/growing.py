@@ -86,6 +86,7 @@ class Growing:
         self.touched: tuple[int | slice, ...] = ()
         self._rects: dict[tuple[int, ...], list[tuple[slice, slice]]] = defaultdict(list)
         self._left: dict[tuple[int, ...], int] = {}  # pixels of planes that are begun
+        self._overview: Overview | None = None
         if journal is None:
             folder = mkdtemp(prefix="kbnet-")
             finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -93,13 +94,14 @@ class Growing:
         self.journal = journal
         self.shown = array if isinstance(array, np.ndarray) and source is None else View(self)
         if not isinstance(array, np.ndarray) and max(arranged.size) > _WIDE:
-            self.shown = [View(self), Overview(self, arranged)]
+            self._overview = Overview(self, arranged)
+            self.shown = [View(self), View(self._overview)]
 
     def __setitem__(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
         self.array[key] = value
         self.kept(key)
-        if isinstance(self.shown, list):
-            self.shown[1].update(key, value)
+        if self._overview is not None:
+            self._overview.update(key, value)
 
     def __getitem__(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
         if self._source is None:
@@ -129,6 +131,11 @@ class Growing:
         given = dict(zip(self._arranged.axes, key, strict=True))
         rows, columns = (slice(*given[a].indices(n)) for a, n in zip("YX", self._arranged.size, strict=True))
         return tuple(given[a] for a in self._arranged.stack_axes), (rows, columns)
+
+    def prepare(self, plane: tuple[int, ...]) -> None:
+        """Read what is displayed of a plane from afar, which would stop the window."""
+        if self._overview is not None:
+            self._overview.fill(plane)
 
     def sync(self) -> None:
         """Flush to disk, if the target is a file."""
@@ -185,15 +192,26 @@ class Overview(Sliceable):
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         key = self.full_key(key)
-        outer = zip(self._arranged.axes, key, strict=True)
-        plane = tuple(k for a, k in outer if a in self._arranged.stack_axes)
+        ranges = zip(self._arranged.axes, self.shape, key, strict=True)
+        planes = [
+            range(n)[k] if isinstance(k, slice) else (int(k),)
+            for a, n, k in ranges
+            if a not in self._arranged.picture_axes
+        ]
+        plane = tuple(each[0] for each in planes if len(each) == 1)
         # A view of all planes at once, in 3D, would read the whole source.
-        if all(isinstance(k, int | np.integer) for k in plane) and plane not in self._filled:
-            self._filled.add(plane)
-            every, some = slice(None), slice(None, None, self._step)
-            small = self._growing[self._arranged.key(plane, (some, some))]
-            self._values[self._arranged.key(plane, (every, every))] = small
+        if len(plane) == len(planes):
+            self.fill(plane)
         return self._values[key]
+
+    def fill(self, plane: tuple[int, ...]) -> None:
+        """Read a plane, unless that is done."""
+        if plane in self._filled:
+            return
+        self._filled.add(plane)
+        every, some = slice(None), slice(None, None, self._step)
+        small = self._growing[self._arranged.key(plane, (some, some))]
+        self._values[self._arranged.key(plane, (every, every))] = small
 
     def update(self, key: tuple[int | slice, ...], value: NDArray[Any]) -> None:
         """Take over a tile."""

@@ -93,14 +93,28 @@ def result(layer: Any, data: Any, name: str, record: dict[str, Any]) -> tuple[An
     return data, kept | {"name": name, "multiscale": isinstance(data, list)}, "image"
 
 
-def part(layer: Any, data: Any, corner: tuple[int, ...], name: str) -> tuple[Any, dict[str, Any], str]:
-    """Make the layer data tuple of a crop that starts at pixel `corner` of an image layer."""
+def part(
+    layer: Any, data: Any, corner: tuple[float, ...], name: str, steps: tuple[float, ...]
+) -> tuple[Any, dict[str, Any], str]:
+    """Make the layer data tuple of a crop of an image layer.
+
+    Parameters
+    ----------
+    layer : napari.layers.Image
+    data : array
+    corner : tuple of float
+        Index of its first pixel in the layer's array.
+    name : str
+    steps : tuple of float
+        Pixels of the layer per pixel of `data`, along each axis.
+    """
     data, state, kind = result(layer, data, name, {})
     placed = Affine(
         scale=layer.scale, rotate=layer.rotate, shear=layer.shear, translate=layer.translate, ndim=layer.ndim
     )
     corner_at = placed(np.array(corner[: layer.ndim], float))
-    return data, state | OPAQUE | {"translate": corner_at, "metadata": {PREVIEW: True}}, kind
+    placing = {"translate": corner_at, "scale": np.multiply(layer.scale, steps[: layer.ndim])}
+    return data, state | OPAQUE | placing | {"metadata": {PREVIEW: True}}, kind
 
 
 def residual(layer: Any, before: Any, after: Any, axes: str, name: str) -> tuple[Any, dict[str, Any], str]:

@@ -13,9 +13,9 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QHBoxLayout,
     QLabel,
+    QPushButton,
     QSizePolicy,
     QTextBrowser,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
@@ -34,11 +34,12 @@ class ModelBox(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._files: list[str] = []
+        self._choice = ""
         self.box = _ListBox(self.refresh)
         self.box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.box.setMinimumContentsLength(14)
-        self.card = QToolButton()
-        self.card.setText("Card")
+        self.box.setToolTip("What restores the image; point at a model in the list to see what it is for")
+        self.card = QPushButton("Card")
         self.card.setToolTip("What the model is for, how it was trained and where it fails")
         self.title = note()
         layout = QVBoxLayout(self)
@@ -64,28 +65,40 @@ class ModelBox(QWidget):
         self.box.setCurrentIndex(max(0, self.box.findData(model)))
         self._show_title()
 
+    def show_choice(self, model: str) -> None:
+        """Show which model the automatic choice takes; empty if that is not known yet."""
+        self._choice = model
+        self.box.setItemText(0, self._automatic())
+        self._show_title()
+
     def refresh(self) -> None:
         """List the models again; some may be new."""
         before = self.box.currentData()
         self.box.blockSignals(True)
         self.box.clear()
-        self.box.addItem("automatic", "")
-        for name in (*locations.model_paths(), *self._files):
+        self.box.addItem(self._automatic(), "")
+        self.box.setItemData(0, _AUTOMATIC, Qt.ItemDataRole.ToolTipRole)
+        for name, path in (*locations.model_paths().items(), *((name, Path(name)) for name in self._files)):
             self.box.addItem(Path(name).name, name)
+            tip = _title(path) or str(path)
+            self.box.setItemData(self.box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
         self.box.add_action("a file ...")
         self.box.setCurrentIndex(max(0, self.box.findData(before)))
         self.box.blockSignals(False)
 
     def show_card(self) -> None:
-        """Open the model card in a window."""
+        """Open the model card in a window; without a model, what each is for."""
         path = self._path()
         dialog = QDialog(self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        dialog.setWindowTitle(f"Model card: {path.stem}")
+        dialog.setWindowTitle(f"Model card: {path.stem}" if path else "Models")
         text = QTextBrowser()
         text.setOpenExternalLinks(True)
-        card = path.with_suffix(".md")
-        if card.is_file():
+        card = path.with_suffix(".md") if path else None
+        if card is None:
+            lines = (f"- **{name}** {_title(path)}" for name, path in locations.model_paths().items())
+            text.setMarkdown("\n".join((_AUTOMATIC, "", *lines)))
+        elif card.is_file():
             text.setMarkdown(card.read_text(encoding="utf-8"))
         else:
             text.setPlainText(f"{path}\n\nThis model has no card.")
@@ -103,15 +116,20 @@ class ModelBox(QWidget):
         if path:
             self.set_value(path)
 
-    def _path(self) -> Path:
-        name = self.value() or locations.DEFAULT
-        return locations.model_paths().get(name, Path(name))
+    def _automatic(self) -> str:
+        return f"automatic: {self._choice}" if self._choice else "automatic"
+
+    def _path(self) -> Path | None:
+        """Return the file of the model; None for an automatic choice that is not known yet."""
+        name = self.value() or self._choice
+        return locations.model_paths().get(name, Path(name)) if name else None
 
     def _show_title(self) -> None:
-        if not self.value():
-            self.title.setText("The shipped model that fits the noise of the image.")
-            return
-        self.title.setText(_title(self._path()))
+        path = self._path()
+        self.title.setText(_title(path) if path else _AUTOMATIC)
+
+
+_AUTOMATIC = "the shipped model that fits the noise of the image"
 
 
 class _ListBox(ActionBox):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from kbnet_plugin.inference.automatic import Chooser
 
 PLUGIN = "kbnet"
+AUTOMATIC = "automatic"
+"""What the settings page calls the choice by noise."""
+
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -69,4 +72,5 @@ def saved() -> Options:
         page = get_plugin_settings(PLUGIN).restoration
     except (KeyError, AttributeError):  # the plugin is disabled or not installed
         return Options()
-    return Options(model=page.model, device=page.device, precision=page.precision, tile=page.tile or None)
+    model = "" if page.model == AUTOMATIC else page.model
+    return Options(model=model, device=page.device, precision=page.precision, tile=page.tile or None)

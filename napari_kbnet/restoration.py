@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from .restoring import Control, Job, Step, restore
 from .task import Task
 
 _REFRESH = 100  # milliseconds between two updates of a growing layer
+_PARTS = 1000  # of the progress bar, for several layers
 
 
 @dataclass(eq=False)
@@ -106,7 +108,7 @@ class Restoration(Task):
     def take(self, news: Step) -> None:
         """Show a step of the run."""
         self._step = news
-        self.done, self.total = news.done, news.total
+        self.done, self.total = self._overall(news)
         if news.state == "began":
             self._begin(news)
         elif news.state != "tile":
@@ -126,6 +128,14 @@ class Restoration(Task):
         newest = {id(p.source): p.result for p in self._pairs if p.result in self.viewer.layers}
         if ours := [newest[id(source)] for source in self._sources if id(source) in newest]:
             select(self.viewer, ours)
+
+    def _overall(self, step: Step) -> tuple[int, int]:
+        """Return the progress of all jobs together."""
+        if len(self._jobs) == 1:
+            return step.done, step.total
+        sizes = [math.prod(job.array.shape) for job in self._jobs]
+        done = sum(sizes[: step.number]) + sizes[step.number] * step.done / step.total
+        return round(_PARTS * done / sum(sizes)), _PARTS
 
     def _begin(self, step: Step) -> None:
         source, job = self._sources[step.number], self._jobs[step.number]
@@ -161,7 +171,9 @@ class Restoration(Task):
         seconds = (time.monotonic() - self._began) / step.done * (step.total - step.done)
         left = f"{duration(seconds)} left" if step.done < step.total else "finishing ..."
         if not self.stopping:
-            self.say(f"{source.name}: {_tiles(step)}, {left}")
+            many = len(self._jobs) > 1
+            which = f"{step.number + 1} of {len(self._jobs)}, {source.name}" if many else source.name
+            self.say(f"{which}: {_tiles(step)}, {left}")
         if self._is_visible(layer, step.touched):
             layer.refresh(extent=False, thumbnail=False, highlight=False)
 
@@ -220,13 +232,14 @@ class Restoration(Task):
                 pair.result.name = f"{pair.result.name} (file deleted)"
 
     def _abandon(self) -> None:
-        running = self.running
-        super()._abandon()
         self._watched.directoryChanged.disconnect(self._changed_on_disk)
-        if not running:  # otherwise when the program ends, as the last tile is still being written
-            for pair in self._pairs:
-                if pair.job.target is not None:
-                    cache.remove(pair.job.target.parent)
+        super()._abandon()
+
+    def leave(self) -> None:
+        """Remove the results that were kept for this viewer alone."""
+        for job in [*(pair.job for pair in self._pairs), *self._jobs]:
+            if job.target is not None:
+                cache.remove(job.target.parent)
 
     def _look(self, _event: Any = None) -> None:
         """Tell the run which plane is looked at."""

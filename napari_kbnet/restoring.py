@@ -19,6 +19,7 @@ import numpy as np
 
 from kbnet_plugin import __version__
 from kbnet_plugin.arrays.axes import Layout, layout
+from kbnet_plugin.arrays.chunks import keep_chunks
 from kbnet_plugin.errors import BadInput
 
 from .growing import Growing
@@ -26,7 +27,6 @@ from .options import Options
 from .worker import chosen_for, forget, index_of, user_errors
 
 if TYPE_CHECKING:
-    from kbnet_plugin import Restorer
     from kbnet_plugin.inference.automatic import Chosen
 
 
@@ -139,10 +139,11 @@ def _restore(number: int, job: Job, control: Control) -> Iterator[Step]:
     chosen = chosen_for(job.options, job.array, job.axes)
     restorer = chosen.restorer
     arranged = layout(tuple(int(n) for n in job.array.shape), job.axes, restorer.in_channels)
-    run = _Run(number, job, restorer, arranged, control, _record(job, chosen))
+    kept = keep_chunks(job.array)  # what the run reads is not computed again to be displayed
+    run = _Run(number, replace(job, array=kept), chosen, arranged, control, _record(job, chosen))
     shape, dtype = restorer.output_shape(job.array, job.axes), np.dtype(job.array.dtype)
     output = replace(arranged, shape=shape)
-    source = job.array if shape == arranged.shape else None
+    source = kept if shape == arranged.shape else None
     if job.target is None:
         target = job.begun or Growing(np.zeros(shape, dtype), output, source)
         for step in run.steps(target):
@@ -221,22 +222,28 @@ class _StoppedError(Exception):
 class _Run:
     number: int
     job: Job
-    restorer: Restorer
+    chosen: Chosen
     arranged: Layout
     control: Control
     record: dict[str, Any]
 
     def steps(self, target: Growing) -> Iterator[Step]:
         """Restore into a target; the last step is "done" or "stopped"."""
-        done, total = 0, len(self.restorer.engine.tiles(self.arranged)) * self.arranged.count
+        restorer = self.chosen.restorer
+        done, total = 0, len(restorer.engine.tiles(self.arranged)) * self.arranged.count
+        for plane in (next(iter(self.arranged.planes())), self._looked_at()):  # a new layer shows both
+            if len(plane) == len(self.arranged.stack_axes):
+                target.prepare(plane)
         yield Step(self.number, "began", done, total, self.record, target, target.shown)
-        tiles = self.restorer.restore_into(
+        tiles = restorer.restore_into(
             self.job.array,
             target,
             self.job.axes,
             journal=target.journal,
             identity=_identity(self.job, self.arranged),
+            noises=self.chosen.noises,
             first=self._looked_at,
+            stopped=lambda: self.control.stops(self.number),
         )
         with closing(tiles):
             for done, total in tiles:

@@ -139,6 +139,9 @@ class Task(QObject):
     def finish(self) -> None:
         """Clean up after the end, whichever it was."""
 
+    def leave(self) -> None:
+        """Clean up once the viewer is gone and the worker has ended."""
+
     def _receive(self, news: Any) -> None:
         if self._cancelled is None:  # the viewer is gone
             return
@@ -165,6 +168,8 @@ class Task(QObject):
         self.worker = None
         self._timer.stop()
         if self._bar is None:
+            _leaving.discard(self)
+            self.leave()
             return
         self._bar.close()
         self._bar = None
@@ -178,8 +183,13 @@ class Task(QObject):
         if self._cancelled is not None:
             self._cancelled.set()
         self._cancelled = self._bar = None
+        if self.running:
+            _leaving.add(self)
+        else:
+            self.leave()
 
 
+_leaving: set[Task] = set()  # they would be deleted before their workers end
 _tasks: dict[tuple[int, type[Task]], Any] = {}
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from qtpy.QtCore import QTimer
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from .background import Background
+from .boxes import name_fields
+from .docking import join
 from .scroll import Column
 from .task import Task
 
@@ -45,7 +49,13 @@ class TaskWidget(QWidget):
         self.column = QVBoxLayout(inside)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)
-        whole.addWidget(Column(inside))
+        whole.addWidget(Column(inside), stretch=1)
+        self.foot = QVBoxLayout()  # does not scroll
+        self.foot.setContentsMargins(9, 0, 9, 9)
+        whole.addLayout(self.foot)
+        space = self.bar.sizePolicy()
+        space.setRetainSizeWhenHidden(True)  # or the buttons would move
+        self.bar.setSizePolicy(space)
         self.start.clicked.connect(self.run)
         self.cancel.clicked.connect(self.task.stop)
 
@@ -56,6 +66,7 @@ class TaskWidget(QWidget):
 
     def attach(self) -> None:
         """Show the task from here on."""
+        name_fields(self)
         self.task.began.connect(self._begun)
         self.task.moved.connect(self._moved)
         self.task.news.connect(self._show)
@@ -69,6 +80,13 @@ class TaskWidget(QWidget):
     def run(self) -> None:
         """Check the fields and begin the task."""
         raise NotImplementedError
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        QTimer.singleShot(0, self._join)  # the dock is being added
+
+    def _join(self) -> None:
+        join(self, TaskWidget)
 
     def _show(self, news: Any) -> None:
         """Show what the task yielded, beyond what `Task.take` says."""

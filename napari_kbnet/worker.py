@@ -1,17 +1,12 @@
-"""What runs in threads beside a run: choosing a model, loading it, previews and estimates."""
+"""What runs in threads beside a run: choosing a model, loading it and estimates."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kbnet_plugin.arrays.axes import Layout, layout
 from kbnet_plugin.errors import one_line
@@ -24,38 +19,9 @@ if TYPE_CHECKING:
     from kbnet_plugin.inference.automatic import Chooser, Chosen
     from kbnet_plugin.inference.restorer import Plan
 
-_WIDE = 4096  # pixels; wider planes are displayed through an overview while they grow
-_OVERVIEW = 2048, 1 << 28  # at most: pixels per side of the overview, and its bytes in all
-
 
 class WorkError(Exception):
     """An error to show to the user, in one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """A window of a plane before and after.
-
-    Attributes
-    ----------
-    before, after : ndarray
-        With all axes of the array.
-    corner : tuple of int
-        Index of the first pixel.
-    arranged : Layout
-        Layout of the whole array.
-    seconds : float
-        Time the restoration took.
-    reason : str
-        What was chosen and why; empty if the user named a model.
-    """
-
-    before: NDArray[Any]
-    after: NDArray[Any]
-    corner: tuple[int, ...]
-    arranged: Layout
-    seconds: float
-    reason: str = ""
 
 
 def chosen_for(options: Options, array: Any, axes: str) -> Chosen:
@@ -84,11 +50,19 @@ def _chooser(options: Options, _stamp: int) -> Chooser:
     return options.chooser()
 
 
-def make_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str]:
-    """Estimate what restoring an array takes, and say what was chosen for it and why."""
+def make_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str, str]:
+    """Estimate what restoring an array takes; return also which model was chosen for it, and why."""
     with user_errors():
         chosen = chosen_for(options, array, axes)
-        return chosen.restorer.plan(tuple(array.shape), axes), chosen.reason
+        return chosen.restorer.plan(tuple(array.shape), axes), chosen.model, chosen.reason
+
+
+def try_plan(options: Options, array: Any, axes: str) -> tuple[Plan, str, str] | str:
+    """Return the same, or why it fails: nobody has asked for it."""
+    try:
+        return make_plan(options, array, axes)
+    except WorkError as error:
+        return str(error)
 
 
 def devices() -> dict[str, str]:
@@ -105,40 +79,6 @@ def devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         found["mps"] = f"Apple GPU, {_gigabytes(free_memory(torch.device('mps')))} free"
     return found
-
-
-def preview(
-    options: Options, array: Any, axes: str, plane: Mapping[str, int], window: tuple[slice, slice]
-) -> Preview:
-    """Restore a window of a plane, exactly as a run would.
-
-    Parameters
-    ----------
-    options : Options
-    array, axes
-        As in `Job`.
-    plane : mapping
-        Index along every axis but Y and X.
-    window : (slice, slice)
-        Rows and columns.
-    """
-    with user_errors():
-        chosen = chosen_for(options, array, axes)
-        restorer = chosen.restorer
-        at = index_of(layout(tuple(int(n) for n in array.shape), axes, restorer.in_channels), plane)
-        began = time.perf_counter()
-        found = restorer.restore_window(array, window, axes, at)
-        seconds = max(time.perf_counter() - began, 1e-3)
-        arranged, key = found.arranged, found.arranged.key(at, window)
-        single = tuple(i for i, k in enumerate(key) if not isinstance(k, slice))
-        return Preview(
-            before=np.expand_dims(found.before, single),
-            after=np.expand_dims(found.after, single),
-            corner=tuple((k.start or 0) if isinstance(k, slice) else k for k in key),
-            arranged=arranged,
-            seconds=seconds,
-            reason=chosen.reason,
-        )
 
 
 def layout_of(options: Options, array: Any, axes: str) -> Layout:

@@ -166,8 +166,6 @@ def preview(viewer: Any, camera: Camera, _folder: Path) -> None:
     """Show a preview: before and after."""
     widget = restore_widget(viewer, "photograph")
     widget.truth.choose(viewer.layers["Clean photograph"])
-    viewer.scene.camera.zoom = 3  # the first preview is small, because the speed is not known yet
-    settle()
     widget.preview.button.click()
     wait(lambda: widget.preview.layer is not None and not widget.work.busy)
     settle()

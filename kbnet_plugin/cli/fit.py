@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..selfsup.config import METHODS, PAIRS_FAIL, SCRATCH, WHEN_IT_FAILS, FitConfig
+from ..selfsup.masking import DIRECTIONS
 from ._common import (
     GOOD,
     INTERRUPTED,
@@ -61,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pair-axis",
         choices=tuple("TZC"),
         help="for n2n: axis along which neighbouring planes are pairs; default: T, or Z without T",
+    )
+    parser.add_argument(
+        "--correlated",
+        choices=DIRECTIONS,
+        help="for n2v: direction in which neighbouring pixels share their noise, as in line scanners",
     )
     parser.add_argument(
         "--init",

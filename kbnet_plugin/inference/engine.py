@@ -6,8 +6,10 @@ An `Engine` pickles itself, network included; it is all that a worker of a clust
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from typing import Any
@@ -33,6 +35,10 @@ from .settings import HALO, TILE, Settings
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PERIOD = 512  # pixels after which the added noise repeats
+
+
+class StoppedError(Exception):
+    """Raised by `Engine.solve` within `Engine.stopped_by`."""
 
 
 class Engine:
@@ -245,6 +251,26 @@ class Engine:
                 change = change + strength * replaced
             results.append(corrected(block, change, context.scale.span, tile.crop, alpha))
         return results
+
+    @contextmanager
+    def stopped_by(self, stopped: Callable[[], bool]) -> Iterator[None]:
+        """Let `solve` in this thread raise `StoppedError` as soon as `stopped` returns true.
+
+        Each block of the network asks, as a tile may take many seconds.
+        """
+        here = threading.get_ident()  # others may use the same network
+
+        def check(*_: Any) -> None:
+            if threading.get_ident() == here and stopped():
+                raise StoppedError
+
+        blocks = (block for _, stage in self.network.stages() for block in stage.children())
+        hooks = [block.register_forward_pre_hook(check) for block in blocks]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def pixels(self, arranged: Layout, tiles: Sequence[Tile]) -> int:
         """Count the pixels that the network computes for the tiles of a plane, with halos and patches."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays.axes import Layout
+from ..arrays.chunks import keep_chunks
 from ..arrays.noise import Noise, measure_noise, sample
 from ..errors import DamagedError
 
@@ -65,7 +66,7 @@ def measure_channel(source: Any, arranged: Layout, channel: int = 0) -> Noise:
     DamagedError
         If the data cannot be decoded.
     """
-    colours = arranged.colours
+    colours, source = arranged.colours, keep_chunks(source)  # several windows lie in a chunk
     return measure_noise(
         [
             read_window(source, arranged, plane, window)[..., :colours]

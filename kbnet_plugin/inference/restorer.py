@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..arrays.chunks import keep_chunks
 from ..arrays.intensity import Range, RangeRule
 from ..arrays.noise import Noise
 from ..nn import KBNet_l, KBNet_s
-from .engine import Engine
+from .engine import Engine, StoppedError
 from .journal import Journal, read_settings
 from .order import Step, ordered
 from .reading import measure_channel, read_window
@@ -374,6 +374,7 @@ class Restorer:
         noises: Sequence[Noise] | None = None,
         client: Any = None,
         first: Callable[[], tuple[int, ...]] | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> Generator[tuple[int, int], None, None]:
         """Restore tile by tile, in memory that does not grow with the array.
 
@@ -398,6 +399,9 @@ class Restorer:
             Compute on its cluster; this process reads and writes.
         first : callable, optional
             Returns the plane to go on with, as `Layout.planes` yields it; asked before each tile.
+        stopped : callable, optional
+            Returns whether to end early; asked many times in each tile. One that is not finished then is
+            dropped. Without effect on a cluster.
 
         Yields
         ------
@@ -423,7 +427,9 @@ class Restorer:
             tile = (read_settings(Path(journal)) or {}).get("tile")
         tile = tile or self.engine.tile
         noises = noises if noises is not None else self.measure(source, axes)
-        return self._restore_into(source, target, arranged, tile, journal, identity, noises, client, first)
+        return self._restore_into(
+            source, target, arranged, tile, journal, identity, noises, client, first, stopped
+        )
 
     def measure(self, source: Any, axes: str | None = None) -> list[Noise] | None:
         """Measure the noise of every channel; None if neither settings nor dtype require it.
@@ -524,7 +530,7 @@ class Restorer:
         -------
         dask.array.Array
             With one chunk per tile, for any scheduler; each worker builds the network once. Its values equal
-            those of `restore_into` with ``batch=1`` on the same kind of machine.
+            those of `restore_into` with ``batch=1`` on the same kind of machine with as many threads.
 
         Raises
         ------
@@ -547,6 +553,7 @@ class Restorer:
         noises: Sequence[Noise] | None,
         client: Any,
         first: Callable[[], tuple[int, ...]] | None,
+        stopped: Callable[[], bool] | None,
     ) -> Generator[tuple[int, int], None, None]:
         source = keep_chunks(source)
         tiles = self.engine.tiles(arranged, tile)
@@ -568,7 +575,9 @@ class Restorer:
                 settings = self._journal_settings(source, arranged, tile, identity)
                 sync = getattr(target, "sync", None)
                 log = stack.enter_context(Journal(Path(journal), settings, sync))
-            submit, ahead = self._worker(stack, client)
+            if stopped is not None:
+                stack.enter_context(suppress(StoppedError))
+            submit, ahead = self._worker(stack, client, stopped)
 
             def finish() -> None:
                 nonlocal done
@@ -604,7 +613,9 @@ class Restorer:
                 finish()
                 yield done, total
 
-    def _worker(self, stack: ExitStack, client: Any) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
+    def _worker(
+        self, stack: ExitStack, client: Any, stopped: Callable[[], bool] | None
+    ) -> tuple[Callable[..., Future[list[NDArray[Any]]]], int]:
         """Return a function that computes a step in the background, and how many steps may be waiting."""
         if client is not None:
             from .dask import remote
@@ -612,6 +623,8 @@ class Restorer:
             return remote(self.engine, client)
         # One thread computes while this one reads and writes.
         pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        if stopped is not None:
+            pool.submit(stack.enter_context, self.engine.stopped_by(stopped)).result()
         stack.callback(pool.shutdown, cancel_futures=True)
         return lambda *step: pool.submit(self.engine.solve, *step), 1
 

@@ -33,6 +33,7 @@ def card(fit: Fit, iteration: int, choice: Choice) -> str:
     method = METHODS[config.method]
     if config.method == "n2v":
         method += f", {config.masked_pixel_percentage:g} % masked pixels, strategy {config.strategy}"
+        method += f", {config.correlated} lines" if config.correlated else ""
     facts = [
         f"data: {fit.source}, {plural(len(fit.planes), 'plane')}, {fit.planes.dtype}",
         f"method: {method}",
@@ -81,6 +82,7 @@ def _command(fit: Fit) -> str:
         "--second": second,
         "--pair-axis": config.pair_axis,
         "--init": config.init,
+        "--correlated": config.correlated,
         "--axes": config.axes,
         "--patch": config.patch if config.patch != FitConfig.patch else None,
         "--batch": config.batch,

@@ -74,6 +74,8 @@ class Judge:
         Numbers of planes that show the same scene; errors are then measured between them.
     others : Planes, optional
         The recording that the second numbers of the pairs refer to; by default `planes`.
+    correlated : bool
+        Whether noise is known to be correlated, so that nothing can be measured.
     device : torch.device
     """
 
@@ -88,6 +90,7 @@ class Judge:
         name: str = "",
         pairs: list[tuple[int, int]] | None = None,
         others: Planes | None = None,
+        correlated: bool = False,
         device: torch.device,
     ) -> None:
         self._planes, self._others = planes, others or planes
@@ -96,11 +99,14 @@ class Judge:
         self._denoiser = denoiser.cpu()
         self._start = None if start is None else start.to(device)
         self._name, self._pairs, self._device = name, pairs, device
+        self._correlated = correlated
         self._before: dict[int, Tensor] = {}  # output of the start, by the number of crops
 
     @cached_property
     def doubt(self) -> bool:
         """Whether noise seems not to be independent from pixel to pixel, or not to be there."""
+        if self._correlated:
+            return False
         first = self._windows[0]
         return bool(first) and self._pairs is None and independence(first) < DOUBTFUL
 
@@ -144,7 +150,8 @@ class Judge:
         networks = [network.to(self._device) for network in trained.values()]
         found = self._measure(_WINDOWS, networks[-1])
         if found is None:
-            return Choice(networks[-1].cpu(), None, 1.0, 1.0, "not measured: values are missing everywhere")
+            why = "the noise is correlated" if self._correlated else "values are missing everywhere"
+            return Choice(networks[-1].cpu(), None, 1.0, 1.0, f"not measured: {why}")
         measure, before, output = found
         last = measure(networks[-1], output)
         if self._start is None:
@@ -181,7 +188,7 @@ class Judge:
     ) -> tuple[SingleRisk | PairRisk, Tensor | None, Tensor] | None:
         """Return what measures a number of crops, and the output of the start and of a network for them."""
         first, second, numbers = self._windows
-        if not first:
+        if self._correlated or not first:
             return None
         noisy = self._tensor(first[:count])
         after = applied(trained, noisy)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from ..arrays.intensity import RangeRule
-from .masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, Norm, Strategy
+from .masking import MASKED_PIXEL_PERCENTAGE, STRATEGY, Direction, Norm, Strategy
 
 Method = Literal["r2r", "n2v", "n2n"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -45,8 +45,8 @@ PAIRS_FAIL = (
 
 DOUBT = (
     "neighbouring pixels share their noise, or there is hardly any: single planes teach a model nothing. "
-    "Use the recording from before demosaicking, resampling, compression or denoising, or train on pairs of "
-    "planes (n2n)"
+    "Use the recording from before demosaicking, resampling, compression or denoising, train on pairs of "
+    "planes (n2n), or mask lines (n2v) if noise is shared along rows or along columns alone"
 )
 """Why single planes do not suit a source, for users."""
 
@@ -90,6 +90,9 @@ class FitConfig:
         For n2v: how many pixels are masked, in percent; above 0, at most 100.
     strategy : {"median", "uniform"}
         For n2v: what replaces masked pixels; see `kbnet_plugin.selfsup.masking.replacements`.
+    correlated : {"horizontal", "vertical"}, optional
+        For n2v: direction in which neighbouring pixels share their noise, as in line scanners. Lines are
+        masked then. The result cannot be measured without truth.
     norm : {"l2", "l1"}
         Loss: mean squared or mean absolute error; r2r needs squared ones.
     network : mapping, optional
@@ -121,6 +124,7 @@ class FitConfig:
     learning_rate: float | None = None
     masked_pixel_percentage: float = MASKED_PIXEL_PERCENTAGE
     strategy: Strategy = STRATEGY
+    correlated: Direction | None = None
     norm: Norm = "l2"
     network: Mapping[str, Any] | None = None
     device: str = "auto"

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import zoo
 from ..errors import BadInput
@@ -31,6 +32,7 @@ from .card import METHODS as TITLES
 from .card import card, plural, started
 from .choice import Choice, Judge
 from .config import DOUBT, METHODS, FitConfig, can_train
+from .example import Example
 from .options import changed, experiment, shipped
 from .planes import Planes
 from .training import RunFiles, Training
@@ -51,12 +53,15 @@ class Step(NamedTuple):
     gain : float or None
         Estimated PSNR of the last checkpoint above that of the model that training started from, in dB; from
         scratch, above that of the noisy planes. None before the first.
+    picture : ndarray or None
+        A crop of the source before and after, (2, H, W, C) in 0..1, if asked for and there is a new one.
     """
 
     iteration: int
     total: int
     loss: float
     gain: float | None = None
+    picture: NDArray[np.float32] | None = None
 
 
 class Fit:
@@ -109,6 +114,8 @@ class Fit:
             raise ValueError(f"method must be {' or '.join(METHODS)}, not {config.method!r}")
         if config.method == "r2r" and config.norm != "l2":
             raise BadInput(f"method r2r needs norm l2, not {config.norm}: use n2v or n2n")
+        if config.correlated is not None and config.method != "n2v":
+            raise BadInput(f"only method n2v masks lines for correlated noise, not {config.method}")
         if config.iterations is not None and config.iterations < 1:
             raise ValueError(f"iterations must be at least 1, not {config.iterations}")
         if config.minutes is not None:
@@ -155,10 +162,15 @@ class Fit:
         if self._judge.doubt:
             raise BadInput(f"{self.label}: {DOUBT}")
 
-    def run(self) -> Generator[Step, None, None]:
+    def run(self, *, pictures: bool = False) -> Generator[Step, None, None]:
         """Train, or resume training.
 
         Closing the generator, or raising an exception while iterating over it, stops training like `stop`.
+
+        Parameters
+        ----------
+        pictures : bool
+            Restore a small crop every few seconds, to show what has been learned.
 
         Yields
         ------
@@ -175,6 +187,7 @@ class Fit:
         self._write()
         self._training = training = Training(self.files, self.device, self.config.minutes)
         watch = Watch(self.files, self._judge)
+        example = Example(self.files, self.planes, self.range, self.device) if pictures else None
         if self._stopped:  # meanwhile
             training.terminate()
         seen, total = 0, self.options["train"]["total_iter"]
@@ -182,9 +195,14 @@ class Fit:
             while True:
                 running = training.running  # before reading, so that the last steps are read, too
                 watch.check()
+                picture = example.check(last=not running) if example is not None and seen else None
                 for iteration, loss in self.files.losses(seen):
                     seen = iteration
-                    yield Step(seen, training.steps(seen, total), loss, watch.gain)
+                    step = Step(seen, training.steps(seen, total), loss, watch.gain, picture)
+                    yield step
+                    picture = None
+                if picture is not None:
+                    yield step._replace(picture=picture)
                 if not running:
                     break
                 time.sleep(0.1)
@@ -286,6 +304,7 @@ class Fit:
             name=Path(start).stem if start else "",
             pairs=self._pairs,
             others=others,
+            correlated=self.config.correlated is not None,
             device=self.device,
         )
 

@@ -19,7 +19,7 @@ _PASSES = 20  # over all pixels, from a model
 _STEPS = 300, 2000  # from a model, for the smallest and the largest sources
 _LONGER = 3  # times, from scratch
 _RATES = {"r2r": 1e-3, "n2v": 3e-4, "n2n": 3e-4}  # from a model; r2r begins with targets without noise
-_CHECKS = 10  # of the estimated error in a run
+_CHECKS = 40  # checkpoints in a run, which can be measured and shown
 
 RESUMABLE = (
     "train.total_iter",
@@ -102,6 +102,8 @@ def experiment(
             "masked_pixel_percentage": config.masked_pixel_percentage,
             "strategy": config.strategy,
         }
+        if config.correlated:
+            train["correlated"] = config.correlated
     elif config.method == "n2n":
         if second is not None:
             train["dataroot_gt"] = str(second)

@@ -14,6 +14,7 @@ from kbnet_plugin.arrays.axes import layout
 from kbnet_plugin.arrays.chunks import keep_chunks
 from kbnet_plugin.arrays.tiling import plan
 from kbnet_plugin.inference import order
+from kbnet_plugin.inference.choose import measure_channels
 
 da = pytest.importorskip("dask.array")
 
@@ -82,7 +83,21 @@ def test_windows_of_kept_chunks_are_those_of_the_array():
         (1, slice(3, 15), slice(0, 30)),
         (slice(0, 3), slice(19, 20), 5),
         (2, slice(4, 4), slice(None)),
+        (1, slice(3, 15, 2), slice(None, None, 7)),
     ):
         np.testing.assert_array_equal(kept[key], values[key])
     assert keep_chunks(values) is values
     assert keep_chunks(kept) is kept
+
+
+def test_of_chunks_in_which_noise_is_measured_each_is_read_once(monkeypatch):
+    read = []
+
+    def plane(block_info):
+        read.append(block_info[None]["chunk-location"][0])
+        return np.random.default_rng(0).normal(500, 30, (1, 600, 600)).astype(np.uint16)
+
+    stack = da.map_blocks(plane, chunks=((1,) * 40, (600,), (600,)), dtype=np.uint16, meta=np.empty((0,) * 3))
+    monkeypatch.setattr(chunks, "KEPT", 2 * 600 * 600 * 2)
+    assert measure_channels(stack, "ZYX")[0].known
+    assert 1 < len(read) == len(set(read)) <= 16

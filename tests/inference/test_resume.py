@@ -124,3 +124,21 @@ def test_the_noise_that_was_measured_for_the_choice_is_not_measured_again(monkey
     (*_, last) = restore_file(make_chooser(device="cpu", strength=0.5), Path("a.tif"), Path("b.tif"))
     assert last.done == last.total
     assert len(measured) == 2  # once per channel
+
+
+def test_a_run_stops_within_a_tile_and_is_resumed(restorer):
+    source, target = values(0), np.zeros(SHAPE, np.uint8)
+
+    def run(target, stopped, **options):
+        return [done for done, _ in restorer.restore_into(source, target, "ZYX", stopped=stopped, **options)]
+
+    asked = []
+    tiles = len(run(np.zeros_like(target), lambda: bool(asked.append(1))))
+    middle = len(asked) // 2 + 1
+    asked.clear()
+    done = run(target, lambda: asked.append(1) or len(asked) >= middle, journal="journal")
+    assert len(asked) <= middle + 1  # hardly anything was computed after that
+    assert 0 < len(done) < tiles
+    assert not target[-1].any()
+    run(target, None, journal="journal")
+    np.testing.assert_array_equal(target, restorer(source, "ZYX"))

@@ -14,14 +14,15 @@ from napari_kbnet.growing import Growing, View
 class Counting:
     """A virtual stack that counts the pixels that are read of it."""
 
-    def __init__(self, shape, dtype=np.uint16):
-        self.shape, self.dtype, self.ndim, self.read = shape, np.dtype(dtype), len(shape), 0
+    def __init__(self, shape, value):
+        self.shape, self.dtype, self.ndim = shape, np.dtype(np.uint16), len(shape)
+        self.value, self.read = np.uint16(value), 0
 
     def __getitem__(self, key):
         key = key if isinstance(key, tuple) else (key,)
         kept = [len(range(n)[k]) for n, k in zip(self.shape, key, strict=True) if isinstance(k, slice)]
         self.read += int(np.prod(kept))
-        return np.broadcast_to(np.uint16(7), kept)
+        return np.broadcast_to(self.value, kept)
 
     def __setitem__(self, key, value):
         pass
@@ -29,16 +30,28 @@ class Counting:
 
 def test_little_more_than_a_plane_is_read_to_display_one(qtbot, viewer):
     shape = 200, 7000, 7000
-    source, target = Counting(shape), Counting(shape)
+    source, target = Counting(shape, 7), Counting(shape, 1)
     growing = Growing(target, layout(shape, "ZYX", 1), source)
     growing[50, slice(0, 3000), slice(0, 7000)] = np.ones((3000, 7000), np.uint16)
     source.read = target.read = 0
-    viewer.add_image(growing.shown, contrast_limits=(0, 10), multiscale=True)
+    layer = viewer.add_image(growing.shown, contrast_limits=(0, 10), multiscale=True)
     viewer.dims.set_current_step(0, 50)
     qtbot.wait(200)
+    assert layer.get_value((50, 5000, 100)) == (1, 7)  # unfinished, in the overview
+    assert layer.get_value((50, 100, 100)) == (1, 1)
     viewer.scene.camera.zoom *= 20
     qtbot.wait(200)
     assert 0 < source.read + target.read < 7000 * 7000  # two planes were displayed, of 200
+
+
+def test_a_plane_that_was_prepared_is_not_read_to_display_it():
+    source, target = Counting((3, 5000, 5000), 7), Counting((3, 5000, 5000), 1)
+    growing = Growing(target, layout(source.shape, "ZYX", 1), source)
+    growing.prepare((1,))
+    before = source.read
+    assert before > 0
+    assert (np.asarray(growing.shown[1][:, :100, :100][1]) == 7).all()
+    assert source.read == before
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "YXS", "CZYX", "XYZ"])

@@ -10,7 +10,8 @@ import pytest
 from npe2 import PluginManifest
 from qtpy.QtWidgets import QMenu
 
-from napari_kbnet.options import PRECISIONS, Options, saved
+from kbnet_plugin.zoo import locations
+from napari_kbnet.options import AUTOMATIC, PRECISIONS, Options, saved
 
 PATIENCE = 180_000  # milliseconds; the first tile is slow on a busy machine
 TITLES = {"Denoise this layer", "Restore", "Restore files"}
@@ -47,17 +48,20 @@ def test_the_settings_page_has_the_defaults_of_the_options():
     defaults = {name: p.default for name, p in page.properties.items()}
     options = Options()
     assert defaults == {
-        "model": options.model,
+        "model": AUTOMATIC,
         "device": options.device,
         "tile": options.tile or 0,
         "precision": options.precision,
     }
     assert tuple(page.properties["precision"].enum) == PRECISIONS
+    shipped = [path.stem for path in locations.model_files(locations.SHIPPED)]
+    assert page.properties["model"].enum == [AUTOMATIC, *shipped]  # a list, no free text
+    assert saved() == options
 
 
 def test_the_settings_page_is_kept(settings):
-    settings.device, settings.tile = "cpu", 256
-    assert saved() == Options(device="cpu", tile=256)
+    settings.model, settings.device, settings.tile = "denoise-micro", "cpu", 256
+    assert saved() == Options(model="denoise-micro", device="cpu", tile=256)
 
 
 @pytest.mark.usefixtures("qapp")
@@ -85,11 +89,11 @@ def test_the_menu_is_enabled_for_images_alone(viewer):
     assert entries(viewer)["Denoise this layer"].isEnabled()
 
 
-def test_the_menu_denoises(qtbot, viewer, settings, gray, noise):
-    settings.model = gray
+def test_the_menu_denoises(qtbot, viewer, gray, noise):
     other = viewer.add_image(noise(40, 50), name="other")
     layer = viewer.add_image(noise(40, 50), name="cells")
     _, widget = viewer.window.add_plugin_dock_widget("kbnet", "Restore")
+    widget.form.model.set_value(gray)
     widget.layer.choose(other)
     entries(viewer)["Denoise this layer"].trigger()  # the one that is selected
     qtbot.waitUntil(lambda: len(viewer.layers) == 3, timeout=PATIENCE)

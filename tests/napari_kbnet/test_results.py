@@ -115,7 +115,7 @@ def test_a_stopped_run_is_partial_and_can_be_continued(qtbot, viewer, widget, no
     source = viewer.add_image(stack, name="stack")
     viewer.dims.set_current_step(0, 2)
     widget.form.tile.setValue(80)
-    assert not widget.resume.isVisibleTo(widget)
+    assert not widget.resume.isEnabled()
     widget.start.click()
     gate.release(2)
     qtbot.waitUntil(lambda: widget.bar.value() == 2, timeout=60_000)
@@ -129,13 +129,13 @@ def test_a_stopped_run_is_partial_and_can_be_continued(qtbot, viewer, widget, no
     done, total = shown.metadata[RECORD]["tiles"]
     assert shown.metadata[RECORD]["partial"]
     assert shown.name == f"stack, gray ({done} of {total} tiles)"
-    assert widget.resume.isVisibleTo(widget)
+    assert widget.resume.isEnabled()
     gate.release(total - done)
     widget.resume.click()
     finish(widget)
     assert [layer.name for layer in viewer.layers] == ["stack", "stack, gray"]
     assert "partial" not in shown.metadata[RECORD]
-    assert not widget.resume.isVisibleTo(widget)
+    assert not widget.resume.isEnabled()
     gate.release(1000)
     np.testing.assert_array_equal(shown.data, whole(stack, "ZYX"))
     assert not source.visible
@@ -159,7 +159,7 @@ def test_a_run_ends_when_its_result_is_removed(qtbot, viewer, widget, noise, fin
     widget.form.tile.setValue(80)
     widget.start.click()
     gate.release(1)
-    qtbot.waitUntil(lambda: widget.bar.value() == 1, timeout=60_000)
+    qtbot.waitUntil(lambda: widget.bar.value() > 0, timeout=60_000)
     viewer.layers.remove("first, gray")
     assert first.visible
     gate.release(20)

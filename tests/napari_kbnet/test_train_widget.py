@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from qtpy.QtWidgets import QFileDialog
 
 from kbnet_plugin import zoo
 from kbnet_plugin.selfsup import fit
 from napari_kbnet import train_widget
 from napari_kbnet.curve import LossCurve, bounds, smooth
+from napari_kbnet.learned import Learned
+from napari_kbnet.training_area import possible_axes
 
 needs_training = pytest.mark.skipif(not fit.can_train(), reason="training needs the extra train")
 
@@ -49,7 +52,7 @@ def finish(qtbot, widget):
 
 @needs_training
 def test_a_layer_is_trained_on_from_its_file_and_the_model_listed_in_the_restore_widget(
-    viewer, widget, finish, tmp_path
+    viewer, widget, finish, qtbot, tmp_path, monkeypatch
 ):
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "cells.tif"
@@ -59,10 +62,12 @@ def test_a_layer_is_trained_on_from_its_file_and_the_model_listed_in_the_restore
     assert widget.name.text() == "cells"
     assert widget.axes_note.text() == "2 gray planes of 70 x 80"
     assert "independent from pixel to pixel" in widget.warning.text()
-    drawn = []
+    drawn, pictures = [], []
     widget.curve.add = lambda *step: drawn.append(step)
+    widget.learned.show_picture = pictures.append
     finish()
-    assert [step[:2] for step in drawn] == [(1, 2), (2, 2)]
+    assert sorted({step[:2] for step in drawn}) == [(1, 2), (2, 2)]
+    assert pictures[-1].shape == (2, 70, 80, 1)
     saved, verdict = widget.status.text().splitlines()
     assert saved == "Saved as cells, which is now in the list of models."
     assert verdict.startswith("measured without truth: ")
@@ -70,6 +75,11 @@ def test_a_layer_is_trained_on_from_its_file_and_the_model_listed_in_the_restore
     assert model.range == pytest.approx(np.percentile(viewer.layers[0].data, (0.1, 99.9)))
     assert str(path) in model.card.read_text()
     assert not list((tmp_path / "models/fits").glob("*.npy"))
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "mine.safetensors"), ""))
+    widget.export.click()
+    qtbot.waitUntil(lambda: widget.status.text().startswith("Exported to "), timeout=90_000)
+    assert zoo.get_model(tmp_path / "mine.safetensors").range == model.range
+    assert (tmp_path / "mine.md").read_text() == model.card.read_text()
     widget.restore.click()
     (restore,) = (
         w.widget() if hasattr(w, "widget") else w
@@ -121,19 +131,12 @@ def test_of_a_large_layer_the_middle_planes_are_copied(monkeypatch):
     np.testing.assert_array_equal(np.asarray(train_widget.bounded(stack)), stack[3:7])
 
 
-@pytest.mark.parametrize(
-    ("name", "axes", "said"),
-    [
-        ("denoise-gray", "", "denoise-gray is a model that ships with kbnet; choose another name"),
-        ("mine", "YX", "axes 'YX' name 2 dimensions, but the array has 3"),
-    ],
-)
-def test_an_error_is_one_line(widget, finish, monkeypatch, name, axes, said):
+def test_an_error_is_one_line(widget, finish, monkeypatch):
     shown = []
     monkeypatch.setattr("napari_kbnet.background.show_error", shown.append)
-    widget.name.setText(name)
-    widget.axes.setText(axes)
+    widget.name.setText("denoise-gray")
     finish()
+    said = "denoise-gray is a model that ships with kbnet; choose another name"
     assert said in widget.status.text().replace("Denoise", "denoise")
     assert shown == [widget.status.text()]
 
@@ -156,6 +159,71 @@ def test_a_second_recording_can_be_chosen_only_for_pairs(viewer, widget):
     assert widget.config().second is viewer.layers[1].data
 
 
+def test_lines_are_masked_if_noise_is_shared_along_them(widget):
+    assert not widget.noise.isVisibleTo(widget)
+    widget.method.setCurrentIndex(1)
+    assert widget.noise.isVisibleTo(widget)
+    assert widget.config().correlated is None
+    widget.noise.setCurrentText("shared along columns")
+    assert widget.config().correlated == "vertical"
+    widget.method.setCurrentIndex(0)
+    assert widget.config().correlated is None
+
+
+def test_a_channel_and_a_rectangle_can_be_chosen(viewer, widget, noise):
+    stack = noise(5, 3, 70, 80)  # T, C
+    layer = viewer.add_image(stack, name="cells", scale=(1, 1, 0.5, 0.5), translate=(0, 0, 10, 20))
+    widget.layer.choose(layer)
+    assert widget.axes.currentText() == "automatic: TZYX"
+    assert not widget.channel.isVisibleTo(widget)
+    widget.unfold.click()
+    widget.axes.setCurrentText("TCYX")
+    assert widget.channel.isVisibleTo(widget)
+    assert widget.axes_note.text() == "15 gray planes of 70 x 80"
+    widget.channel.setCurrentText("2")
+    assert widget.axes_note.text() == "5 gray planes of 70 x 80"
+    drawn = viewer.add_shapes([[[15, 25], [15, 45], [30, 45], [30, 25]]], name="area")
+    assert widget.layer.layers() == [layer]
+    widget.area.setCurrentText("area")
+    assert widget.axes_note.text() == "5 gray planes of 30 x 40"
+    config = widget.config()
+    assert config.axes == "TYX"
+    np.testing.assert_array_equal(np.asarray(config.source), stack[:, 2, 10:40, 10:50])
+    drawn.data = [[[15, 25], [15, 27], [30, 27], [30, 25]]]
+    assert widget.axes_note.text().startswith("area: covers less")
+    widget.start.click()
+    assert widget.status.text() == "area: covers less than 16 x 16 pixels of cells"
+    viewer.layers.remove(drawn)
+    assert widget.axes_note.text() == "5 gray planes of 70 x 80"
+
+
+def test_the_axes_that_are_possible_are_listed():
+    assert possible_axes((5, 70, 80), False) == ["TYX", "ZYX", "CYX", "YXT", "YXZ", "YXC"]
+    assert possible_axes((70, 80, 3), False)[3] == "YXS"
+    assert possible_axes((70, 80, 3), True) == ["YXS"]
+    assert possible_axes((70, 80), False) == ["YX"]
+    assert possible_axes((9, 8, 7, 70, 80), False)[0] == "TZCYX"
+
+
+def test_the_time_that_is_left_is_shown(widget, monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(train_widget.time, "monotonic", lambda: next(clock))
+    widget.task.take(fit.Step(10, 100, 0.5))
+    widget.task.take(fit.Step(20, 100, 0.5, 0.25))
+    assert widget.task.text == "Step 20 of 100, 1 min 20 s left; measured without truth: +0.25 dB"
+
+
+def test_what_has_been_learned_is_shown_in_one_contrast(qtbot):
+    learned = Learned()
+    qtbot.addWidget(learned)
+    learned.resize(204, 100)
+    ramp = np.tile(np.linspace(0.2, 0.6, 50, dtype=np.float32), (50, 1))[..., None]
+    learned.show_picture(np.stack([ramp, np.full_like(ramp, 0.4)]))
+    shown = learned.grab().toImage()
+    left, middle, flat = (shown.pixelColor(x, 50).red() for x in (5, 95, 150))
+    assert left < 30 < 100 < flat < 150 < 220 < middle
+
+
 def test_the_curve_is_drawn_at_the_losses(qtbot):
     curve = LossCurve()
     qtbot.addWidget(curve)
@@ -167,6 +235,9 @@ def test_the_curve_is_drawn_at_the_losses(qtbot):
     columns = [x for x in range(240) if any(full.pixel(x, y) != empty.pixel(x, y) for y in range(80, 110))]
     assert 5 <= min(columns) < 15
     assert 110 < max(columns) < 130  # half of the steps are done
+    curve.add(50, 100, 1 / 50, gain=0.5)
+    curve.add(60, 100, 1 / 60, gain=0.7)
+    assert curve.grab().toImage() != full
     curve.clear()
     assert curve.grab().toImage() == empty
 

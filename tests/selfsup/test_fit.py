@@ -59,20 +59,28 @@ def trained(tmp_path_factory):
         patch.setenv("KBNET_MODELS", str(root / "models"))
         patch.setenv("OMP_NUM_THREADS", "1")
         source = noisy_ramp(root / "noisy.npy")
-        return root / "models", source, list(Fit(config(source)).run())
+        return root / "models", source, list(Fit(config(source)).run(pictures=True))
 
 
 def test_a_model_is_trained_and_listed_with_its_range_and_card(trained, monkeypatch):
     models, stack, steps = trained
     monkeypatch.setenv("KBNET_MODELS", str(models))
     run = Fit(config(stack))
-    assert [s.iteration for s in steps] == [1, 2, 3, 4]
+    assert sorted({s.iteration for s in steps}) == [1, 2, 3, 4]
     assert all(s.total == 4 and np.isfinite(s.loss) for s in steps)
     assert np.isfinite(steps[-1].gain)
     model = run.save()
     assert zoo.get_model("mine") == model
     assert model.range == pytest.approx(np.percentile(np.load(stack), (0.1, 99.9)))
     assert (model.window, model.in_channels) == (24, 1)
+    before, after = [s.picture for s in steps if s.picture is not None][-1]
+    assert before.shape == (40, 44, 1)
+    low, high = model.range
+    np.testing.assert_allclose(before[..., 0] * (high - low) + low, np.load(stack)[1], atol=1e-2)
+    network = run.files.weights(4)
+    with torch.inference_mode():
+        expected = load_network(network)(torch.from_numpy(before).permute(2, 0, 1)[None])
+    np.testing.assert_allclose(after, expected[0].permute(1, 2, 0), atol=1e-5)
     restored = Restorer.from_pretrained("mine", device="cpu")(np.load(stack), "ZYX")
     assert restored.dtype == np.uint16
     card = model.card.read_text()
@@ -150,6 +158,22 @@ def test_a_model_that_training_made_worse_is_not_kept(planes, tmp_path, pairs, m
     assert chosen.share > 0
     assert chosen.gain > 2
     assert f"is {chosen.gain:.2f} dB better than the start" in chosen.said
+
+
+def test_noise_that_is_shared_along_rows_is_masked_in_lines_and_nothing_is_measured(tmp_path):
+    generator = np.random.default_rng(0)
+    noise = np.repeat(generator.normal(0, 60, (3, 60, 30)), 2, axis=2)
+    np.save(tmp_path / "lines.npy", (noise + 1000).astype(np.uint16))
+    with pytest.raises(ValueError, match="mask lines"):
+        Fit(config(tmp_path / "lines.npy", method="n2v"))
+    with pytest.raises(ValueError, match="only method n2v"):
+        Fit(config(tmp_path / "lines.npy", correlated="horizontal"))
+    run = Fit(config(tmp_path / "lines.npy", method="n2v", correlated="horizontal"))
+    steps = list(run.run())
+    assert steps[-1].gain is None
+    assert "n2v" in run.save().title
+    assert run.verdict == "not measured: the noise is correlated"
+    assert "--correlated horizontal" in run.save().card.read_text()
 
 
 def test_a_gain_within_the_error_of_the_measure_is_not_believed(planes, tmp_path, monkeypatch):

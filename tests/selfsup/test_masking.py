@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kbnet_plugin.selfsup.masking import (
+    REACH,
     STRATEGIES,
     fill_missing,
     mask,
@@ -149,3 +150,21 @@ def test_the_loss_is_the_mean_over_the_targets(norm, loss):
 
 def test_a_loss_without_targets_is_zero():
     assert masked_loss(torch.ones(3), torch.full((3,), torch.nan)) == 0
+
+
+@pytest.mark.parametrize("direction", ["horizontal", "vertical"])
+@pytest.mark.parametrize("strategy", ["median", "uniform"])
+def test_nothing_of_a_targets_line_reaches_the_input_around_it(direction, strategy):
+    picture = generator().normal(size=(60, 50, 1)).astype(np.float32)
+    _, target = mask(picture, generator(1), 20, strategy, direction)
+    changed = picture.copy()
+    rows, columns, _ = np.nonzero(np.isfinite(target))
+    assert 20 < len(rows) < 0.04 * 60 * 50
+    row, column = rows[len(rows) // 2], columns[len(rows) // 2]
+    line = (row, slice(None)) if direction == "horizontal" else (slice(None), column)
+    changed[line] += 100
+    inputs = [mask(p, generator(1), 20, strategy, direction)[0][..., 0] for p in (picture, changed)]
+    if direction == "vertical":
+        inputs, row, column = [p.T for p in inputs], column, row
+    near = slice(max(0, column - REACH), column + REACH + 1)
+    np.testing.assert_array_equal(inputs[0][row, near], inputs[1][row, near])
