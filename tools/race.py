@@ -1,8 +1,8 @@
 """Candidates for the shipped networks: time beside FFDNet, cost, and quality of the weights that exist.
 
 All are timed in one run, in turns. With `--data`, the weights of denoise-color are reduced to each candidate
-of their family (see tools/reduce_bases.py), without further training; PSNR on crops of training pictures then
-says what the reduction costs. It is not a test of the model.
+of their family that has no more bases (see tools/reduce_bases.py), without further training; PSNR on crops of
+training pictures then says what the reduction costs. It is not a test of the model.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.harness.networks import ConvStack
 from kbnet_plugin import KBNet_s, load_network, zoo
 from kbnet_plugin.errors import BadInput, one_line
 from kbnet_plugin.nn.cost import count
+from kbnet_plugin.zoo.architectures import identify
 from tools.reduce_bases import crops, pictures, started
 
 FULL = {"width": 16, "enc_blk_nums": [1, 2, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 2, 2]}
@@ -100,10 +101,12 @@ def race(args: argparse.Namespace) -> int:
     quality: dict[str, list[float]] = {}
     if args.data:
         source = load_network(zoo.get_model("denoise-color").path)
+        most = identify(source.state_dict())[1]["bases"]
         files = pictures(args.data)
         seen, images = crops(files, 3), crops(files[::20], 3, sigma=0)
         for name, arguments in chosen.items():
-            if arguments.get("fold", 1) == 1 and isinstance(source, KBNet_s):
+            fits = arguments.get("fold", 1) == 1 and arguments["bases"] <= most
+            if fits and isinstance(source, KBNet_s):
                 quality[name] = psnr(started(source, seen, **arguments), images)
     info = measure.provenance()
     print(
