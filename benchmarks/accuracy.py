@@ -190,9 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"none of {', '.join(args.backends)} can run on {args.device}", file=sys.stderr)
             right = False
     provenance = measure.provenance(args.device)
-    print(
-        f"{provenance['command']}\n{provenance['date']}, {provenance['device']}, torch {provenance['torch']}"
-    )
+    print(measure.origin(provenance))
     if args.json:
         measure.write_json(args.json, provenance=provenance, **content)
     return 0 if right else 1

@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
         measure.table([*keys, "met"], [[*(r[k] for k in keys), "yes" if r["met"] else "no"] for r in lines])
     )
     p = measure.provenance(args.device)
-    print(f"\n{p['command']}\n{p['date']}, {p['device']}, {p['threads']} threads, torch {p['torch']}")
+    print(f"\n{measure.origin(p)}")
     if args.json:
         results = [
             {"part": part, "batch": b, "channels": c, "size": s, "seconds": t}

@@ -66,16 +66,12 @@ def shipped(args: argparse.Namespace) -> int:
         status = 130
     print(part.text())
     provenance = measure.provenance(args.device)
-    print(_origin(provenance))
+    print(f"\n{measure.origin(provenance)}")
     if args.json is None:
         args.json = measure.ROOT / "results" / "benchmarks" / "speed-shipped.json"
         args.json.parent.mkdir(parents=True, exist_ok=True)
     measure.write_json(args.json, provenance=provenance, shipped=part.content())
     return status
-
-
-def _origin(p: Mapping[str, Any]) -> str:
-    return f"\n{p['command']}\n{p['date']}, {p['device']}, {p['threads']} threads, torch {p['torch']}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"\n{what}\n\n{measure.table(header, rows)}")
         result[part] = {n: {"seconds": timings[n], "peak_extra_bytes": memory[n]} for n in names}
-    print(_origin(result["provenance"]))
+    print(f"\n{measure.origin(result['provenance'])}")
     if args.json:
         measure.write_json(args.json, **result)
     return 0

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QComboBox
 from kbnet_plugin.errors import BadInput
 
 from .growing import View
+from .layers import full_resolution
 
 _SMALLEST = 16  # pixels per side of a rectangle
 _LEADING = "TZC"
@@ -138,7 +139,7 @@ def window_of(shapes: Any, layer: Any, axes: str) -> tuple[slice, slice]:
     for axis in "YX":
         place = axes.index(axis)
         low, high = at[:, place].min(), at[:, place].max()
-        length = (layer.data[0] if layer.multiscale else layer.data).shape[place]
+        length = full_resolution(layer).shape[place]
         sides.append(slice(max(0, math.floor(low + 0.5)), min(length, math.floor(high + 0.5))))
     if any(side.stop - side.start < _SMALLEST for side in sides):
         raise BadInput(f"{shapes.name}: covers less than {_SMALLEST} x {_SMALLEST} pixels of {layer.name}")

@@ -122,6 +122,11 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def origin(about: Mapping[str, Any]) -> str:
+    """Format what `provenance` returned, in two lines."""
+    return "{command}\n{date}, {device}, {threads} threads, torch {torch}".format_map(about)
+
+
 def _cpu_name() -> str:
     features = [name for name, has in _cpu_features().items() if has]
     for line in Path("/proc/cpuinfo").read_text().splitlines():
