@@ -12,6 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..cost import Cost
+from ..ops import tell_flop_counter
+
+tell_flop_counter()  # the import above loaded it
 
 
 def count(network: nn.Module, size: tuple[int, int] = (256, 256), channels: int | None = None) -> Cost:

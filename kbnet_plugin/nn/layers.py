@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..ops import tell_flop_counter
+
 
 class LayerNorm2d(nn.Module):
     """Normalise the channels of each pixel of (B, C, H, W)."""
@@ -72,6 +74,7 @@ class KBAMixin(nn.Module):
     """
 
     def _build_kba(self, inputs: int, channels: int, per_group: int, gate_channels: int, bases: int) -> None:
+        tell_flop_counter()
         self.groups = channels // per_group
         self.w = nn.Parameter(torch.empty(1, bases, channels * per_group * 9))
         self.b = nn.Parameter(torch.empty(1, bases, channels))

@@ -92,7 +92,7 @@ def kernel_basis_attention(
     if backend == "reference":  # plain torch operators: differentiable twice, and exportable to ONNX
         return reference.forward(args)
     if not torch.compiler.is_compiling():
-        _tell_the_flop_counter()
+        tell_flop_counter()
     out: Tensor = _kba(*args, backend)
     return out
 
@@ -231,10 +231,12 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _kba.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _tell_the_flop_counter() -> None:
-    """Register the operators' formulas once torch's counter is there.
+def tell_flop_counter() -> None:
+    """Register the operators' formulas with torch's counter, if that is loaded.
 
-    Importing it imports triton, which must not be loaded beside some software OpenGL, as in napari's console.
+    A counter knows only what was registered before it was made, so networks call this when they are built, and
+    whoever imports the counter calls it again. It is not imported here: that would import triton, which must not
+    be loaded beside some software OpenGL, as in napari's console.
     """
     counter = sys.modules.get("torch.utils.flop_counter")
     forward = torch.ops.kbnet.kernel_basis_attention

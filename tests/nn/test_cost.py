@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +55,24 @@ def test_kernel_basis_attention_is_counted_by_hand(tiny_s):
     pixels_times_channels = 64 * 32 * (2 * 8 + 2 * 16 // 4 + 32 // 16)
     mixing, applying = 32 * (4 * 9 + 1), 4 * 9
     assert count(tiny_s(), size=(64, 32)).kba == pixels_times_channels * (mixing + applying)
+
+
+FIRST = {
+    "ours": "import kbnet_plugin.nn.cost as c; n = network(); print(c.count(n, (32, 32)).kba * 2)",
+    "torch's": "n = network(); from torch.utils.flop_counter import FlopCounterMode as Counter\n"
+    "network()  # as the counter is there only now\n"
+    "with torch.no_grad(), Counter(display=False) as c: n(torch.rand(1, 3, 32, 32))\n"
+    "print(c.get_flop_counts()['Global'].get(torch.ops.kbnet.kernel_basis_attention, 0))",
+}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_the_first_count_of_a_process_is_complete(first):
+    script = "import torch; from kbnet_plugin import KBNet_s\ndef network(): return KBNet_s(**ARGUMENTS)\n"
+    arguments = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+    script = script.replace("ARGUMENTS", repr(arguments)) + first
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 2 * count(KBNet_s(**arguments), (32, 32)).kba
 
 
 def test_the_count_grows_with_the_picture_and_leaves_the_network_alone(tiny_l):
