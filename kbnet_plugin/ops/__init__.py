@@ -234,9 +234,9 @@ _kba.register_autograd(_autograd, setup_context=_setup_context)
 def tell_flop_counter() -> None:
     """Register the operators' formulas with torch's counter, if that is loaded.
 
-    A counter knows only what was registered before it was made, so networks call this when they are built, and
-    whoever imports the counter calls it again. It is not imported here: that would import triton, which must not
-    be loaded beside some software OpenGL, as in napari's console.
+    A counter knows only what was registered before it was made, so networks call this when they are built,
+    and whoever imports the counter calls it again. It is not imported here: that would import triton, which
+    must not be loaded beside some software OpenGL, as in napari's console.
     """
     counter = sys.modules.get("torch.utils.flop_counter")
     forward = torch.ops.kbnet.kernel_basis_attention
