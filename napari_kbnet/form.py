@@ -18,8 +18,9 @@ from qtpy.QtWidgets import (
 from kbnet_plugin.arrays.intensity import RangeRule
 
 from .boxes import ActionBox
-from .model_box import ModelBox, form_layout, note, side_by_side
+from .model_box import ModelBox, form_layout, side_by_side
 from .options import PRECISIONS, Options, saved
+from .words import Words
 
 _RANGES = {
     "automatic": None,
@@ -56,7 +57,7 @@ class OptionsForm(QWidget):
         self.axes.setToolTip(
             "Axes of the image: letters of T Z C S Y X. T, Z and C are restored plane by plane; S is colour."
         )
-        self.axes_note = note()
+        self.axes_note = Words(note=True)
         self.tile = _spin_box(0, 16384, "automatic", "Largest side of a tile in pixels, including the halo")
         self.halo = _spin_box(
             -1, 1024, "automatic", "Pixels at the edges of each tile that serve as context only"

@@ -12,9 +12,7 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
-    QLabel,
     QPushButton,
-    QSizePolicy,
     QTextBrowser,
     QVBoxLayout,
     QWidget,
@@ -24,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from kbnet_plugin.zoo import locations
 
 from .boxes import ActionBox
+from .words import Words
 
 
 class ModelBox(QWidget):
@@ -41,7 +40,7 @@ class ModelBox(QWidget):
         self.box.setToolTip("What restores the image; point at a model in the list to see what it is for")
         self.card = QPushButton("Card")
         self.card.setToolTip("What the model is for, how it was trained and where it fails")
-        self.title = note()
+        self.title = Words(note=True)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
@@ -160,15 +159,6 @@ def form_layout(parent: QWidget) -> QFormLayout:
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     return layout
-
-
-def note() -> QLabel:
-    """Make a gray label for several lines, like napari's own notes."""
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
-    label.setEnabled(False)
-    return label
 
 
 def side_by_side(*widgets: QWidget) -> QWidget:

@@ -25,7 +25,8 @@ from .previewing import Preview, Previewer, Request
 from .restoration import Pair, Restoration, duration
 from .restoring import Job
 from .script import script
-from .task_widget import TaskWidget, wrapped
+from .task_widget import TaskWidget
+from .words import Words
 
 _MEASURED = 1024  # pixels per side; the middle of the visible area is as noisy as all of it
 _NO_PLAN = "Tiles, memory and time"
@@ -58,8 +59,8 @@ class RestoreWidget(TaskWidget):
         self.layer.setToolTip("What to restore; the box follows the images selected in the layer list")
         self.form = OptionsForm()
         self.where = Destination()
-        self.plan = wrapped(_NO_PLAN)
-        self.why = wrapped()
+        self.plan = Words(_NO_PLAN)
+        self.why = Words()
         self.why.setToolTip("What was chosen for this image, based on its measured noise")
         self.estimate = QPushButton("Estimate")
         self.estimate.setToolTip("Measure the noise, load the model and time a small tile")
@@ -71,7 +72,7 @@ class RestoreWidget(TaskWidget):
         self.resume.setToolTip("Restore the tiles that are left of the result that was stopped")
         self.truth = LayerBox(napari_viewer, none="none")
         self.truth.setToolTip("A noise-free version of the layer, for PSNR and SSIM")
-        self.quality = wrapped()
+        self.quality = Words()
         self.residual, self.copy = QPushButton("Residual layer"), QPushButton("Copy as script")
         self.residual.setToolTip(
             "Add a layer of what was removed. Structure visible here means that signal was removed."

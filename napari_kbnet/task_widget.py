@@ -6,13 +6,14 @@ from typing import Any
 
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from .background import Background
 from .boxes import name_fields
 from .docking import join
 from .scroll import Column
 from .task import Task
+from .words import Words
 
 
 class TaskWidget(QWidget):
@@ -39,7 +40,7 @@ class TaskWidget(QWidget):
         super().__init__()
         self.viewer, self.task = napari_viewer, task
         self.start, self.cancel = QPushButton(start), QPushButton(cancel)
-        self.bar, self.status = QProgressBar(), wrapped()
+        self.bar, self.status = QProgressBar(), Words()
         self.work = Background(self)
         self.work.failed.connect(self.status.setText)
         self.buttons = QHBoxLayout()
@@ -110,10 +111,3 @@ class TaskWidget(QWidget):
         self.bar.setVisible(running)
         if running:
             self.bar.setRange(0, self.task.total)
-
-
-def wrapped(text: str = "") -> QLabel:
-    """Make a label that breaks its text into lines."""
-    label = QLabel(text)
-    label.setWordWrap(True)
-    return label

@@ -34,13 +34,14 @@ from .growing import View
 from .layer_box import LayerBox
 from .layers import arrange, full_resolution, guess_axes
 from .learned import Learned
-from .model_box import form_layout, note
+from .model_box import form_layout
 from .options import PLUGIN, saved
 from .restoration import duration
 from .restoring import matches_file
 from .task import Task
-from .task_widget import TaskWidget, wrapped
+from .task_widget import TaskWidget
 from .training_area import AreaBox, AxesBox, ChannelBox, cropped, possible_axes, window_of
+from .words import Words
 from .worker import user_errors
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class TrainWidget(TaskWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, "Train on this layer", "Stop and keep", Training.of(napari_viewer))
         self.layer = LayerBox(napari_viewer)
-        self.axes, self.axes_note = AxesBox(), note()
+        self.axes, self.axes_note = AxesBox(), Words(note=True)
         self.channel, self.area = ChannelBox(), AreaBox(napari_viewer)
         self.name = QLineEdit()
         self.name.setToolTip("Name of the new model in the list of models")
@@ -143,7 +144,7 @@ class TrainWidget(TaskWidget):
         self.device = QComboBox()
         self.device.addItems(list(dict.fromkeys(["auto", "cpu", "cuda", saved().device])))
         self.device.setCurrentText(saved().device)
-        self.warning = wrapped()  # unlike a note, not grayed out
+        self.warning = Words()  # unlike a note, not grayed out
         self.curve, self.learned = LossCurve(), Learned()
         self._trained: tuple[str, Any] = "", None  # the new model, and its layer
         self.restore = QPushButton("Restore with this model")

@@ -73,6 +73,7 @@ def test_one_bar_shows_several_layers(qtbot, viewer, finish, gray, noise, gate):
     assert done == sorted(done)
     assert {0, 250, 1000} <= set(done)
     assert {total for _, total in shown} == {1000}
+    assert widget.status.text().startswith("2 layers: done in")
 
 
 def test_a_viewer_takes_only_its_own_results_with_it(qtbot, viewer, finish, gray, noise, gate, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint
-from qtpy.QtWidgets import QAbstractButton, QDockWidget, QPushButton, QTabBar, QToolButton
+from qtpy.QtWidgets import QAbstractButton, QDockWidget, QLabel, QPushButton, QTabBar, QToolButton
 from scipy import ndimage
 
 from kbnet_plugin import Restorer
@@ -57,6 +57,17 @@ def test_every_model_says_what_it_is_for(restore_widget):
     assert tips.keys() >= {path.stem for path in locations.model_files(locations.SHIPPED)}
     assert all(tips.values())
     assert tips["denoise-micro"].startswith("removes the noise of microscopes")
+
+
+def test_no_text_is_cut_off(qtbot, restore_widget):
+    for name in locations.model_paths():
+        restore_widget.form.model.set_value(name)
+        restore_widget.why.setText("a reason, in many words " * 8)
+        qtbot.wait(50)  # Qt lays out later
+        texts = [w for w in restore_widget.findChildren(QLabel) if w.isVisible() and w.wordWrap()]
+        assert len(texts) >= 4
+        for text in texts:
+            assert text.height() >= text.heightForWidth(text.width()), text.text()
 
 
 def test_every_control_has_a_tooltip_and_a_name_and_buttons_look_like_buttons(restore_widget):
