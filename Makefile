@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs screenshots clean
+.PHONY: demo test lint docs screenshots test-lowest lowest-versions clean
 .DELETE_ON_ERROR:
 
 # Bytecode is written on import, as most modules of these packages are never imported: that saves two minutes.
@@ -40,5 +40,24 @@ docs: $(INSTALLED)
 screenshots: $(INSTALLED)
 	$(BIN)/python tools/screenshots.py
 
+# The lowest versions that setup.cfg allows: their list, and the suite with them. Apart from .venv, by uv.
+LOWEST := build/lowest
+UV := $(LOWEST)/bin/uv
+
+$(UV): | $(INSTALLED)
+	$(BIN)/python -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q uv
+
+lowest-versions: $(UV)
+	$(UV) pip compile -q --resolution lowest-direct --python $(BIN)/python --no-build-isolation --all-extras \
+	    --no-header --no-annotate setup.cfg -o constraints-lowest.txt
+
+# torch goes first, as above.
+test-lowest: $(UV)
+	$(UV) pip install -q -p $(LOWEST) -c constraints-lowest.txt setuptools wheel torch torchvision
+	$(UV) pip install -q -p $(LOWEST) --no-build-isolation-package basicsr -r constraints-lowest.txt
+	$(UV) pip install -q -p $(LOWEST) --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 clean:
-	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/*.so kbnet_plugin/ops/_kba_native.txt
+	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/_kba_native.*

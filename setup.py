@@ -1,8 +1,9 @@
 """Builds the native operator, ``kbnet_plugin/ops/_kba_native.so``; everything else is in setup.cfg.
 
-The operator is a shared library that ctypes loads, and optional: if it does not compile, the installation
-succeeds all the same and writes the compiler's message to a text file next to the library, which `kbnet info`
-shows. With ``KBNET_REQUIRE_NATIVE=1`` in the environment the installation fails instead.
+The operator is a shared library that ctypes loads, so that one wheel serves every version of Python. It is
+optional: if it does not compile, the installation succeeds all the same and writes the compiler's message to
+a text file next to the library, which `kbnet info` shows. With ``KBNET_REQUIRE_NATIVE=1`` in the environment
+the installation fails instead. On Windows the compiler is clang-cl, with headers and linker of Visual Studio.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, LinkError
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError, LinkError, PlatformError
 
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")  # as in ops/native.py
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SOURCES = "kbnet_plugin/ops/csrc"
 COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
@@ -38,14 +43,14 @@ class BuildLibrary(build_ext):
     complaint = ""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".so"
+        return fullname.replace(".", "/") + SUFFIX
 
     def build_extension(self, ext: Extension) -> None:
         with tempfile.TemporaryFile() as said:
             try:
                 with _copied(said.fileno()):
                     self._build(ext)
-            except (CompileError, LinkError) as error:
+            except (CompileError, LinkError, PlatformError) as error:
                 said.seek(0)
                 text = said.read().decode(errors="replace")
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -69,17 +74,59 @@ class BuildLibrary(build_ext):
             note.unlink(missing_ok=True)
 
     def _build(self, ext: Extension) -> None:
+        msvc = self.compiler.compiler_type == "msvc"
+        if msvc:
+            self._take_clang()
         objects = []
         for source in ext.sources:
             flags = FLAGS.get(Path(source).stem, []) if X86 else []
             try:
-                objects += self.compiler.compile([source], self.build_temp, extra_postargs=COMMON + flags)
+                objects += self._compile(source, COMMON + flags, msvc)
             except CompileError:
                 if not flags:
                     raise
-                objects += self.compiler.compile([source], self.build_temp, extra_postargs=COMMON)
-        libraries = ["pthread", "dl"] if sys.platform.startswith("linux") else []
-        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=libraries)
+                objects += self._compile(source, COMMON, msvc)
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            libraries=["pthread", "dl"] if sys.platform.startswith("linux") else [],
+            extra_postargs=[f"/IMPLIB:{Path(self.build_temp, 'unused.lib')}"] if msvc else [],
+        )
+
+    def _compile(self, source: str, flags: list[str], msvc: bool) -> list[str]:
+        if msvc:
+            flags = [f"/clang:{flag}" for flag in flags]
+        return self.compiler.compile([source], self.build_temp, extra_postargs=flags)
+
+    def _take_clang(self) -> None:
+        """Replace cl.exe, which has no vectors of GCC's kind."""
+        if not self.compiler.initialized:
+            self.compiler.initialize(self.plat_name)
+        clang = shutil.which("clang-cl")
+        if clang is None:
+            raise CompileError(
+                "error: clang-cl is missing; it comes with LLVM and with Visual Studio's C++ Clang tools"
+            )
+        self.compiler.cc = clang
+
+
+class BuildPython(build_py):
+    """Add the option files, which `basicsr` finds by name; a checkout has them in options/."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "basicsr_ext", "option_files")
+            self.mkpath(str(target))
+            for path in glob.glob("options/*.yml"):
+                self.copy_file(path, str(target))
+
+
+class Wheel(bdist_wheel):
+    """A wheel for any Python 3 on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 @contextmanager
@@ -99,6 +146,9 @@ def _copied(target: int) -> Iterator[None]:
             os.write(2, part)
 
 
+if sys.platform == "darwin":  # one architecture, as the flags are, also with a universal Python
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+
 setup(
     ext_modules=[
         Extension(
@@ -108,5 +158,5 @@ setup(
             optional=os.environ.get("KBNET_REQUIRE_NATIVE") != "1",
         )
     ],
-    cmdclass={"build_ext": BuildLibrary},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLibrary, "build_py": BuildPython},
 )

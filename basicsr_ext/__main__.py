@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if importlib.util.find_spec("basicsr") is None:
+        print("basicsr: BasicSR is not installed: pip install 'kbnet[train]'", file=sys.stderr)
+        return 2
     from .command import run
 
     return run(arguments)

@@ -15,11 +15,11 @@ from .tasks import TASKS
 
 DESCRIPTION = "Train or test a network that a YAML option file describes."
 EXAMPLES = """examples:
-  basicsr train -opt options/kbnet_quickstart.yml
-  basicsr train -opt options/kbnet_sidd.yml --auto_resume
+  basicsr train -opt kbnet_quickstart
+  basicsr train -opt kbnet_sidd --auto_resume
   basicsr train -opt my.yml --force_yml train:total_iter=1000 network_g:width=32
-  basicsr train -opt options/kbnet_quickstart.yml --minutes 10
-  basicsr test -opt options/kbnet_quickstart.yml
+  basicsr train -opt kbnet_quickstart --minutes 10
+  basicsr test -opt kbnet_quickstart
   basicsr options
   torchrun --nproc_per_node=8 --no-python basicsr train -opt my.yml --launcher pytorch
 """
@@ -57,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|test|options|prepare")
     for name, text in (("train", "train, validate and save"), ("test", "evaluate trained weights")):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("-opt", required=True, metavar="FILE", type=_filled, help="option file")
+        command.add_argument(
+            "-opt",
+            required=True,
+            metavar="FILE",
+            type=_filled,
+            help="option file, or the name of one that ships: kbnet_sidd",
+        )
         command.add_argument(
             "--launcher",
             choices=("none", "pytorch"),
@@ -132,8 +138,9 @@ def _run(args: argparse.Namespace) -> int:
         print(prepare(args.task, args.source, args.target, crop=args.crop, step=args.step, lmdb=args.lmdb))
         return 0
     began = time.monotonic()
-    from .options import prepare_options, read_options
+    from .options import find_options, prepare_options, read_options
 
+    args.opt = find_options(args.opt)
     # Check whatever needs no torch first: importing it takes seconds.
     options = prepare_options(read_options(args.opt, args.force_yml), args.opt, train=args.command == "train")
 

@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+import psutil
 import torch
 
 from kbnet_plugin.nn.cost import count
@@ -65,10 +66,10 @@ def peak_memory(device: torch.device) -> str:
     """Return the peak memory so far, as '1.2 GB'."""
     if device.type == "cuda":
         return _bytes(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "memory unknown"
+    if sys.platform == "win32":
+        return _bytes(psutil.Process().memory_info().peak_wset)
+    import resource
+
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _bytes(used * (1 if sys.platform == "darwin" else 1024))
 

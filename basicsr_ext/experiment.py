@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.files import replace
 
 from .base_model import ROLLING, read_training_state, read_weights
 from .options import Options
@@ -216,6 +217,6 @@ def link(models: Path, iteration: int, name: str) -> None:
                 os.link(path, temporary)
             except OSError:  # a file system without links
                 shutil.copyfile(path, temporary)
-            temporary.replace(latest)
+            replace(temporary, latest)
         except OSError as error:
             raise BadInput(f"cannot write {latest}: {one_line(error)}") from error

@@ -45,6 +45,21 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+def find_options(option_file: str) -> str:
+    """Return the path of an option file: a path stays as it is, ``kbnet_sidd`` means the file that ships."""
+    if "." in option_file or Path(option_file).name != option_file or os.path.exists(option_file):
+        return option_file
+    folder = Path(__file__).with_name("option_files")  # in an installed package
+    if not folder.is_dir():
+        folder = Path(__file__).parents[1] / "options"
+    shipped = {path.stem: path for path in folder.glob("*.yml")}
+    if option_file not in shipped:
+        raise BadInput(
+            f"no option file {option_file} is here or ships with kbnet{nearest(option_file, shipped)}"
+        )
+    return str(shipped[option_file])
+
+
 def read_options(path: str | Path, force: Sequence[str] = ()) -> Options:
     """Read an option file and apply ``a:b=value`` overrides, whose values are YAML too."""
     try:

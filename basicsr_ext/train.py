@@ -16,12 +16,14 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import Any
 
 import cv2
+import psutil
 import torch
 from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from kbnet_plugin.errors import BadInput, one_line
+from kbnet_plugin.process import INTERRUPTS
 
 from . import costs, dist, logs
 from .base_model import unwrap
@@ -124,7 +126,7 @@ def _train(options: Options, option_file: str, auto_resume: bool, parent: int | 
         ):
             for batch in batches:
                 run.step(batch)
-                if parent is not None and os.getppid() != parent:
+                if parent is not None and _has_ended(parent):
                     received.append(signal.SIGTERM)
                 if run.agree(bool(received)):
                     run.finish(interrupted=True)
@@ -135,6 +137,17 @@ def _train(options: Options, option_file: str, auto_resume: bool, parent: int | 
         return 0
     finally:
         run.close()
+
+
+def _has_ended(process: int) -> bool:
+    """Return whether a process has ended.
+
+    Not by getppid: on Windows, Python in a virtual environment is the child of another Python.
+    """
+    try:
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _schedule(options: Options, state: dict[str, Any] | None) -> Schedule:
@@ -184,7 +197,7 @@ def _end_workers(batches: _MultiProcessingDataLoaderIter) -> None:
     If one of them dies by a signal meanwhile, torch's handler of SIGCHLD raises, at whatever line it is.
     """
     before = None
-    with suppress(ValueError):  # not the main thread
+    with suppress(ValueError, AttributeError):  # not the main thread; Windows
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         batches._shutdown_workers()
@@ -309,7 +322,7 @@ def _check_network(model: Any, train_set: Reproducible, stages: Stages) -> float
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step can finish and be saved; a second one stops at once."""
+    """Collect requests to end, so that a step can finish and be saved; a second one stops at once."""
     received: list[int] = []
     previous: dict[int, Any] = {}
     process = os.getpid()
@@ -328,7 +341,7 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
 
     with suppress(ValueError):  # not the main thread, which alone may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in INTERRUPTS:
             previous[number] = signal.signal(number, note)
     try:
         yield received
@@ -339,6 +352,6 @@ def _signals() -> Iterator[list[int]]:
 
 def _quiet_worker(_: int) -> None:
     """Leave signals to the main process, and keep OpenCV's threads from competing for cores."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,18 @@ def check_folder(path: Path) -> None:
     """Raise FileNotFoundError if the folder that `path` would be written to does not exist."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to; create it first")
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Replace a file by another one; on Windows, wait up to a second for those who have it open."""
+    for left in reversed(range(10 if sys.platform == "win32" else 1)):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -46,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(temporary, path)
     except OSError as error:
         if error.strerror and error.filename in (None, str(temporary), temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error

@@ -20,7 +20,10 @@ from typing import Any
 unfinished: set[str] = set()
 """Files that an interrupt deletes."""
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+"""Signals that ask a process to end. On Windows, a process can send only SIGBREAK to another."""
+
+_SIGNALS = [*INTERRUPTS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _PATIENCE = 5.0  # seconds for unwinding
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -150,7 +150,9 @@ class TrainWidget(TaskWidget):
         self.restore = QPushButton("Restore with this model")
         self.restore.setToolTip("Open the Restore widget with this layer and the new model")
         self.export = QPushButton("Export ...")
-        self.export.setToolTip("Save the new model and its card as a file, for other computers and programs")
+        self.export.setToolTip(
+            "Save the new model and its card as a file, for other computers, programs and bioimage.io (.zip)"
+        )
         self._lay_out()
 
         self.layer.chosen.connect(self._layer_chosen)
@@ -219,7 +221,7 @@ class TrainWidget(TaskWidget):
     def save_as(self) -> None:
         """Ask for a file, and export the new model and its card."""
         name, _ = self._trained
-        kinds = " ".join(f"*.{kind}" for kind in locations.EXPORT_FORMATS)
+        kinds = " ".join(f"*{suffix}" for suffix in locations.EXPORT_FORMATS.values() if suffix)
         path, _ = QFileDialog.getSaveFileName(self, "Export", f"{name}.safetensors", f"Models ({kinds})")
         if path:
             self.status.setText("Exporting ...")

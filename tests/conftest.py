@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 
@@ -25,6 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 # A shell lets what it starts in the background ignore Ctrl-C, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if importlib.util.find_spec("basicsr") is None:  # as on Python 3.13
+    collect_ignore = ["basicsr_ext", "benchmarks", "selfsup", "tools"]
 
 TINY_S = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}
 TINY_L = {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 2, 2, 4]}

@@ -162,7 +162,8 @@ def _check_words(words: list[str], partial: bool) -> str:
         return _check_pip(arguments)
     if program.endswith(".sh"):
         return ""
-    return "" if program in ("cd", "dask", "git", "napari", "sudo") else f"{program} is not known here"
+    known = program in ("bioimageio", "cd", "dask", "git", "hf", "napari", "sudo")
+    return "" if known else f"{program} is not known here"
 
 
 def _is_ours(word: str) -> bool:

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kbnet_plugin.inference.settings import HALO, TILE
+from kbnet_plugin.arrays.tiling import HALO
+from kbnet_plugin.inference.settings import TILE
 from kbnet_plugin.inference.tiled import run_tiled
 
 from . import measure, networks

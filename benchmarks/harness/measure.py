@@ -77,14 +77,14 @@ def peak_extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
         call()
         _synchronize(device)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM to what is resident now
     before = _status("VmHWM")
     call()
     return max(0, _status("VmHWM") - before)
 
 
 def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux")
@@ -129,15 +129,23 @@ def origin(about: Mapping[str, Any]) -> str:
 
 def _cpu_name() -> str:
     features = [name for name, has in _cpu_features().items() if has]
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in _cpu_info().splitlines():
         if line.startswith("model name"):
             return f"{line.split(':', 1)[1].strip()} ({', '.join(features)})"
     return platform.processor() or platform.machine()
 
 
 def _cpu_features() -> dict[str, bool]:
-    flags = Path("/proc/cpuinfo").read_text()
+    flags = _cpu_info()
     return {"AMX": "amx_bf16" in flags, "AVX-512": "avx512f" in flags, "AVX2": "avx2" in flags}
+
+
+def _cpu_info() -> str:
+    """What Linux says about the processor; empty on other systems."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def write_json(path: Path, **content: Any) -> None:

@@ -182,7 +182,7 @@ def _gpu(named: str, index: int) -> str:
 def _end(processes: Sequence[subprocess.Popen[bytes]], how: signal.Signals, seconds: float) -> None:
     for process in processes:
         if process.poll() is None:
-            process.send_signal(how)
+            process.send_signal(how if os.name == "posix" else signal.SIGTERM)
     for process in processes:
         try:
             process.wait(seconds)
@@ -193,5 +193,5 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], how: signal.Signals, seco
 
 def die_with_parent() -> None:
     """Ask Linux to send SIGTERM to this process when its parent ends."""
-    with contextlib.suppress(OSError, AttributeError):
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

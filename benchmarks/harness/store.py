@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from kbnet_plugin.files import atomic_path
@@ -142,7 +143,7 @@ class Store:
         except FileNotFoundError:
             return True
         host, _, rest = (holder or "").partition(" ")
-        if host == socket.gethostname() and rest and not _alive(int(rest.split()[0])):
+        if host == socket.gethostname() and rest and not psutil.pid_exists(int(rest.split()[0])):
             return True
         now = time.monotonic()
         last = self._seen.get(path)
@@ -166,26 +167,16 @@ def _create(path: Path, content: str) -> bool:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(content)
     return True
 
 
 def _holder(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+HALO = 40
+"""Overlap of tiles in pixels; what is further away changes the shipped models' output by less than 1/255."""
+
+WINDOW = 128
+"""Side in pixels of the patches of local pooling, about half that of the paper's training patches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:

@@ -15,6 +15,9 @@ from .. import process
 GOOD, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
+MODEL = "name of a model, a checkpoint, or hf://USER/NAME on Hugging Face"
+"""Help for arguments that `kbnet_plugin.zoo.get_model` finds."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line that mentions ``--help``."""

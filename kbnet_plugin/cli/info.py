@@ -7,7 +7,7 @@ import argparse
 from .. import zoo
 from .._version import __version__
 from ..zoo.architectures import identify
-from ._common import as_name, giga, print_table
+from ._common import MODEL, as_name, giga, print_table
 
 DESCRIPTION = (
     "Describe a model or checkpoint. Without one, print the version, devices and backends of this machine."
@@ -22,9 +22,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", type=as_name, help="name of a model, or a checkpoint"
-    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", type=as_name, help=MODEL)
 
 
 def run(options: argparse.Namespace) -> int:

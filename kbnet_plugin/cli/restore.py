@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import process
+from ..arrays.tiling import HALO, WINDOW
 from ..errors import one_line
-from ..inference.settings import HALO, PRECISIONS, TILE, WINDOW, check_decorrelate
+from ..inference.settings import PRECISIONS, TILE, check_decorrelate
 from ._common import (
     GOOD,
     SOME_FAILED,
@@ -69,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=as_name,
-        help="a name that `kbnet models` lists, or a checkpoint (.pth or .safetensors); default: the shipped "
-        "model that suits the noise",
+        help="a name that `kbnet models` lists, a checkpoint (.pth or .safetensors), or hf://USER/NAME on "
+        "Hugging Face; default: the shipped model that suits the noise",
     )
     add_device(parser, "cpu, cuda or mps")
     add_overwrite(parser, "replace existing output files")

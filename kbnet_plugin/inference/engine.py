@@ -23,7 +23,7 @@ from torch import Tensor
 from ..arrays.axes import Layout
 from ..arrays.intensity import Range, find_range, needs_values
 from ..arrays.noise import Noise
-from ..arrays.tiling import Tile, plan
+from ..arrays.tiling import HALO, Tile, plan
 from ..nn import KBNet_l, KBNet_s
 from ..nn.pooling import replace_means, with_replaceable_means
 from ..zoo.weights import build_network
@@ -31,7 +31,7 @@ from .correction import Context, corrected, flat, keep_level, limited, prepare, 
 from .device import bytes_per_pixel, find_device, free_memory, is_out_of_memory
 from .local_means import LocalMeans
 from .reading import measure_channel
-from .settings import HALO, TILE, Settings
+from .settings import TILE, Settings
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PERIOD = 512  # pixels after which the added noise repeats

@@ -129,13 +129,15 @@ class _Folder:
 def _named(found: Sequence[tuple[Path, Path]], output: Path) -> Iterator[Job]:
     """Name the results in a folder: as their sources, with the suffix of the format that is written."""
     taken: dict[Path, Path] = {}
+    folded: set[str] = set()  # without case, as many systems compare names
     for source, place in found:
         known = find_format(source)
         target = output / place
         if known is not None and known.writes:
             target = target.with_name(target.stem + known.writes)
-            if target in taken:
+            if str(target).casefold() in folded:
                 target = target.with_name(place.name + known.writes)
+        folded.add(str(target).casefold())
         other = taken.setdefault(target, source)
         if other != source:
             raise BadInput(

@@ -22,12 +22,13 @@ from ..arrays.axes import Layout, layout
 from ..arrays.chunks import keep_chunks
 from ..arrays.intensity import Range, RangeRule
 from ..arrays.noise import Noise
+from ..arrays.tiling import WINDOW
 from ..nn import KBNet_l, KBNet_s
 from .engine import Engine, StoppedError
 from .journal import Journal, read_settings
 from .order import Step, ordered
 from .reading import measure_channel, read_window
-from .settings import WINDOW, Pooling, Precision, Settings
+from .settings import Pooling, Precision, Settings
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -217,19 +218,21 @@ class Restorer:
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike[str] = zoo.DEFAULT, **settings: Any) -> Restorer:
-        """Build a restorer from the name of a model or the path of a checkpoint.
+        """Build a restorer from the name of a model, the path of a checkpoint or an address on Hugging Face.
 
         Parameters
         ----------
         model : str or path
-            A name that `kbnet_plugin.zoo.list_models` lists, or a file that `load_network` reads.
+            As for `kbnet_plugin.zoo.get_model`, such as ``"denoise-gray"`` or ``"hf://USER/NAME"``.
         **settings
             As for `Restorer`. Models may define their own defaults of `window` and `range`.
 
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If there is no such file or address.
+        OSError
+            If Hugging Face cannot be reached.
         ValueError
             If there is no such model, its file is not usable, or a setting is invalid.
         """

@@ -10,12 +10,6 @@ from ..arrays.intensity import RangeRule, check_rule
 TILE = 768
 """Largest side of a tile in pixels, if memory allows."""
 
-HALO = 40
-"""Overlap of tiles in pixels; what is further away changes the shipped models' output by less than 1/255."""
-
-WINDOW = 128
-"""Side in pixels of the patches of local pooling, about half that of the paper's training patches."""
-
 Pooling = Literal["local", "global"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "float16", "bfloat16")

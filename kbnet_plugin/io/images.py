@@ -379,8 +379,8 @@ def _check_frames(path: Path, frames: Sequence[Frame], target: Path) -> None:
         [[f.metadata.path, f.metadata.axes, list(f.shape), np.dtype(f.dtype).str] for f in frames]
     )
     if not path.exists():
-        path.write_text(known)
-    elif path.read_text() != known:
+        path.write_text(known, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != known:
         raise BadInput(
             f"{target}: the unfinished result was started from another source; add --overwrite to start over"
         )

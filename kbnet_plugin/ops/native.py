@@ -11,6 +11,7 @@ import ctypes
 import functools
 import logging
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ from .backend import Arguments, Gradients, Needs, memory_format
 
 NAME = "native"
 
-LIBRARY = Path(__file__).with_name("_kba_native.so")
+LIBRARY = Path(__file__).with_name(
+    "_kba_native" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+)
 ISAS = ("amx", "avx512", "avx2", "plain")
 """Instruction sets, fastest first."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -53,8 +54,7 @@ class RunFiles:
         file = self.folder / "training_states" / f"{self.iteration}.state"
         if not file.exists():
             return 0.0
-        # Written by our own process; it contains more than tensors.
-        return float(torch.load(file, map_location="cpu", weights_only=False).get("seconds", 0.0))
+        return float(torch.load(file, map_location="cpu", weights_only=True).get("seconds", 0.0))
 
     def losses(self, after: int) -> list[tuple[int, float]]:
         """Read the steps after one, and their losses."""
@@ -103,7 +103,7 @@ class Training:
         command += ["--auto_resume", "--parent", str(os.getpid())]
         command += ["--minutes", str(minutes)] if minutes else []
         with files.console.open("wb") as console:
-            # In a new session, so that Ctrl-C reaches only this process, which terminates the other once.
+            # Apart, so that Ctrl-C reaches only this process, which terminates the other once.
             self.process = subprocess.Popen(
                 command,
                 cwd=files.options.parent,
@@ -111,7 +111,8 @@ class Training:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=sys.platform != "win32",
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
 
     @property
@@ -130,7 +131,10 @@ class Training:
         """Let the process save and end after its current step."""
         if self.running and not self._terminated:
             self._terminated = True  # a second signal would end it without saving
-            self.process.terminate()
+            try:  # on Windows, terminate() ends a process on the spot
+                self.process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+            except OSError:  # without a console
+                self.process.terminate()
 
     def wait(self) -> int:
         """Wait for the end of the process; return its status."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
+from ..files import replace
 from ..zoo.weights import load_network
 from .choice import Judge
 from .training import RunFiles
@@ -53,7 +54,7 @@ class Watch:
                 self._best = self._judge.gain(load_network(self._files.best))
             better = self.gain > (self._best or 0.0)
         if better:
-            copy.replace(self._files.best)
+            replace(copy, self._files.best)
             self._best = self.gain
         self._last, now = iteration, time.monotonic()
         self._next = now + (now - began) / _SHARE

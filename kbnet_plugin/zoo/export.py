@@ -1,4 +1,4 @@
-"""Export models to safetensors, PyTorch checkpoints and ONNX."""
+"""Export models for other programs and sites."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..files import atomic_path
 from ..nn import KBNet_l, KBNet_s
 from ..ops import reference
 from ..ops.backend import Arguments
+from .hub import write_repository
 from .locations import EXPORT_FORMATS
 from .registry import Model, header
 from .weights import save_network
@@ -25,54 +26,94 @@ from .weights import save_network
 LIMIT = 1e-4
 """Largest accepted difference between ONNX Runtime and torch, for pictures in 0..1."""
 
+INPUT, OUTPUT = "image", "restored"
+"""Names of the tensors in ONNX."""
+
+OPSET = 18
+"""Version of the operators in ONNX."""
+
 _SIZES = ((2, 37, 50), (1, 64, 96), (1, 3, 1))  # batch, height, width
-_OPSET = 18
 _REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export(model: Model, path: str | PathLike[str]) -> dict[str, float]:
-    """Write a model in float32, completely or not at all, in the format that the suffix names.
+def export(model: Model, path: str | PathLike[str], format: str | None = None) -> dict[str, float]:
+    """Write a model in float32, completely or not at all.
 
     Parameters
     ----------
     model : Model
         As `kbnet_plugin.zoo.get_model` returns it.
     path : str or path
-        ``.safetensors``; ``.pth`` as BasicSR, the released code and spandrel read it (tensors under
-        ``params``); or ``.onnx`` for any batch size, height and width. In ONNX the network pools over the
-        whole input and computes the kernels of all pixels at once, so large pictures should be cut into
-        tiles of about the pooling window.
+        File to write; for ``"hf"`` a folder.
+    format : {"safetensors", "pth", "onnx", "bioimageio", "hf"}, optional
+        By default the suffix of `path` decides.
+
+        ``"pth"`` (.pth): as BasicSR, the released code and spandrel read it, tensors under ``params``.
+        ``"onnx"`` (.onnx): for any batch size, height and width. The network pools over the whole input and
+        computes the kernels of all pixels at once, so large pictures should be cut into tiles of about the
+        pooling window. ``"bioimageio"`` (.zip): a package for bioimage.io, with ONNX. ``"hf"``: the files of
+        a repository on Hugging Face; other files in the folder stay.
 
     Returns
     -------
     dict
-        For ONNX: from the size of each test image, such as ``"2x3x37x50"``, to the largest difference from
-        torch; otherwise empty.
+        For ONNX and bioimage.io: from the size of each test image, such as ``"2x3x37x50"``, to the largest
+        difference between ONNX Runtime and torch; otherwise empty.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If the suffix is none of these, a package for ONNX is missing, or ONNX Runtime and torch disagree.
+        If the name has another suffix, a package is missing, or ONNX Runtime and torch disagree.
     """
     path = Path(path)
-    if path.suffix.lower().removeprefix(".") not in EXPORT_FORMATS:
-        raise ValueError(f"{path}: end the name in one of {', '.join('.' + f for f in EXPORT_FORMATS)}")
-    if path.suffix.lower() == ".pth":  # which stores no metadata; counting the cost takes seconds
+    format = find_format(path, format)
+    if format == "pth":  # which stores no metadata; counting the cost takes seconds
         save_network(model.load(), path)
         return {}
     keys = ("title", "task", "version", "license", "window", "range")
     metadata = header(**{key: getattr(model, key) for key in keys}, cost=model.cost())
-    if path.suffix.lower() == ".safetensors":
+    if format == "safetensors":
         save_network(model.load(), path, metadata)
         return {}
-    if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'kbnet[export]'")
-    return _export_onnx(model.load(), path, metadata)
+    if format == "hf":
+        write_repository(model, path, metadata)
+        return {}
+    required = (*_REQUIRED, "bioimageio") if format == "bioimageio" else _REQUIRED
+    if missing := [name for name in required if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"{format} needs {', '.join(missing)}: pip install 'kbnet[export]'")
+    metadata = {"name": model.name, "architecture": model.variant, "scale": "1"} | metadata
+    if format == "bioimageio":
+        from .bioimageio import write_package
+
+        return write_package(model, path, metadata)
+    return export_onnx(model.load(), path, metadata)
 
 
-def _export_onnx(network: KBNet_s | KBNet_l, path: Path, metadata: dict[str, str]) -> dict[str, float]:
+def find_format(path: Path, format: str | None) -> str:
+    """Return the format to write, which is `format` if that is given.
+
+    Raises
+    ------
+    ValueError
+        If the suffix of the path names none, or another one.
+    """
+    suffix = path.suffix.lower()
+    if format is None:
+        if found := next((f for f, known in EXPORT_FORMATS.items() if known and known == suffix), None):
+            return found
+        suffixes = ", ".join(filter(None, EXPORT_FORMATS.values()))
+        raise ValueError(f"{path}: end the name in one of {suffixes}, or choose the format hf for a folder")
+    if format not in EXPORT_FORMATS:
+        raise ValueError(f"no format {format!r}; choose one of {', '.join(EXPORT_FORMATS)}")
+    if EXPORT_FORMATS[format] not in ("", suffix):
+        raise ValueError(f"{path}: the format {format} requires a name that ends in {EXPORT_FORMATS[format]}")
+    return format
+
+
+def export_onnx(network: KBNet_s | KBNet_l, path: Path, metadata: dict[str, str]) -> dict[str, float]:
+    """Write a network as ONNX, and compare it with torch; see `export`."""
     channels = network.img_channel if isinstance(network, KBNet_s) else network.inp_channels
     free = torch.export.Dim.DYNAMIC
     # Torch would specialize on a size of 1, and on multiples.
@@ -86,9 +127,10 @@ def _export_onnx(network: KBNet_s | KBNet_l, path: Path, metadata: dict[str, str
         exported: Any = torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=_OPSET,
-            input_names=["image"],
-            output_names=["restored"],
+            opset_version=OPSET,
+            input_names=[INPUT],
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),  # names for the free ones
+            output_names=[OUTPUT],
             verbose=False,
         )
         exported.model.metadata_props.update(
@@ -152,7 +194,7 @@ def _compare(network: nn.Module, path: Path, channels: int) -> dict[str, float]:
         differences = {}
         for batch, height, width in _SIZES:
             image = np.random.default_rng(0).random((batch, channels, height, width), np.float32)
-            (found,) = session.run(None, {"image": image})
+            (found,) = session.run(None, {INPUT: image})
             expected = network(torch.from_numpy(image)).numpy()
             differences[f"{batch}x{channels}x{height}x{width}"] = float(np.abs(found - expected).max())
     except Exception as error:  # ONNX Runtime raises its own exceptions

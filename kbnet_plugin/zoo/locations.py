@@ -35,8 +35,14 @@ PICKLED = (".pth", ".pt", ".ckpt")
 KINDS = (".safetensors", *PICKLED)
 """Suffixes of all files of weights."""
 
-EXPORT_FORMATS = ("safetensors", "pth", "onnx")
-"""Formats that `kbnet export` writes."""
+EXPORT_FORMATS = {
+    "safetensors": ".safetensors",
+    "pth": ".pth",
+    "onnx": ".onnx",
+    "bioimageio": ".zip",
+    "hf": "",
+}
+"""From the formats that `kbnet export` writes to the suffixes of their files; ``hf`` is a folder."""
 
 TRUNCATED_SAFETENSORS = "truncated or not a safetensors file; download it again"
 """Message about a .safetensors file that cannot be read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..cost import Cost
 from ..errors import nearest, one_line
 from ..files import atomic_path
+from . import hub
 from .architectures import Name, identify
 from .locations import (
     KINDS,
@@ -42,7 +43,7 @@ class Model:
     Attributes
     ----------
     name : str
-        Name for `get_model`; for other files the name without its suffix.
+        Name for `get_model`, or address; for other files the name without its suffix.
     path : Path
         .safetensors, or for the user's own also .pth, .pt or .ckpt.
     title : str
@@ -118,12 +119,13 @@ def list_models() -> list[Model]:
 
 
 def get_model(name: str | PathLike[str]) -> Model:
-    """Find a model by its name or path.
+    """Find a model by its name, its path, or its address on Hugging Face.
 
     Parameters
     ----------
     name : str or path
-        Name of a model as `list_models` lists it, or a file of weights.
+        Name of a model as `list_models` lists it, a file of weights, ``"hf://USER/NAME"`` or
+        ``"hf://USER/NAME@REVISION"``. The last two are downloaded by huggingface_hub, into its cache.
 
     Returns
     -------
@@ -132,13 +134,19 @@ def get_model(name: str | PathLike[str]) -> Model:
     Raises
     ------
     FileNotFoundError
-        If `name` is a path that does not exist.
+        If `name` is a path or an address that does not exist.
+    OSError
+        If Hugging Face cannot be reached.
     ValueError
-        If there is no model of this name (the message suggests the nearest), or the file cannot be used.
+        If there is no model of this name (the message suggests the nearest), the file cannot be used, or
+        huggingface_hub is not installed.
     """
     text = os.fspath(name)
     if not text:
         raise ValueError("the name of the model is empty; name a model or a checkpoint")
+    if text.startswith(hub.PREFIX):
+        weights, card = hub.download(text)
+        return replace(_read(weights), name=text, card=card)
     path = Path(text)
     for candidate in all_files():
         if candidate.stem == text:

@@ -12,7 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from kbnet_plugin import Restorer, cli
-from kbnet_plugin.inference.settings import HALO, check_decorrelate
+from kbnet_plugin.arrays.tiling import HALO
+from kbnet_plugin.inference.settings import check_decorrelate
 
 SIDE = 160
 

@@ -75,8 +75,15 @@ def test_a_layer_is_trained_on_from_its_file_and_the_model_listed_in_the_restore
     assert model.range == pytest.approx(np.percentile(viewer.layers[0].data, (0.1, 99.9)))
     assert str(path) in model.card.read_text()
     assert not list((tmp_path / "models/fits").glob("*.npy"))
-    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "mine.safetensors"), ""))
+    asked = []
+
+    def ask(*arguments):
+        asked.append(arguments[-1])
+        return str(tmp_path / "mine.safetensors"), ""
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", ask)
     widget.export.click()
+    assert asked == ["Models (*.safetensors *.pth *.onnx *.zip)"]
     qtbot.waitUntil(lambda: widget.status.text().startswith("Exported to "), timeout=90_000)
     assert zoo.get_model(tmp_path / "mine.safetensors").range == model.range
     assert (tmp_path / "mine.md").read_text() == model.card.read_text()

@@ -1,4 +1,4 @@
-/* Runs one call of the native library on another processor, emulated, in the memory of the process that tests it.
+/* Runs one call of the native library on another, emulated system, in the memory of the process that tests it.
  *
  * The file named by the argument has, in int64: which function (0: kba_run, 1: block_run_part), its `what`, the
  * address of its call, and the number of pieces of memory; then, for each piece, its address, its size and its bytes.
@@ -10,7 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef _WIN32
+#include <windows.h>
+#define MAP(page) VirtualAlloc(page, PAGE, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE)
+#else
 #include <sys/mman.h>
+#define MAP(page) mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+#endif
 
 int kba_run(const void *call, int what, const char *name);
 int block_run_part(const void *call, int what, const char *name);
@@ -33,8 +40,7 @@ static void provide(uintptr_t address, size_t size)
         int known = 0;
         for (int i = 0; i < count; i++) known |= mapped[i] == page;
         if (known) continue;
-        void *got = mmap((void *)page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        need(got == (void *)page && count < 1 << 16, "mmap, where the other process has its memory");
+        need(MAP((void *)page) == (void *)page && count < 1 << 16, "memory where the other process has its own");
         mapped[count++] = page;
     }
 }

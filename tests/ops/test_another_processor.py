@@ -1,11 +1,12 @@
-"""The native library on ARM (aarch64, NEON), run under qemu, against the equation and the layers.
+"""The native library on other systems against the equation and the layers; its sources under all compilers.
 
-Left to real processors: speed.
+ARM (aarch64, NEON) runs under qemu, Windows under Wine. Left to real machines: speed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import runpy
 import shutil
 import struct
 import subprocess
@@ -19,23 +20,60 @@ from tests.ops.equation import assert_near, case, exact, run
 from tests.ops.test_block import errors, made, maps, results, unfused
 from tests.ops.test_block import exact as exact_block
 
-CSRC = Path(__file__).parents[2] / "kbnet_plugin/ops/csrc"
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "kbnet_plugin/ops/csrc"
 DRIVER = Path(__file__).with_name("another_processor.c")
-COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-FLAGS = ["-O1", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-static"]
+COMMON = ["-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 DTYPES = [torch.float32, torch.bfloat16]
+SYSTEMS = {  # compiler, what to link, emulator, Debian's packages
+    "ARM": (
+        "aarch64-linux-gnu-gcc",
+        ["-static", "-lpthread", "-ldl"],
+        "qemu-aarch64",
+        "gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user",
+    ),
+    "Windows": ("x86_64-w64-mingw32-gcc", [], "wine", "gcc-mingw-w64-x86-64, wine64, wine"),
+}
+COMPILERS = {
+    "gcc": ["gcc"],
+    "clang": ["clang"],
+    "gcc for ARM": ["aarch64-linux-gnu-gcc"],
+    "gcc for Windows": ["x86_64-w64-mingw32-gcc"],
+    "clang for Windows": ["clang", "--target=x86_64-w64-windows-gnu"],
+}
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    for tool in (COMPILER, EMULATOR):
+@pytest.mark.parametrize("name", COMPILERS)
+def test_the_sources_compile_without_warnings(name, monkeypatch):
+    compiler, *target = COMPILERS[name]
+    needed = [compiler, "x86_64-w64-mingw32-gcc"] if target else [compiler]  # for its headers
+    if missing := [tool for tool in needed if shutil.which(tool) is None]:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    machine = subprocess.run([compiler, *target, "-dumpmachine"], capture_output=True, text=True).stdout
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    flags = runpy.run_path(str(ROOT / "setup.py"))["FLAGS"] if machine.startswith("x86_64") else {}
+    for source in CSRC.glob("*.c"):
+        command = [compiler, *target, *COMMON, *flags.get(source.stem, []), "-fsyntax-only", source]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def program(request, tmp_path_factory):
+    """Return the command that runs the driver."""
+    compiler, linked, emulator, packages = SYSTEMS[request.param]
+    for tool in (compiler, emulator):
         if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool} (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user)")
-    path = tmp_path_factory.mktemp("aarch64") / "program"
-    command = [COMPILER, *FLAGS, DRIVER, *sorted(CSRC.glob("*.c")), "-o", path, "-lpthread", "-ldl"]
+            pytest.skip(f"needs {tool} (Debian: {packages})")
+    folder = tmp_path_factory.mktemp("emulated")
+    path = folder / "program.exe"
+    command = [compiler, "-O1", *COMMON, DRIVER, *sorted(CSRC.glob("*.c")), "-o", path, *linked]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINEPREFIX", str(folder))
+        patch.setenv("WINEDEBUG", "-all")
+        yield [emulator, path]
 
 
 class Emulated:
@@ -65,7 +103,7 @@ class Emulated:
             file.write(struct.pack("4q", function, what, address, len(pieces)))
             for start, size in pieces.items():
                 file.write(struct.pack("2q", start, size) + ctypes.string_at(start, size))
-        subprocess.run([EMULATOR, self.program, self.file], check=True)
+        subprocess.run([*self.program, self.file], check=True)
         with self.file.open("rb") as file:
             (failed,) = struct.unpack("q", file.read(8))
             for start, size in pieces.items():

@@ -84,7 +84,15 @@ def test_onnx_gives_the_same_picture_for_any_batch_height_and_width(run, lively)
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-5, rtol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
-    assert (metadata["title"], metadata["window"]) == ("a test", "96")
+    assert {key: metadata[key] for key in ("name", "architecture", "scale", "title", "window")} == {
+        "name": "x",
+        "architecture": "KBNet_s",
+        "scale": "1",
+        "title": "a test",
+        "window": "96",
+    }
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        assert tensor.shape == ["batch", 3, "height", "width"]
     assert sorted(p.name for p in Path().iterdir()) == ["x.onnx", "x.safetensors"]
 
 
@@ -160,8 +168,14 @@ class Program:
     [
         ("denoise-gray -o nowhere/x.pth", "nowhere: no such folder to write x.pth to"),
         ("denoise-gray -o nowhere/x.onnx", "nowhere: no such folder to write x.onnx to"),
-        ("denoise-gray -o x.tflite", "x.tflite: end the name in one of .safetensors, .pth, .onnx"),
-        ("denoise-gray -o x.pth --format onnx", "x.pth: --format onnx requires a name that ends in .onnx"),
+        ("denoise-gray -o nowhere/x.zip", "nowhere: no such folder to write x.zip to"),
+        ("denoise-gray -o nowhere/x --format hf", "nowhere: no such folder to write x to"),
+        ("denoise-gray -o x.tflite", "x.tflite: end the name in one of .safetensors, .pth, .onnx, .zip, or"),
+        ("denoise-gray -o x.pth --format onnx", "x.pth: the format onnx requires a name that ends in .onnx"),
+        (
+            "denoise-gray -o x --format bioimageio",
+            "x: the format bioimageio requires a name that ends in .zip",
+        ),
         ("denoise-gray -o x.gif --format gif", "argument --format: invalid choice: 'gif'"),
         ("denoise-gray -o old.pth", "old.pth: exists; --overwrite replaces it"),
         ("denoise-grey -o x.pth", "no model or file is called 'denoise-grey'; did you mean 'denoise-gray'"),
@@ -184,5 +198,5 @@ def test_without_onnx_it_says_what_to_install(run, monkeypatch):
     )
     status, _, err = run("export", "denoise-gray", "-o", "x.onnx")
     assert status == 2
-    assert err == "kbnet: ONNX needs onnx, onnxscript, onnxruntime: pip install 'kbnet[export]'\n"
+    assert err == "kbnet: onnx needs onnx, onnxscript, onnxruntime: pip install 'kbnet[export]'\n"
     assert not list(Path().iterdir())

@@ -1,15 +1,11 @@
 /* All of a KBNet_s block but kernel basis attention: tiles and threads. The arithmetic is in vec_block_tiles.h. */
-#define _POSIX_C_SOURCE 200112L /* for posix_memalign */
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "block.h"
 #include "kba.h"
 #include "kba_job.h"
 #include "threads.h"
-
-#define EXPORT __attribute__((visibility("default")))
 
 enum { OK, NO_ISA, NO_MEMORY };
 enum { ROW_FLOATS = 4096, ITEMS = 32 };
@@ -199,8 +195,8 @@ EXPORT int block_run_part(const block_call *q, int what, const char *name)
     a.room = block_furnish(j, &(block_room){0}, NULL);
     const int64_t weights = block_lay_out_weights(j, NULL), sums = back ? j->chunks * j->at.size : 0;
     const int64_t floats = weights + sums + j->tiles * j->c + j->c;
-    float *memory;
-    if (posix_memalign((void **)&memory, 64, (size_t)floats * sizeof(float))) return NO_MEMORY;
+    float *memory = kba_reserve(floats);
+    if (!memory) return NO_MEMORY;
     block_lay_out_weights(j, memory);
     j->sums = back ? memory + weights : NULL;
     j->tile_sums = memory + weights + sums;
@@ -215,6 +211,6 @@ EXPORT int block_run_part(const block_call *q, int what, const char *name)
     }
     if (!failed && (what == BRANCHES || what == MEAN)) finish_tiles(j, q->mean, 1 / ((float)q->height * (float)q->width));
     if (!failed && what == COMBINE_BACKWARD) finish_tiles(j, q->dchannel, 1);
-    free(memory);
+    kba_release(memory);
     return failed ? NO_MEMORY : OK;
 }

@@ -6,8 +6,6 @@
 #include "kba_job.h"
 #include "threads.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 enum { OK, NO_ISA, NO_MEMORY };
 enum { TILE_PIXELS = 1152, TILE_COLUMNS = 128, ITEMS = 32 };
 enum { SHORT = 512 }; /* with fewer terms the errors of split floats do not average out */

@@ -12,6 +12,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
 enum { LANES = 16, BASES = 32, BLOCK = 32 }; /* channels per strip, bases per block, pixels that divide a strip */
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 enum { FORWARD, GRAD_INPUT, GRAD_COEFFICIENTS, GRAD_WEIGHT };

@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+/* Memory aligned to 64 bytes, or NULL. */
+float *kba_reserve(int64_t floats);
+void kba_release(float *memory);
+
 /* Calls `run` with `argument` once in each of `threads` threads. */
 void kba_parallel(void (*run)(void *), void *argument, int64_t threads);
 

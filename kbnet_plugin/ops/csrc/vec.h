@@ -284,6 +284,7 @@ static void FN(add)(float *sum, const float *more, int64_t count)
  * of one base side by side, and one broadcast spreads the values of as many channels. */
 INLINE int together(int bases)
 {
+    (void)bases;
 #if defined(__GNUC__) && !defined(__clang__)
     if (WIDTH >= 16 && bases <= WIDTH / 4) return 4;
     if (WIDTH >= 8 && bases <= WIDTH / 2) return 2;
@@ -328,7 +329,7 @@ static void FN(pack_transposed)(void *out, const float *w, int taps, int bases, 
 /* Adds up the channels of a base. */
 static void FN(fold)(float *da, int64_t pixels, int bases)
 {
-    (void)da, (void)pixels;
+    (void)da, (void)pixels, (void)bases;
 #if defined(__GNUC__) && !defined(__clang__)
     vu even, odd;
     for (unsigned i = 0; i < WIDTH; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;

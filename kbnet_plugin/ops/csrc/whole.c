@@ -1,9 +1,7 @@
 /* A KBNet_s block without gradients: branches, kernel basis attention and combination of one tile after the other, so
  * that the maps between them stay in cache. They are float32; in bfloat16 only the products of the attention may be
  * less exact. */
-#define _POSIX_C_SOURCE 200112L /* for posix_memalign */
 #include <stdatomic.h>
-#include <stdlib.h>
 
 #include "block.h"
 #include "kba_job.h"
@@ -132,9 +130,8 @@ int block_run_whole(const block_call *q, const block_isa *isa, const char *name)
 
     const int64_t kernels = kba_weight_floats(&a.kba), first = block_lay_out_weights(&a.branches, NULL);
     const int64_t second = block_lay_out_weights(&a.combine, NULL);
-    float *memory;
-    if (posix_memalign((void **)&memory, 64, (size_t)(kernels + first + second + q->channels) * sizeof(float)))
-        return NO_MEMORY;
+    float *memory = kba_reserve(kernels + first + second + q->channels);
+    if (!memory) return NO_MEMORY;
     a.kba.weight = memory;
     block_lay_out_weights(&a.branches, memory + kernels);
     block_lay_out_weights(&a.combine, memory + kernels + first);
@@ -143,6 +140,6 @@ int block_run_whole(const block_call *q, const block_isa *isa, const char *name)
     block_pack(&a.combine);
     kba_parallel(kba_pack_all, &a.kba, min(q->threads, a.kba.strips * a.kba.blocks));
     kba_parallel(run_tiles, &a, min(q->threads, a.kba.tiles));
-    free(memory);
+    kba_release(memory);
     return atomic_load(&a.failed) ? NO_MEMORY : OK;
 }
