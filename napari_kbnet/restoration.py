@@ -66,6 +66,7 @@ class Restoration(Task):
         self._step: Step | None = None
         self._pair: Pair | None = None
         self._began = self._all_began = 0.0
+        self._ended_well = 0
         self._drawn = QTimer(self)
         self._drawn.setSingleShot(True)
         self._drawn.setInterval(_REFRESH)
@@ -79,7 +80,7 @@ class Restoration(Task):
         """Begin to restore layers by their jobs."""
         self._sources, self._jobs = [layer for layer, _ in jobs], [job for _, job in jobs]
         self._step = self._pair = None
-        self._all_began = time.monotonic()
+        self._all_began, self._ended_well = time.monotonic(), 0
         self.text = "Loading the model ..."
         names = ", ".join(layer.name for layer in self._sources)
         self._look()
@@ -195,7 +196,8 @@ class Restoration(Task):
             reason = step.record.get("reason", "")
             alone = reason.startswith("left alone")
             self.say(f"{pair.source.name}: {reason if alone else f'done in {seconds}'}")
-            if step.number == len(self._jobs) - 1 > 0:
+            self._ended_well += 1
+            if self._ended_well == len(self._jobs) > 1:
                 seconds = duration(time.monotonic() - self._all_began)
                 self.say(f"{len(self._jobs)} layers: done in {seconds}")
             self.restored.emit(pair, reason)

@@ -29,11 +29,13 @@ from tools.reduce_bases import crops, pictures, started
 
 FULL = {"width": 16, "enc_blk_nums": [1, 2, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 2, 2]}
 DEEP = FULL | {"middle_blk_num": 3, "dec_blk_nums": [2, 2, 2]}
+DEEPER = FULL | {"enc_blk_nums": [1, 2, 3], "middle_blk_num": 4, "dec_blk_nums": [3, 2, 2]}
 LOW = {"width": 16, "enc_blk_nums": [0, 2, 2], "middle_blk_num": 2, "dec_blk_nums": [1, 2, 1]}
 FOLDED = {"width": 32, "enc_blk_nums": [2, 2], "middle_blk_num": 2, "dec_blk_nums": [2, 2], "fold": 2}
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     **{f"full, {n} bases": FULL | {"bases": n} for n in (32, 16, 12, 8, 4)},
+    "deeper, 16 bases (denoise-color)": DEEPER | {"bases": 16},
     "deep, 16 bases (standard)": DEEP | {"bases": 16},
     "deep, 8 bases": DEEP | {"bases": 8},
     "low, 8 bases (fast)": LOW | {"bases": 8},

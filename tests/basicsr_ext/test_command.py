@@ -122,7 +122,7 @@ def test_overrides_are_yaml_and_are_never_run(tmp_path):
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "basicsr train -opt options/kbnet_quickstart.yml" in capsys.readouterr().out
+    assert "basicsr train -opt kbnet_quickstart" in capsys.readouterr().out
 
 
 def test_arguments_of_the_old_launcher_are_accepted(pairs, options, write):

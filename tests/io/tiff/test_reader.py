@@ -893,8 +893,11 @@ def test_planes_that_were_never_acquired_are_zero_with_a_word(tmp_path):
     assert image.notes == ("1 of 3 planes are not in the file, and are 0",)
 
 
-def test_files_that_are_open_leave_the_log_as_it_was(tmp_path, caplog):
+def test_files_that_are_open_leave_the_log_as_it_was(tmp_path, caplog, monkeypatch):
     logger = logging.getLogger("tifffile")
+    caplog.set_level(logging.ERROR, "tifffile")  # whatever other tests did to it
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "propagate", True)
     for name in "ab":
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels((3, 20, 30)), photometric="minisblack")
     with open_tiff(tmp_path / "a.tif"), open_tiff(tmp_path / "b.tif"):
