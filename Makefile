@@ -22,8 +22,11 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 	$(BIN)/python benchmarks/run_all.py --quick
 
+# Files in their order: sorted by their numbers of tests, long ones with few tests would start last.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -57,7 +60,7 @@ test-lowest: $(UV)
 	$(UV) pip install -q -p $(LOWEST) -c constraints-lowest.txt setuptools wheel torch torchvision
 	$(UV) pip install -q -p $(LOWEST) --no-build-isolation-package basicsr -r constraints-lowest.txt
 	$(UV) pip install -q -p $(LOWEST) --no-deps --no-build-isolation -e .
-	$(LOWEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
 
 clean:
 	rm -rf $(VENV) build *.egg-info kbnet_plugin/ops/_kba_native.*

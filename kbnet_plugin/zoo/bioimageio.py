@@ -75,9 +75,8 @@ def write_package(model: Model, path: Path, metadata: dict[str, str]) -> dict[st
         differences = export_onnx(network, folder / "model.onnx", metadata)
 
         window = model.window or WINDOW
-        multiple = (
-            network.size_multiple
-        )  # of the size of tiles, so that subsampling starts alike in all of them
+        # The step of the size of tiles, so that subsampling starts alike in all of them.
+        multiple = network.size_multiple
         side = -(-(window + 2 * HALO) // multiple) * multiple
         picture = _picture(model.in_channels, side)
         scaling = _scaling(model.range, picture)
